@@ -1,0 +1,26 @@
+"""Mechanistic interpretability of the Indirect Object Identification circuit, hands on.
+
+The rooms of this package: ``models`` (load and describe a model), ``dataset`` (IOI prompts, roles,
+counterfactuals), ``metrics``, ``attribution``, ``heads``, ``plotting``, ``reference`` (published
+numbers), ``exercises`` (checks) and ``mini`` (the embedded models).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["IOIDataset", "load_model", "print_versions"]
+
+
+def __getattr__(name: str) -> Any:
+    # Importing TransformerLens takes seconds: only those who use a model pay for it.
+    if name in ("load_model", "print_versions"):
+        from ioi_helpers import models
+
+        return getattr(models, name)
+    if name == "IOIDataset":
+        from ioi_helpers.dataset import IOIDataset
+
+        return IOIDataset
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
