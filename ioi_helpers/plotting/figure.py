@@ -1,0 +1,102 @@
+"""The object that every figure function returns: one figure in its three forms.
+
+Jupyter asks it for its representations. It offers the interactive form, the summary as `text/plain`
+and, where the environment variable `IOI_STATIC_FIGURES` is `1` (set when outputs are refreshed),
+the static picture with the summary as its alternative text.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ioi_helpers.plotting import interactive, static
+from ioi_helpers.plotting.panels import Arrangement, Panel, arrange
+from ioi_helpers.plotting.summary import describe
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+STATIC_VARIABLE = "IOI_STATIC_FIGURES"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure. `note` is a line below the title; `top` how many extremes the summary names.
+
+    Attention figures also carry `attention` (what circuitsvis draws) and `words`, their own
+    summary; every other figure is summarised from its panels.
+    """
+
+    title: str
+    panels: tuple[Panel, ...]
+    note: str = ""
+    share_scale: bool = True
+    top: int = 5
+    attention: dict[str, Any] | None = None
+    words: str | None = None
+
+    @cached_property
+    def summary(self) -> str:
+        """A few lines of text: title, axes, rounded numbers."""
+        if self.words is not None:
+            return self.words
+        return describe(self.title, self.panels, self.note, self.top)
+
+    @cached_property
+    def _arrangement(self) -> Arrangement:
+        return arrange(self.panels, self.title, self.note, self.share_scale)
+
+    def with_note(self, note: str) -> Figure:
+        """The same figure with another line below its title."""
+        return replace(self, note=note)
+
+    def plotly(self) -> go.Figure:
+        """A plotly figure to change further or to save as a page (`.write_html`)."""
+        import plotly.graph_objects as go
+
+        spec = self._plotly_json()
+        return go.Figure(data=spec["data"], layout=spec["layout"])
+
+    def png(self) -> bytes:
+        """The static picture, a PNG with a transparent background."""
+        return static.png(self.panels, self._arrangement)
+
+    def _picture(self) -> str:
+        return static.base64_png(self.panels, self._arrangement)
+
+    def __repr__(self) -> str:
+        return self.summary
+
+    def _repr_mimebundle_(
+        self, include: Any = None, exclude: Any = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        data: dict[str, Any] = {"text/plain": self.summary}
+        if os.environ.get(STATIC_VARIABLE) == "1":
+            # For storage: no HTML, because GitHub's viewer would prefer it, without its scripts,
+            # to the picture.
+            size = {"width": round(self._arrangement.width), "height": round(self._height)}
+            data["image/png"] = self._picture()
+            data[interactive.PLOTLY_MIME] = self._plotly_json()
+            if self.attention is not None:
+                data[interactive.ATTENTION_MIME] = self.attention
+            return data, {"image/png": {"alt": self.summary, **size}}
+        if self.attention is not None:
+            data["text/html"] = interactive.attention_html(
+                self.attention, self.summary, self._picture()
+            )
+        elif "google.colab" in sys.modules:
+            data["text/html"] = self.plotly().to_html(include_plotlyjs="cdn", full_html=False)
+        else:
+            data[interactive.PLOTLY_MIME] = self._plotly_json()
+        return data, {}
+
+    def _plotly_json(self) -> dict[str, Any]:
+        return interactive.plotly_json(self.panels, self._arrangement)
+
+    @property
+    def _height(self) -> float:
+        return self._arrangement.height

@@ -1,0 +1,394 @@
+"""The interactive form of a figure: plotly for panels, circuitsvis for attention patterns.
+
+Plotly figures are built as plain JSON of a few kilobytes, which JupyterLab, VS Code and Colab
+render with a plotly they already have; no script travels with them. For web pages of our own,
+`page_figure` turns a stored output into HTML and `page_scripts` returns the scripts that a page
+loads once, whatever the number of its figures. Pages without JavaScript keep the static picture.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from importlib import metadata, resources
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from ioi_helpers.plotting import style
+from ioi_helpers.plotting.panels import LINE, TITLE_LINE, Arrangement, Axis, Panel, Place, Ticks
+from ioi_helpers.plotting.summary import scale_of
+
+PLOTLY_MIME = "application/vnd.plotly.v1+json"
+ATTENTION_MIME = "application/vnd.ioi-helpers.attention+json"
+CIRCUITSVIS_CDN = "https://unpkg.com/circuitsvis@{version}/dist/cdn/esm.js"
+
+
+# The mode bar would cover titles; dragging zooms and a double click resets without it.
+CONFIG = {"displayModeBar": False}
+
+
+def plotly_json(panels: Sequence[Panel], arrangement: Arrangement) -> dict[str, Any]:
+    """The figure as plotly's JSON (`data` and `layout`), ready for `plotly.graph_objects.Figure`.
+
+    Values are rounded to five significant digits of the largest: what the eye and the hover label
+    can use, and a stored notebook does not change when noise does.
+    """
+    data: list[dict[str, Any]] = []
+    layout = _layout(arrangement, all(p.kind == "heatmap" for p in panels))
+    annotations = _title_lines(arrangement)
+    shapes: list[dict[str, Any]] = []
+    legend_names: set[str] = set()
+    with_legend = arrangement.legend_top is not None
+    for index, (panel, place) in enumerate(zip(panels, arrangement.places, strict=True)):
+        key = "" if index == 0 else str(index + 1)
+        axes = {"xaxis": f"x{key}", "yaxis": f"y{key}"}
+        x_domain, y_domain = _domains(place, arrangement)
+        layout[f"xaxis{key}"] = _axis(panel.x, place.x_ticks, x_domain, f"y{key}")
+        layout[f"yaxis{key}"] = _axis(panel.y, place.y_ticks, y_domain, f"x{key}")
+        if place.same_y:
+            layout[f"yaxis{key}"]["matches"] = "y"
+        if panel.kind == "bar":
+            layout[f"xaxis{key}"]["showgrid"] = False
+        if panel.x.names is not None:
+            layout[f"xaxis{key}"]["zeroline"] = False
+        if panel.kind == "heatmap":
+            layout[f"yaxis{key}"]["autorange"] = "reversed"
+            for name in ("xaxis", "yaxis"):
+                layout[f"{name}{key}"] |= {"showgrid": False, "zeroline": False}
+            data.append(axes | _heatmap(panel, place, arrangement))
+        else:
+            for order, series in enumerate(panel.series):
+                fresh = series.name not in legend_names
+                legend_names.add(series.name)
+                trace = _series(panel, order)
+                data.append(axes | trace | {"showlegend": with_legend and fresh})
+            if panel.kind in ("bar", "histogram"):
+                layout["barmode"] = "overlay" if panel.kind == "histogram" else "group"
+            if panel.diagonal:
+                shapes.append(_diagonal(panel, axes))
+        if panel.title:
+            annotations.append(_panel_title(panel.title, place, arrangement))
+    layout["annotations"], layout["shapes"] = annotations, shapes
+    return {"data": data, "layout": layout, "config": CONFIG}
+
+
+def plain(text: str) -> str:
+    """Text for plotly, which reads a few HTML tags: tokens such as <|endoftext|> are escaped."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def short_numbers(values: Float[np.ndarray, " *shape"], scale: float | None = None) -> Any:
+    """Nested lists of the values to five digits of the largest one; None where not finite."""
+    scale = scale_of(values) if scale is None else scale
+    places = 5 if scale <= 0 else int(np.clip(4 - np.floor(np.log10(scale)), 0, 12))
+    if values.ndim > 1:
+        return [short_numbers(row, scale) for row in values]
+    return [round(float(v), places) + 0.0 if np.isfinite(v) else None for v in values]
+
+
+def _layout(arrangement: Arrangement, heat_only: bool) -> dict[str, Any]:
+    return {
+        "width": round(arrangement.width),
+        "height": round(arrangement.height),
+        "margin": {"l": 0, "r": 0, "t": 0, "b": 0, "pad": 0},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": style.MISSING if heat_only else "rgba(0,0,0,0)",
+        "font": {"color": style.TEXT, "size": style.FONT_SIZE},
+        "legend": {
+            "orientation": "h",
+            "x": 0.01,
+            "y": 1 - (arrangement.legend_top or 0) / arrangement.height,
+            "yanchor": "top",
+        },
+        "hovermode": "closest",
+        # An empty template: plotly's own would add seven kilobytes to every stored figure.
+        "template": {"layout": {}},
+    }
+
+
+def _domains(place: Place, whole: Arrangement) -> tuple[list[float], list[float]]:
+    left, right = place.left / whole.width, (place.left + place.width) / whole.width
+    top, bottom = 1 - place.top / whole.height, 1 - (place.top + place.height) / whole.height
+    return [round(left, 5), round(right, 5)], [round(bottom, 5), round(top, 5)]
+
+
+def _axis(axis: Axis, ticks: Ticks | None, domain: list[float], anchor: str) -> dict[str, Any]:
+    repeated = ticks is not None and not ticks.positions
+    made: dict[str, Any] = {
+        "domain": domain,
+        "anchor": anchor,
+        "title": {"text": "" if repeated else plain(axis.title), "standoff": 6},
+        "gridcolor": style.GRID,
+        "zerolinecolor": style.TEXT,
+        "linecolor": style.GRID,
+        "ticks": "",
+    }
+    if ticks is not None:
+        made |= {
+            "tickmode": "array",
+            "tickvals": list(ticks.positions),
+            "ticktext": [plain(t) for t in ticks.texts],
+            "tickangle": -90 if ticks.turned else 0,
+        }
+    return made
+
+
+def _heatmap(panel: Panel, place: Place, whole: Arrangement) -> dict[str, Any]:
+    assert panel.values is not None
+    assert panel.cells is not None
+    colours = style.colours_between(place.colours[0])
+    steps = len(colours) - 1
+    unit = f" {plain(panel.unit)}" if panel.unit else ""
+    trace: dict[str, Any] = {
+        "type": "heatmap",
+        "z": short_numbers(panel.values),
+        "text": [[plain(name) for name in row] for row in panel.cells],
+        "hovertemplate": "%{text}: %{z:.3~g}" + unit + "<extra></extra>",
+        "colorscale": [[i / steps, c] for i, c in enumerate(colours)],
+        "zmin": round(place.colours[0], 6),
+        "zmax": round(place.colours[1], 6),
+        "xgap": gap(panel),
+        "ygap": gap(panel),
+        "showscale": place.colour_bar,
+    }
+    if place.colour_bar:
+        trace["colorbar"] = {
+            "x": (place.left + place.width + 8) / whole.width,
+            "xanchor": "left",
+            "y": 1 - (place.top + place.height / 2) / whole.height,
+            "len": place.height,
+            "lenmode": "pixels",
+            "thickness": 12,
+            "xpad": 0,
+            "ypad": 0,
+            "outlinewidth": 0,
+            "title": {"text": plain(panel.unit), "side": "right"},
+        }
+    return trace
+
+
+def gap(panel: Panel) -> int:
+    """Pixels between cells: a hairline that helps to find a row, where cells are large enough."""
+    return 1 if panel.values is not None and max(panel.values.shape) <= 40 else 0
+
+
+def _series(panel: Panel, order: int) -> dict[str, Any]:
+    series = panel.series[order]
+    colour = style.series_colour(order)
+    names = series.labels or panel.x.names
+    trace: dict[str, Any] = {
+        "name": plain(series.name),
+        "x": short_numbers(series.x),
+        "y": short_numbers(series.y),
+    }
+    unit = f" {plain(panel.unit)}" if panel.unit else ""
+    first = "%{text}" if names else "%{x:.3~g}"
+    if names:
+        trace["text"] = [plain(n) for n in names]
+        trace["textposition"] = "none" if panel.kind == "bar" else "top center"
+    trace["hovertemplate"] = first + ": %{y:.3~g}" + unit + "<extra>%{fullData.name}</extra>"
+    if series.error is not None:
+        trace["error_y"] = {"array": short_numbers(series.error), "color": style.TEXT, "width": 2}
+    if panel.kind in ("bar", "histogram"):
+        trace |= {"type": "bar", "marker": {"color": colour, "line": {"width": 0}}}
+        if panel.kind == "histogram":
+            trace |= {"width": float(np.diff(series.x)[0]) if len(series.x) > 1 else 1.0}
+            trace["opacity"] = 0.65 if len(panel.series) > 1 else 1.0
+    elif panel.kind == "line":
+        trace |= {"type": "scatter", "mode": "lines+markers", "line": {"color": colour, "width": 2}}
+        trace["marker"] = {"size": 5}
+    else:
+        trace |= {"type": "scatter", "mode": "markers", "marker": {"color": colour, "size": 7}}
+        both = "%{x:.3~g}, %{y:.3~g}"
+        trace["hovertemplate"] = ("%{text}: " if names else "") + both + "<extra></extra>"
+    return trace
+
+
+def _diagonal(panel: Panel, axes: dict[str, str]) -> dict[str, Any]:
+    low, high = diagonal_ends(panel)
+    return {
+        "type": "line",
+        "xref": axes["xaxis"],
+        "yref": axes["yaxis"],
+        "x0": low,
+        "y0": low,
+        "x1": high,
+        "y1": high,
+        "line": {"color": style.TEXT, "width": 1, "dash": "dot"},
+        "layer": "below",
+    }
+
+
+def diagonal_ends(panel: Panel) -> tuple[float, float]:
+    """Where the line y = x begins and ends: the range that both axes' values cover."""
+    low = max(min(s.x.min() for s in panel.series), min(s.y.min() for s in panel.series))
+    high = min(max(s.x.max() for s in panel.series), max(s.y.max() for s in panel.series))
+    return (float(low), float(high)) if low < high else (0.0, 0.0)
+
+
+def _title_lines(whole: Arrangement) -> list[dict[str, Any]]:
+    """Title and note as lines of text: plotly's own title places several lines unevenly."""
+    made = []
+    y = 4.0
+    for lines, size, step in (
+        (whole.title_lines, style.TITLE_SIZE, TITLE_LINE),
+        (whole.note_lines, style.FONT_SIZE, LINE),
+    ):
+        for line in lines:
+            made.append(_text(line, 0.01, 1 - y / whole.height, "left", "top", size))
+            y += step
+    return made
+
+
+def _panel_title(title: str, place: Place, whole: Arrangement) -> dict[str, Any]:
+    x = (place.left + place.width / 2) / whole.width
+    return _text(title, x, 1 - (place.top - 4) / whole.height, "center", "bottom", 13)
+
+
+def _text(text: str, x: float, y: float, xanchor: str, yanchor: str, size: int) -> dict[str, Any]:
+    return {
+        "text": plain(text),
+        "xref": "paper",
+        "yref": "paper",
+        "x": round(x, 5),
+        "y": round(y, 5),
+        "xanchor": xanchor,
+        "yanchor": yanchor,
+        "showarrow": False,
+        "font": {"size": size, "color": style.TEXT},
+    }
+
+
+def attention_json(
+    title: str,
+    heads: Sequence[str],
+    tokens: Sequence[str],
+    patterns: Float[np.ndarray, "head destination source"],
+) -> dict[str, Any]:
+    """The figure's title and what circuitsvis' `AttentionHeads` is given, to four decimals."""
+    props = {
+        "attentionHeadNames": list(heads),
+        "tokens": list(tokens),
+        "attention": np.round(patterns, 4).tolist(),
+        "maskUpperTri": True,
+    }
+    return {"title": title, "props": props}
+
+
+def attention_html(spec: Mapping[str, Any], summary: str, png: str) -> str:
+    """HTML for a live notebook: circuitsvis drawn over a static picture, which stays offline.
+
+    The script comes from circuitsvis' CDN as a module, which a page fetches once, unless
+    `offline_scripts()` was displayed on the page before; no copy of it is stored in the notebook.
+    """
+    url = CIRCUITSVIS_CDN.format(version=metadata.version("circuitsvis"))
+    return f"""<div class="ioi-attention" style="{CARD}">{_image(png, summary)}</div>
+<script type="module">
+const box = [...document.querySelectorAll(".ioi-attention")].find((e) => !e.dataset.drawn);
+if (box) {{
+  box.dataset.drawn = "yes";
+  const draw = (library) => {{
+    box.textContent = {script_json(spec["title"])};
+    const drawing = box.appendChild(document.createElement("div"));
+    drawing.id = "ioi-" + Math.random().toString(36).slice(2);
+    library.render(drawing.id, library.AttentionHeads, {script_json(spec["props"])});
+  }};
+  if (window.CircuitsVis) draw(window.CircuitsVis);
+  else import("{url}").then(draw).catch(() => {{}});
+}}
+</script>"""
+
+
+# circuitsvis draws dark text on nothing; a light card keeps it readable on a dark page.
+CARD = "background:#fff;color:#222;padding:8px;border-radius:6px;overflow-x:auto;max-width:760px"
+
+
+def script_json(value: Any) -> str:
+    """JSON that can stand inside a script element, whatever the tokens contain."""
+    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _image(png: str, summary: str) -> str:
+    return (
+        f'<img src="data:image/png;base64,{png}" alt="{html.escape(summary)}"'
+        ' style="max-width:100%">'
+    )
+
+
+def page_scripts() -> dict[str, str]:
+    """JavaScript for a page that shows figures, by file name, in the order to load it.
+
+    Works with no network: plotly's and circuitsvis' scripts come from their installed packages.
+    Write the files beside the page (or inline them) once, whatever the number of figures.
+    """
+    from plotly.offline import get_plotlyjs
+
+    circuitsvis = resources.files("circuitsvis").joinpath("dist/cdn/iife.js")
+    return {
+        "plotly.min.js": get_plotlyjs(),
+        # `var` at the top of a classic script already makes a global; say so for modules as well.
+        "circuitsvis.js": circuitsvis.read_text(encoding="utf-8").replace("</script>", "")
+        + "\nwindow.CircuitsVis = CircuitsVis;\n",
+        "figures.js": DRAW_PAGE,
+    }
+
+
+DRAW_PAGE = """
+for (const figure of document.querySelectorAll("figure.ioi-figure")) {
+  const spec = JSON.parse(figure.querySelector("script").textContent);
+  const box = figure.querySelector(".ioi-drawing");
+  const still = figure.querySelector("img");
+  try {
+    if (figure.dataset.kind === "attention") {
+      box.textContent = spec.title;
+      const drawing = box.appendChild(document.createElement("div"));
+      drawing.id = "ioi-" + Math.random().toString(36).slice(2);
+      CircuitsVis.render(drawing.id, CircuitsVis.AttentionHeads, spec.props);
+      box.style.cssText = "CARD";
+    } else {
+      Plotly.newPlot(box, spec.data, spec.layout, spec.config);
+    }
+    if (still) still.remove();
+  } catch (error) {
+    console.error("figure not drawn", error);
+  }
+}
+""".replace("CARD", CARD)
+
+
+def page_figure(bundle: Mapping[str, Any]) -> str | None:
+    """HTML of a stored figure output (its mime bundle), None where the output is no figure.
+
+    The page must load `page_scripts()` once, after the figures. Without JavaScript the static
+    picture shows, if one is stored, with the summary as its alternative text; the summary can also
+    be unfolded below.
+    """
+    kind = "attention" if ATTENTION_MIME in bundle else "plotly"
+    spec = bundle.get(ATTENTION_MIME if kind == "attention" else PLOTLY_MIME)
+    if spec is None:
+        return None
+    summary = _joined(bundle.get("text/plain", ""))
+    png = _joined(bundle.get("image/png", "")).replace("\n", "")
+    label = html.escape(summary)
+    return f"""<figure class="ioi-figure" data-kind="{kind}" style="margin:0">
+<div class="ioi-drawing" role="img" aria-label="{label}"></div>{_image(png, summary) if png else ""}
+<script type="application/json">{script_json(spec)}</script>
+<details><summary>In words</summary><pre>{label}</pre></details></figure>"""
+
+
+def _joined(text: str | Sequence[str]) -> str:
+    """Notebook files may store a text as a list of lines."""
+    return text if isinstance(text, str) else "".join(text)
+
+
+class OfflineScripts:
+    """circuitsvis' script as an output, so that a live notebook without network can use it."""
+
+    def __repr__(self) -> str:
+        return "circuitsvis' script is loaded: attention figures drawn from here on use it."
+
+    def _repr_html_(self) -> str:
+        return f"<script>{page_scripts()['circuitsvis.js']}</script>{self!r}"

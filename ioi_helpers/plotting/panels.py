@@ -1,0 +1,280 @@
+"""What a figure shows, apart from how it is drawn: panels of plain numpy data with labels.
+
+A `Panel` is one pair of axes holding a heat map or a list of series. The two renderers
+(`interactive`, `static`) and the text summary all read the same panels, and all take their geometry
+from `arrange`, so the three forms of a figure cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+Kind = Literal["heatmap", "line", "bar", "scatter", "histogram"]
+Array = Float[torch.Tensor, " *shape"] | Float[np.ndarray, " *shape"] | Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis: its title, and the names of its places where it has names rather than numbers."""
+
+    title: str = ""
+    names: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Series:
+    """One set of points: `x` and `y` of equal length, a name for each point, error bars."""
+
+    name: str
+    x: Float[np.ndarray, " point"]
+    y: Float[np.ndarray, " point"]
+    labels: tuple[str, ...] | None = None
+    error: Float[np.ndarray, " point"] | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes.
+
+    A heat map fills `values` (first row drawn on top) and `cells`, the name of every cell, by which
+    hovering and the summary call it. The other kinds fill `series`; a histogram keeps the raw
+    values as well, in `samples`, because its summary speaks of them and not of bins.
+    """
+
+    kind: Kind
+    x: Axis
+    y: Axis
+    title: str = ""
+    unit: str = ""
+    values: Float[np.ndarray, "row column"] | None = None
+    cells: tuple[tuple[str, ...], ...] | None = None
+    limit: float | None = None
+    series: tuple[Series, ...] = ()
+    samples: tuple[Float[np.ndarray, " value"], ...] = ()
+    diagonal: bool = False
+
+
+def to_numpy(values: Array | float, ndim: int, what: str) -> Float[np.ndarray, " *shape"]:
+    """Turn tensors, arrays or (nested) lists into a float64 array with `ndim` axes.
+
+    Raises ValueError when the values are not numbers or have another number of axes.
+    """
+    if isinstance(values, torch.Tensor):
+        array = values.detach().to(device="cpu", dtype=torch.float64).numpy()
+    else:
+        try:
+            array = np.asarray(
+                [to_numpy(v, 0, what) for v in values]
+                if isinstance(values, (list, tuple)) and any(torch.is_tensor(v) for v in values)
+                else values,
+                dtype=np.float64,
+            )
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{what} must be numbers in equal rows; pass a tensor, an array or a list of them."
+            ) from None
+    if array.ndim != ndim:
+        raise ValueError(
+            f"{what} must have {ndim} axes but has shape {list(array.shape)}; "
+            "average over or select from the others first."
+        )
+    if array.size == 0:
+        raise ValueError(f"{what} is empty; there is nothing to draw.")
+    return array
+
+
+def names_for(labels: Sequence[Any] | None, length: int, what: str) -> tuple[str, ...]:
+    """Labels as strings, checked against the axis they name; 0, 1, 2, ... where none are given."""
+    if labels is None:
+        return tuple(str(i) for i in range(length))
+    names = tuple(show_token(str(label)) for label in labels)
+    if len(names) != length:
+        raise ValueError(f"{what} needs {length} labels, one a place, but got {len(names)}.")
+    return names
+
+
+def distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, stripped, and those that occur more than once with their place: Mary(4)."""
+    stripped = [name.strip() for name in names]
+    return tuple(f"{n}({i})" if stripped.count(n) > 1 else n for i, n in enumerate(stripped))
+
+
+def show_token(token: str) -> str:
+    """A token as it can stand on one line: newlines and tabs are spelled out."""
+    return token.replace("\n", "\\n").replace("\t", "\\t")
+
+
+def colour_range(panels: Sequence[Panel]) -> tuple[float, float]:
+    """Ends of the colour scale for these heat maps: -m and m, m the largest magnitude.
+
+    Where nothing is negative (attention, scores) the upper half of the scale is enough: 0 and m.
+    """
+    values = np.concatenate([[0.0]] + [p.values.ravel() for p in panels if p.values is not None])
+    values = values[np.isfinite(values)]
+    stated = [p.limit for p in panels if p.limit is not None]
+    limit = float(max(stated) if stated else np.abs(values).max()) or 1.0
+    return (-limit if values.min() < -1e-3 * limit else 0.0), limit
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a panel stands, in pixels from the picture's left and top edge."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    x_ticks: Ticks | None
+    y_ticks: Ticks | None
+    colour_bar: bool
+    colours: tuple[float, float]
+    same_y: bool  # drawn on the y range of the first panel
+
+
+@dataclass(frozen=True)
+class Ticks:
+    """Which places of a named axis get a tick, what stands there, and whether it is turned."""
+
+    positions: tuple[int, ...]
+    texts: tuple[str, ...]
+    turned: bool = False
+
+    @property
+    def longest(self) -> int:
+        """Length in characters of the longest text."""
+        return max((len(t) for t in self.texts), default=0)
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """Size of the whole picture in pixels, its wrapped title lines and the panels' places."""
+
+    width: float
+    height: float
+    title_lines: tuple[str, ...]
+    note_lines: tuple[str, ...]
+    legend_top: float | None
+    places: tuple[Place, ...]
+
+
+CHARACTER = 7.0  # width in pixels of a character at the figures' font size, on the wide side
+LINE = 15.0  # height of a line of text
+TITLE_LINE = 20.0  # and of the title
+TITLE_WIDENING = 1.25  # the title is set larger than other text
+COLUMNS = 3  # panels side by side before a new row begins
+
+
+def arrange(
+    panels: Sequence[Panel], title: str, note: str = "", share_scale: bool = True
+) -> Arrangement:
+    """Compute the geometry that both renderers use.
+
+    `share_scale` gives all heat maps one colour scale, and one bar at the right for it; all other
+    panels, where none is a heat map, one range of y.
+    """
+    sizes = [_size(p, len(panels)) for p in panels]
+    heat = [p for p in panels if p.kind == "heatmap"]
+    columns = min(COLUMNS, len(panels))
+    ticks = [_ticks(p, *size) for p, size in zip(panels, sizes, strict=True)]
+    for i in range(len(panels)):
+        if i % columns and panels[i].y == panels[i - 1].y and panels[i].y.names is not None:
+            # The neighbour to the left shows the same labels already.
+            ticks[i] = (ticks[i][0], Ticks((), ()))
+    with_bar = [
+        p.kind == "heatmap" and (not share_scale or i == len(panels) - 1 or i % columns == 2)
+        for i, p in enumerate(panels)
+    ]
+
+    left = [_left_margin(p, t[1]) for p, t in zip(panels, ticks, strict=True)]
+    right = [92.0 if bar else 14.0 for bar in with_bar]
+    below = [_bottom_margin(p, t[0]) for p, t in zip(panels, ticks, strict=True)]
+    above = 26.0 if any(p.title for p in panels) else 8.0
+
+    column_left = [max(left[c::columns]) for c in range(columns)]
+    column_width = [
+        max(s[0] + r for s, r in zip(sizes[c::columns], right[c::columns], strict=True))
+        for c in range(columns)
+    ]
+    width = max(sum(column_left) + sum(column_width), 360.0)
+    per_line = max(int(width / (CHARACTER * TITLE_WIDENING)), 20)
+    title_lines = tuple(textwrap.wrap(title, per_line))
+    note_lines = tuple(textwrap.wrap(note, int(width / CHARACTER)))
+    top = 12 + TITLE_LINE * len(title_lines) + LINE * len(note_lines)
+    legend_top = None
+    if len({s.name for p in panels for s in p.series}) > 1:
+        legend_top = top
+        top += 24
+
+    places = []
+    for first in range(0, len(panels), columns):
+        row = range(first, min(first + columns, len(panels)))
+        x = 0.0
+        for c, i in enumerate(row):
+            places.append(
+                Place(
+                    left=x + column_left[c],
+                    top=top + above,
+                    width=sizes[i][0],
+                    height=sizes[i][1],
+                    x_ticks=ticks[i][0],
+                    y_ticks=ticks[i][1],
+                    colour_bar=with_bar[i],
+                    colours=colour_range(heat if share_scale else [panels[i]]),
+                    same_y=share_scale and i > 0 and not heat,
+                )
+            )
+            x += column_left[c] + column_width[c]
+        top += above + max(sizes[i][1] + below[i] for i in row)
+    return Arrangement(width, top, title_lines, note_lines, legend_top, tuple(places))
+
+
+def _size(panel: Panel, neighbours: int) -> tuple[float, float]:
+    """Width and height of the area inside the axes."""
+    if panel.values is not None:
+        rows, columns = panel.values.shape
+        widest = {1: 640.0, 2: 380.0}.get(neighbours, 290.0)
+        return (
+            float(np.clip(34 * columns, 150, widest)),
+            float(np.clip(26 * rows, 60, 380 if rows <= 40 else 720)),
+        )
+    return ({1: 620.0, 2: 360.0}.get(neighbours, 280.0), 300.0)
+
+
+def _ticks(panel: Panel, width: float, height: float) -> tuple[Ticks | None, Ticks | None]:
+    x = None
+    if panel.x.names is not None:
+        step_width = width / len(panel.x.names)
+        longest = max(len(n) for n in panel.x.names)
+        turned = longest * CHARACTER > step_width - 2 and longest > 2
+        needed = LINE if turned else min(longest, 2) * CHARACTER + 3
+        x = _every(panel.x.names, math.ceil(needed / step_width), turned)
+    y = None
+    if panel.y.names is not None:
+        y = _every(panel.y.names, math.ceil((LINE - 2) / (height / len(panel.y.names))), False)
+    return x, y
+
+
+def _every(names: tuple[str, ...], step: int, turned: bool) -> Ticks:
+    positions = tuple(range(0, len(names), max(step, 1)))
+    texts = tuple(textwrap.shorten(names[i].strip(), 20, placeholder="...") for i in positions)
+    return Ticks(positions, texts, turned)
+
+
+def _left_margin(panel: Panel, ticks: Ticks | None) -> float:
+    if ticks is not None and not ticks.positions:
+        return 10
+    numbers = (ticks.longest if ticks is not None else 5) * CHARACTER
+    return numbers + 14 + (18 if panel.y.title else 0)
+
+
+def _bottom_margin(panel: Panel, ticks: Ticks | None) -> float:
+    labels = ticks.longest * CHARACTER if ticks is not None and ticks.turned else LINE
+    return labels + 14 + (20 if panel.x.title else 0)

@@ -1,0 +1,36 @@
+"""One look for every figure of the curriculum, shared by its interactive and its static form.
+
+Backgrounds are transparent and text is a grey that reads equally well on white and on near-black.
+Colours are safe for colour-blind readers: a red-blue diverging scale whose middle, always at zero,
+is nearly white, and the Okabe-Ito hues for series.
+"""
+
+from __future__ import annotations
+
+# Contrast 4.4 : 1 against both white and the dark pages of GitHub and JupyterLab.
+TEXT = "#787878"
+GRID = "rgba(128,128,128,0.25)"
+GRID_STATIC = (0.5, 0.5, 0.5, 0.25)
+FONT_SIZE = 12
+TITLE_SIZE = 15
+
+# ColorBrewer RdBu: negative red, zero nearly white, positive blue.
+DIVERGING = (
+    "#67001f", "#b2182b", "#d6604d", "#f4a582", "#fddbc7", "#f7f7f7",
+    "#d1e5f0", "#92c5de", "#4393c3", "#2166ac", "#053061",
+)  # fmt: skip
+MISSING = "#d0d0d0"  # also the hairlines between cells
+MIDDLE = len(DIVERGING) // 2
+
+# Okabe and Ito's palette without black and yellow, which vanish on one of the two backgrounds.
+SERIES = ("#1f83c4", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+
+
+def colours_between(low: float) -> tuple[str, ...]:
+    """The diverging scale, or its upper half where the data begin at zero (`low` = 0)."""
+    return DIVERGING if low < 0 else DIVERGING[MIDDLE:]
+
+
+def series_colour(index: int) -> str:
+    """The colour of the `index`-th series; they repeat after six."""
+    return SERIES[index % len(SERIES)]

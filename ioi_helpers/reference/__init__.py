@@ -1,0 +1,301 @@
+"""Published results for GPT-2 small, each with its source, to be shown beside a reader's own.
+
+`names()` lists them, `load(name)` returns one with its values, source, setup and tolerance, and
+`compare(name, yours, model)` puts it beside a result of the reader's. On GPT-2 small the two are
+also checked against each other; on any other model they are only shown, since layers and heads do
+not correspond. Whole files, with notes and facts that are no arrays, come from `record(file)`.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from ioi_helpers import plotting
+from ioi_helpers.models import is_gpt2_small
+from ioi_helpers.plotting.panels import Array, to_numpy
+from ioi_helpers.reference.catalogue import ENTRIES
+
+__all__ = [
+    "Comparison",
+    "Published",
+    "compare",
+    "load",
+    "names",
+    "published_roles",
+    "record",
+]
+
+PUBLISHED = "GPT-2 small, published"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published array: `values` [*axes], what it is, where it stands and how it was measured.
+
+    `labels` names the places of some axes. `tolerance`, in `unit`, is how far an exact repetition
+    on GPT-2 small may lie from any entry. `setup` says on which prompts, with or without BOS.
+    """
+
+    name: str
+    title: str
+    values: Float[np.ndarray, " *axes"]
+    axes: tuple[str, ...]
+    labels: dict[str, tuple[str, ...]]
+    unit: str
+    setup: str
+    source: str
+    tolerance: float
+
+    def __repr__(self) -> str:
+        shape = " x ".join(f"{n} {a}" for n, a in zip(self.values.shape, self.axes, strict=True))
+        return (
+            f"{self.title} ({PUBLISHED})\n{shape or 'one number'}, {self.unit}; "
+            f"tolerance {self.tolerance:g}\nsetup: {self.setup}\nsource: {self.source}"
+        )
+
+
+def names() -> tuple[str, ...]:
+    """The names that `load` and `compare` accept."""
+    return tuple(ENTRIES)
+
+
+def load(name: str) -> Published:
+    """The published values called `name`.
+
+    Raises ValueError for an unknown name and lists the near ones.
+    """
+    if name not in ENTRIES:
+        family = [n for n in ENTRIES if n.split(".")[0] == name.split(".")[0]] or list(ENTRIES)
+        raise ValueError(
+            f"No published values are called {name!r}; there are: {', '.join(family)}."
+        )
+    entry = ENTRIES[name]
+    data = record(entry.file)
+    values = np.array(_follow(data, entry.keys), dtype=np.float64)
+    if entry.shape is not None:
+        values = values.reshape(entry.shape)
+    labels = {
+        axis: tuple(_head_name(str(v)) for v in _follow(data, keys))
+        for axis, keys in entry.labels.items()
+    }
+    return Published(
+        name=name,
+        title=entry.title,
+        values=values,
+        axes=entry.axes,
+        labels=labels,
+        unit=entry.unit,
+        setup=entry.setup,
+        source=entry.source,
+        tolerance=entry.tolerance,
+    )
+
+
+def record(file: str) -> dict[str, Any]:
+    """A whole file of published facts, such as "ioi_paper.json"; a fresh copy each time."""
+    return json.loads(_text(file))
+
+
+def published_roles() -> dict[str, Any]:
+    """The 26 heads of GPT-2 small's circuit with role, position and evidence (a roles registry)."""
+    return record("gpt2-small-roles.json")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A published result beside the reader's own. Jupyter displays it as a figure or a table.
+
+    `agrees` is True or False on GPT-2 small and None on any other model, where nothing is checked.
+    """
+
+    published: Published
+    yours: Float[np.ndarray, " *axes"]
+    agrees: bool | None
+    verdict: str
+    figure: plotting.Figure | None
+
+    def __repr__(self) -> str:
+        return self.figure.summary if self.figure is not None else self._table()
+
+    def _repr_mimebundle_(
+        self, include: Any = None, exclude: Any = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        if self.figure is not None:
+            return self.figure._repr_mimebundle_()
+        cells = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+            for name, value in self._rows()
+        )
+        lines = (self.published.title, self.verdict, _origin(self.published))
+        caption = "<br>".join(html.escape(line) for line in lines)
+        table = f"<table><caption>{caption}</caption>{cells}</table>"
+        return {"text/plain": self._table(), "text/html": table}, {}
+
+    def _rows(self) -> list[tuple[str, str]]:
+        unit = self.published.unit
+        return [
+            ("yours", f"{plotting.number(float(self.yours))} {unit}"),
+            (PUBLISHED, f"{plotting.number(float(self.published.values))} {unit}"),
+        ]
+
+    def _table(self) -> str:
+        rows = [f"{name}: {value}" for name, value in self._rows()]
+        return "\n".join([self.published.title, *rows, self.verdict, _origin(self.published)])
+
+
+def compare(
+    name: str, yours: Array | float, model: Any, labels: Sequence[str] | None = None
+) -> Comparison:
+    """Show the published result `name` beside `yours`, which has the same axes.
+
+    `model` is the model that gave `yours` (or True or False: whether it is GPT-2 small). On GPT-2
+    small every entry is checked against the published one within its tolerance, and the verdict
+    says so; elsewhere the shapes differ and both are shown, without subtracting. `labels` names the
+    places along the last axis of `yours` where they differ from the published ones.
+
+    Raises ValueError for an unknown name or other axes and, on GPT-2 small, for another shape.
+    """
+    published = load(name)
+    values = to_numpy(yours, published.values.ndim, f"your {name}")
+    is_subject = model if isinstance(model, bool) else is_gpt2_small(model)
+    agrees, verdict = _verdict(published, values) if is_subject else (None, NOT_CHECKED)
+    figure = _figure(published, values, verdict, labels) if values.ndim else None
+    return Comparison(published, values, agrees, verdict, figure)
+
+
+NOT_CHECKED = "Not checked: yours is not GPT-2 small, so the two need not agree."
+LINE_AXES = ("residual stream", "rank")  # ordered, so drawn as a line and not as bars
+
+
+def _verdict(published: Published, yours: Float[np.ndarray, " *axes"]) -> tuple[bool, str]:
+    if yours.shape != published.values.shape:
+        raise ValueError(
+            f"{published.name} has shape {list(published.values.shape)} on GPT-2 small but yours "
+            f"has {list(yours.shape)}; use its setup: {published.setup}."
+        )
+    gap = np.abs(yours - published.values)
+    worst = int(np.argmax(np.where(np.isnan(gap), np.inf, gap)))
+    largest = float(gap.ravel()[worst])
+    where = _place(published, worst)
+    agrees = bool(largest <= published.tolerance)
+    if agrees:
+        return True, (
+            f"Checked on GPT-2 small: every value within {published.tolerance:g} {published.unit}."
+        )
+    return False, (
+        f"DISAGREES with the published values: {yours.ravel()[worst]:.4g} against "
+        f"{published.values.ravel()[worst]:.4g}{where}, tolerance {published.tolerance:g} "
+        f"{published.unit}."
+    )
+
+
+def _origin(published: Published) -> str:
+    return f"Published: {published.source}; on {published.setup}."
+
+
+def _place(published: Published, flat_index: int) -> str:
+    if not published.axes:
+        return ""
+    index = np.unravel_index(flat_index, published.values.shape)
+    names = [
+        published.labels[axis][i].strip() if axis in published.labels else str(i)
+        for axis, i in zip(published.axes, index, strict=True)
+    ]
+    if published.axes == ("layer", "head"):
+        return f" at L{names[0]}H{names[1]}"
+    return " at " + ", ".join(f"{a} {n}" for a, n in zip(published.axes, names, strict=True))
+
+
+def _figure(
+    published: Published,
+    yours: Float[np.ndarray, " *axes"],
+    verdict: str,
+    labels: Sequence[str] | None,
+) -> plotting.Figure:
+    own_labels = dict(published.labels) if yours.shape == published.values.shape else {}
+    if labels is not None:
+        own_labels[published.axes[-1]] = tuple(labels)
+    note = f"{verdict} {_origin(published)}"
+    if yours.ndim == 1 and yours.shape == published.values.shape:
+        pair = {"yours": yours, PUBLISHED: published.values}
+        axis = published.axes[0]
+        draw = plotting.line if axis in LINE_AXES else plotting.bar
+        figure = draw(
+            pair,
+            own_labels.get(axis),
+            published.title,
+            x_title=axis,
+            y_title=published.unit,
+        )
+        return figure.with_note(note)
+    return plotting.side_by_side(
+        {
+            "yours": _draw(yours, published.axes, own_labels, published.unit),
+            PUBLISHED: _draw(published.values, published.axes, published.labels, published.unit),
+        },
+        published.title,
+        note=note,
+    )
+
+
+def _draw(
+    values: Float[np.ndarray, " *axes"],
+    axes: tuple[str, ...],
+    labels: dict[str, tuple[str, ...]],
+    unit: str,
+) -> plotting.Figure:
+    if values.ndim == 1:
+        draw = plotting.line if axes[0] in LINE_AXES else plotting.bar
+        return draw(values, labels.get(axes[0]), x_title=axes[0], y_title=unit)
+    if values.ndim > 2:
+        # Rows run over all axes but the last: L0H0, L0H1, ... for [layer head position].
+        rows = [_row_name(axes, labels, index) for index in np.ndindex(*values.shape[:-1])]
+        values = values.reshape(-1, values.shape[-1])
+        return plotting.heatmap(values, labels.get(axes[-1]), rows, x_title=axes[-1], unit=unit)
+    y, x = axes
+    cell = "L{y}H{x}" if axes == ("layer", "head") else None
+    return plotting.heatmap(
+        values, labels.get(x), labels.get(y), x_title=x, y_title=y, unit=unit, cell=cell
+    )
+
+
+def _row_name(
+    axes: tuple[str, ...], labels: dict[str, tuple[str, ...]], index: tuple[int, ...]
+) -> str:
+    if axes[:2] == ("layer", "head"):
+        return f"L{index[0]}H{index[1]}"
+    named = zip(axes, index, strict=False)
+    return " ".join(labels[a][i] if a in labels else f"{a} {i}" for a, i in named)
+
+
+def _follow(data: Any, keys: Sequence[str | int]) -> Any:
+    """Walk down nested lists and mappings; "*" maps over what is left, "keys" lists the keys."""
+    for depth, key in enumerate(keys):
+        if key == "keys" and isinstance(data, dict) and "keys" not in data:
+            return list(data)
+        if key == "*":
+            items = data.values() if isinstance(data, dict) else data
+            return [_follow(item, keys[depth + 1 :]) for item in items]
+        data = data[key]
+    return data
+
+
+def _head_name(label: str) -> str:
+    """The paper writes heads as 9.9; here they are called L9H9."""
+    head = re.fullmatch(r"(\d+)\.(\d+)", label)
+    return f"L{head[1]}H{head[2]}" if head else label
+
+
+@cache
+def _text(file: str) -> str:
+    return resources.files(__name__).joinpath(file).read_text(encoding="utf-8")

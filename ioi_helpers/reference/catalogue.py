@@ -1,0 +1,414 @@
+"""What is published about GPT-2 small on IOI, by name: where each array stands and how to read it.
+
+Every entry says which file of this folder holds the value and under which keys, what its axes and
+its unit are, on which prompts it was measured (with or without BOS), and how far an exact
+repetition may lie from it. Tolerances: for TransformerLens' demos a repetition is deterministic, so
+they cover float32 differences between library versions and the digits that were printed; for the
+paper they cover its random prompts. Values are kept as published, to six significant digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+DEMO = (
+    "the 8 prompts of the Exploratory Analysis demo, BOS prepended, float32, LayerNorm folded, "
+    "writing weights and unembedding centred"
+)
+RANDOM = "2 rows of 100 random tokens (exploratory.score_tokens), each repeated once, no BOS"
+PAPER = "random prompts of the paper's templates, no BOS"
+EDGES = "one pair, 'When Mary and John went to the store, John/Mary gave a drink to', BOS prepended"
+
+LOGIT = 5e-4  # two runs in 2026 agree to 2e-5, one in 2023 to 4e-4
+FRACTION = 5e-5
+SCORE = 1e-3  # on exactly the stored tokens; other random tokens move scores by up to 0.07
+
+# TransformerLens' demos, by the commit whose stored outputs these are.
+EXPLORATORY = "TransformerLens@96c1197, demos/Exploratory_Analysis_Demo.ipynb"
+ACTIVATION = "TransformerLens@611a743, demos/Activation_Patching_in_TL_Demo.ipynb"
+ACTIVATION_BY_POSITION = "TransformerLens@7784be1, demos/Activation_Patching_in_TL_Demo.ipynb"
+ATTRIBUTION = "TransformerLens@7d74a5a, demos/Attribution_Patching_Demo.ipynb"
+SVD = "TransformerLens 4.3.0, demos/SVD_Circuits_Demo.ipynb"
+DIRECT_PATH = "TransformerLens 4.3.0, demos/direct_path_patching_ioi.ipynb"
+WANG = "Wang et al. 2022, arXiv:2211.00593v1, "
+
+Keys = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One published value. `keys` lead to it in `file`; `labels` name the places of an axis."""
+
+    title: str
+    file: str
+    keys: Keys
+    axes: tuple[str, ...]
+    unit: str
+    setup: str
+    tolerance: float
+    source: str
+    labels: Mapping[str, Keys] = field(default_factory=dict)
+    shape: tuple[int, ...] | None = None  # where the file flattens the axes
+
+
+def _demo(
+    title: str,
+    key: str | Keys,
+    axes: tuple[str, ...],
+    unit: str,
+    tolerance: float,
+    setup: str = DEMO,
+    labels: Mapping[str, Keys] | None = None,
+) -> Entry:
+    keys = key if isinstance(key, tuple) else (key,)
+    file = "exploratory.json"
+    return Entry(title, file, keys, axes, unit, setup, tolerance, EXPLORATORY, labels or {})
+
+
+def _patching(title: str, *keys: str, by_position: bool = False, layer: bool = False) -> Entry:
+    axes = ("layer", "position") if layer else ("layer", "head")
+    source = ACTIVATION_BY_POSITION if by_position else ACTIVATION
+    title = f"Activation patching of {title}"
+    return _sweep(title, "activation_patching.json", keys, axes, source, by_position)
+
+
+def _attribution(title: str, *keys: str, by_position: bool = False, layer: bool = False) -> Entry:
+    axes = ("layer", "position") if layer else ("layer", "head")
+    title = f"Attribution patching of {title}"
+    return _sweep(title, "attribution_patching.json", keys, axes, ATTRIBUTION, by_position)
+
+
+def _sweep(
+    title: str,
+    file: str,
+    keys: tuple[str, ...],
+    axes: tuple[str, ...],
+    source: str,
+    by_position: bool,
+) -> Entry:
+    shape = None
+    if by_position:
+        title, axes, shape = f"{title} by position", (*axes, "position"), (12, 12, 15)
+    unit = "fraction recovered"
+    return Entry(title, file, keys, axes, unit, DEMO, FRACTION, source, {}, shape)
+
+
+def _paper(
+    title: str,
+    *keys: str | int,
+    axes: tuple[str, ...] = (),
+    unit: str,
+    tolerance: float,
+    where: str,
+    labels: Mapping[str, Keys] | None = None,
+) -> Entry:
+    source = WANG + where
+    return Entry(title, "ioi_paper.json", keys, axes, unit, PAPER, tolerance, source, labels or {})
+
+
+HEADS = ("layer", "head")
+PLACES = ("layer", "position")
+ATTENTION = ("head", "destination", "source")
+TOKENS_0 = ("prompt_tokens", 0)
+IO_NAMES = ("answers_correct_incorrect", "*", 0)  # they tell the 8 prompts apart
+
+ENTRIES: dict[str, Entry] = {
+    # Exploratory Analysis demo
+    "exploratory.per_prompt_logit_diff": _demo(
+        "Logit difference of each prompt",
+        "per_prompt_logit_diff",
+        ("prompt",),
+        "logits",
+        1e-3,
+        labels={"prompt": IO_NAMES},
+    ),
+    "exploratory.average_logit_diff": _demo(
+        "Mean logit difference", "average_logit_diff", (), "logits", 1e-3
+    ),
+    "exploratory.corrupted_average_logit_diff": _demo(
+        "Mean logit difference on the corrupted prompts",
+        "corrupted_average_logit_diff",
+        (),
+        "logits",
+        6e-3,
+    ),
+    "exploratory.example_top_logits": _demo(
+        "Largest logits after the example prompt",
+        ("example_prompt", "top_tokens", "*", "logit"),
+        ("token",),
+        "logits",
+        6e-3,
+        setup="'After John and Mary went to the store, John gave a bottle of milk to', with BOS",
+        labels={"token": ("example_prompt", "top_tokens", "*", "token")},
+    ),
+    "exploratory.logit_lens": _demo(
+        "Logit lens: logit difference read from the residual stream at END",
+        ("logit_lens_accumulated", "value"),
+        ("residual stream",),
+        "logits",
+        LOGIT,
+        labels={"residual stream": ("logit_lens_accumulated", "labels")},
+    ),
+    "exploratory.per_layer_dla": _demo(
+        "Direct logit attribution of each layer",
+        ("per_layer_dla", "value"),
+        ("component",),
+        "logits",
+        LOGIT,
+        labels={"component": ("per_layer_dla", "labels")},
+    ),
+    "exploratory.per_head_dla": _demo(
+        "Direct logit attribution of each head", "per_head_dla_12x12", HEADS, "logits", LOGIT
+    ),
+    "exploratory.ablated_per_head_dla": _demo(
+        "Direct logit attribution of each head after zero ablation of L9H9 at END",
+        "ablated_per_head_dla_12x12",
+        HEADS,
+        "logits",
+        LOGIT,
+    ),
+    "exploratory.ablated_logit_diff": _demo(
+        "Mean logit difference after zero ablation of L9H9 at END",
+        ("ablation_L9H9_END_zero", "post_ablation_logit_diff"),
+        (),
+        "logits",
+        6e-3,
+    ),
+    "exploratory.ln_final_scale": _demo(
+        "Scale of the final LayerNorm at END",
+        ("ln_final_scale_END", "original"),
+        ("prompt",),
+        "norm",
+        6e-3,
+        labels={"prompt": IO_NAMES},
+    ),
+    "exploratory.ablated_ln_final_scale": _demo(
+        "Scale of the final LayerNorm at END after zero ablation of L9H9 at END",
+        ("ln_final_scale_END", "ablated"),
+        ("prompt",),
+        "norm",
+        6e-3,
+        labels={"prompt": IO_NAMES},
+    ),
+    **{
+        f"exploratory.{name}_patch": _demo(
+            f"Activation patching of {what}",
+            f"{name}_patch_{size}",
+            axes,
+            "fraction recovered",
+            FRACTION,
+            labels={"position": TOKENS_0} if axes == PLACES else {},
+        )
+        for name, what, size, axes in (
+            ("residual", "the residual stream before each block", "12x15", PLACES),
+            ("attn_layer", "each attention layer's output", "12x15", PLACES),
+            ("mlp_layer", "each MLP layer's output", "12x15", PLACES),
+            ("head_z", "each head's z", "12x12", HEADS),
+            ("head_v", "each head's v", "12x12", HEADS),
+            ("head_pattern", "each head's pattern", "12x12", HEADS),
+        )
+    },
+    **{
+        f"exploratory.{name}_scores": _demo(
+            f"{what} score of each head",
+            f"{name}_scores_12x12",
+            HEADS,
+            "attention",
+            SCORE,
+            setup=RANDOM,
+        )
+        for name, what in (
+            ("prev_token", "Previous-token"),
+            ("duplicate_token", "Duplicate-token"),
+            ("induction", "Induction"),
+        )
+    },
+    "exploratory.score_tokens": _demo(
+        "The random tokens on which the scores were read",
+        ("scores_setup", "tokens_2x100"),
+        ("row", "token"),
+        "token id",
+        0.0,
+        setup="torch.manual_seed(0), torch.randint(100, 20000, (2, 100)) on CPU, no BOS",
+    ),
+    "exploratory.attention": _demo(
+        "Attention patterns on the first prompt",
+        ("attention_patterns_prompt0", "attention"),
+        ATTENTION,
+        "attention",
+        FRACTION,
+        labels={
+            "head": ("attention_patterns_prompt0", "heads"),
+            "destination": TOKENS_0,
+            "source": TOKENS_0,
+        },
+    ),
+    # Activation and attribution patching demos
+    "activation_patching.resid_pre": _patching(
+        "the residual stream before each block", "block_every_3x12x15", "resid_pre", layer=True
+    ),
+    "activation_patching.attn_out": _patching(
+        "each attention layer's output", "block_every_3x12x15", "attn_out", layer=True
+    ),
+    "activation_patching.mlp_out": _patching(
+        "each MLP layer's output", "block_every_3x12x15", "mlp_out", layer=True
+    ),
+    "attribution_patching.resid_pre": _attribution(
+        "the residual stream before each block",
+        "attribution_block_every_3x12x15",
+        "resid_pre",
+        layer=True,
+    ),
+    "attribution_patching.attn_out": _attribution(
+        "each attention layer's output",
+        "attribution_block_every_3x12x15",
+        "attn_out",
+        layer=True,
+    ),
+    "attribution_patching.mlp_out": _attribution(
+        "each MLP layer's output", "attribution_block_every_3x12x15", "mlp_out", layer=True
+    ),
+    **{
+        f"activation_patching.{site}": _patching(
+            f"each head's {site}", "head_all_pos_5x12x12", site
+        )
+        for site in ("z", "q", "k", "v", "pattern")
+    },
+    **{
+        f"activation_patching.{site}_by_position": _patching(
+            f"each head's {site}", "head_by_pos_5x144x15", site, by_position=True
+        )
+        for site in ("z", "q", "k", "v", "pattern")
+    },
+    **{
+        f"attribution_patching.{site}": _attribution(
+            f"each head's {site}", "attribution_head_all_pos_5x12x12", site
+        )
+        for site in ("z", "q", "k", "v", "pattern")
+    },
+    **{
+        f"attribution_patching.{site}_by_position": _attribution(
+            f"each head's {site}", "attribution_head_by_pos_5x144x15", site, by_position=True
+        )
+        for site in ("z", "q", "k", "v", "pattern")
+    },
+    "attribution_patching.attention": Entry(
+        "Attention patterns of three heads on all prompts",
+        "attribution_patching.json",
+        ("attention_patterns_8prompts", "attention"),
+        ("head", "prompt", "destination", "source"),
+        "attention",
+        DEMO,
+        FRACTION,
+        ATTRIBUTION,
+        {"head": ("attention_patterns_8prompts", "heads")},
+    ),
+    # The IOI paper
+    "paper.logit_diff": _paper(
+        "Mean logit difference over 100,000 prompts",
+        "baseline",
+        "mean_logit_diff",
+        unit="logits",
+        tolerance=0.15,  # replications with other samples found 3.47 to 3.49
+        where="sec. 2",
+    ),
+    "paper.io_over_s": _paper(
+        "Fraction of prompts on which IO is preferred over S",
+        "baseline",
+        "IO_over_S",
+        unit="fraction of prompts",
+        tolerance=0.01,
+        where="sec. 2",
+    ),
+    "paper.io_probability": _paper(
+        "Mean probability of IO",
+        "baseline",
+        "mean_IO_prob",
+        unit="probability",
+        tolerance=0.03,
+        where="sec. 2",
+    ),
+    "paper.faithfulness": _paper(
+        "Logit difference of the circuit alone, percent of the model's",
+        "faithfulness",
+        "percent",
+        unit="percent",
+        tolerance=10.0,  # the two numbers behind it come from different samples
+        where="sec. 4",
+    ),
+    "paper.name_mover_attention": _paper(
+        "Mean attention of the name movers from END to IO",
+        "attention",
+        "name_mover_to_IO_mean",
+        unit="attention",
+        tolerance=0.05,
+        where="sec. 3.1",
+    ),
+    "paper.s_inhibition_attention": _paper(
+        "Mean attention of the S-inhibition heads from END to S2",
+        "attention",
+        "s_inhibition_END_to_S2_mean",
+        unit="attention",
+        tolerance=0.05,
+        where="sec. 3.2",
+    ),
+    "paper.signals": _paper(
+        "Logit difference after patching the S-inhibition heads at END",
+        "signals",
+        "logit_diff",
+        axes=("token signal", "position signal"),
+        unit="logits",
+        tolerance=0.3,
+        where="sec. 3.3, App. A, Fig. 9",
+        labels={"token signal": ("signals", "rows"), "position signal": ("signals", "cols")},
+    ),
+    "paper.direct_effect_on_logits": _paper(
+        "Path patching of each head's direct effect on the logits, layers 7 to 11",
+        "fig3b_direct_effect_on_logits",
+        "paper_decoded_layers7_11",
+        "*",
+        axes=HEADS,
+        unit="relative change of the mean logit difference",
+        tolerance=0.06,  # read off a figure drawn from 100 prompts; a repetition differs by 0.044
+        where="Fig. 3b",
+        labels={"layer": ("fig3b_direct_effect_on_logits", "paper_decoded_layers7_11", "keys")},
+    ),
+    "paper.minimality": _paper(
+        "Minimality score of each head of the circuit",
+        "minimality",
+        "rows",
+        "*",
+        "score",
+        axes=("circuit head",),
+        unit="logits",
+        tolerance=0.3,
+        where="App. K, Fig. 20",
+        labels={"circuit head": ("minimality", "rows", "*", "v")},
+    ),
+    # Smaller demos
+    "svd.ov_singular_values": Entry(
+        "First singular values of L9H9's OV circuit",
+        "svd_circuits.json",
+        ("OV_sigma_first12",),
+        ("rank",),
+        "singular value",
+        "weights only, LayerNorm folded",
+        1e-3,
+        SVD,
+    ),
+    **{
+        f"path_patching.edges_from_L{sender.replace('.', 'H')}": Entry(
+            f"Exact edge patching from L{sender.replace('.', 'H')} into queries of name movers",
+            "direct_path_patching.json",
+            ("q_edges", sender, "*"),
+            ("receiver",),
+            "fraction recovered",
+            EDGES,
+            1e-3,
+            DIRECT_PATH,
+            {"receiver": ("q_edges", sender, "keys")},
+        )
+        for sender in ("7.3", "7.9", "8.6", "8.10")
+    },
+}

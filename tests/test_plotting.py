@@ -1,0 +1,342 @@
+"""Figures: their three forms, summaries that survive noise, and what they refuse."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.image import imread
+
+from ioi_helpers import plotting
+from ioi_helpers.plotting import style
+from ioi_helpers.plotting.interactive import ATTENTION_MIME, PLOTLY_MIME, script_json
+from ioi_helpers.plotting.summary import number, ranked, rounded
+
+TOKENS = ["<|endoftext|>", "When", " Mary", " and", " Mary", "\n"]
+
+
+def causal_pattern(heads: int = 2, length: int = len(TOKENS), seed: int = 0) -> torch.Tensor:
+    scores = torch.randn(heads, length, length, generator=torch.Generator().manual_seed(seed))
+    scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), float("-inf"))
+    return scores.softmax(-1)
+
+
+def every_kind() -> dict[str, plotting.Figure]:
+    values = np.linspace(-1, 2, 12).reshape(3, 4)
+    names = [f"L0H{i}" for i in range(5)]
+    y = [0.0, 1.0, -0.5, 2.0, 0.25]
+    return {
+        "heatmap": plotting.heatmap(values, TOKENS[:4], title="Heat <b>& more", x_title="token"),
+        "head_heatmap": plotting.head_heatmap(values, "Heads", unit="logits"),
+        "line": plotting.line({"a": y, "b": y[::-1]}, names, "Lines", error={"a": [0.1] * 5}),
+        "numeric line": plotting.line(y, [0, 0.5, 1, 1.5, 2], "Line"),
+        "bar": plotting.bar({"a": y, "b": y[::-1]}, names, "Bars", error={"b": [0.1] * 5}),
+        "scatter": plotting.scatter(y, y[::-1], names, "Points", groups=list("aabbb")),
+        "diagonal": plotting.scatter(y, y, title="Points", diagonal=True),
+        "histogram": plotting.histogram({"a": y, "b": [1.0, 3.0]}, "Spread", bins=4),
+        "attention": plotting.attention(TOKENS, causal_pattern(), ["L0H0", "L1H3"], "Looking"),
+        "side by side": plotting.side_by_side(
+            {"yours": plotting.head_heatmap(values), "published": plotting.head_heatmap(values.T)},
+            "Both",
+            note="A note.",
+        ),
+    }
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return imread(io.BytesIO(png), format="png")
+
+
+@pytest.mark.parametrize("kind", every_kind())
+def test_stored_forms(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the variable set: picture, summary, light JSON, no HTML; the summary is the alt text."""
+    monkeypatch.setenv(plotting.STATIC_VARIABLE, "1")
+    figure = every_kind()[kind]
+    data, metadata = figure._repr_mimebundle_()
+    expected = {"text/plain", "image/png", PLOTLY_MIME}
+    assert set(data) == expected | ({ATTENTION_MIME} if kind == "attention" else set())
+    assert metadata["image/png"]["alt"] == data["text/plain"] == figure.summary == repr(figure)
+    assert len(json.dumps(data[PLOTLY_MIME])) < 20_000
+    picture = pixels(base64.b64decode(data["image/png"]))
+    assert picture.shape[2] == 4
+    assert picture[0, 0, 3] == 0, "the background is transparent"
+    assert picture[..., 3].max() == 1
+    colours = np.unique(picture[::5, ::5, :3].reshape(-1, 3), axis=0)
+    assert len(colours) > 3, "something is drawn"
+    size = metadata["image/png"]
+    ratio = picture.shape[1] / picture.shape[0]
+    assert ratio == pytest.approx(size["width"] / size["height"], abs=0.02)
+
+
+@pytest.mark.parametrize("kind", every_kind())
+def test_live_forms(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it: one interactive form and the same summary."""
+    monkeypatch.delenv(plotting.STATIC_VARIABLE, raising=False)
+    data, _ = every_kind()[kind]._repr_mimebundle_()
+    interactive = "text/html" if kind == "attention" else PLOTLY_MIME
+    assert set(data) == {"text/plain", interactive}
+    if kind == "attention":
+        assert len(data["text/html"]) < 200_000, "no script is embedded"
+
+
+@pytest.mark.parametrize("kind", every_kind())
+def test_plotly_accepts_the_json(kind: str) -> None:
+    """plotly validates every property on construction; nothing of its template is added."""
+    drawn = every_kind()[kind].plotly()
+    assert len(drawn.data) >= 1
+    assert len(drawn.to_json()) < 20_000
+
+
+@pytest.mark.parametrize("kind", every_kind())
+def test_summary_is_short_and_begins_with_the_title(kind: str) -> None:
+    figure = every_kind()[kind]
+    lines = figure.summary.splitlines()
+    assert figure.title in lines[0]
+    assert len(figure.summary) < 1500
+    # three significant digits, four where rounding carries (9.999 is printed 10.00)
+    for digits in re.findall(r"(?<![\w(.])-?(\d+\.\d+)", figure.summary):
+        assert len(digits.replace(".", "").lstrip("0")) <= 4
+
+
+def test_colab_gets_html(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(plotting.STATIC_VARIABLE, raising=False)
+    monkeypatch.setitem(__import__("sys").modules, "google.colab", object())
+    data, _ = plotting.head_heatmap(np.eye(2))._repr_mimebundle_()
+    assert set(data) == {"text/plain", "text/html"}
+    assert len(data["text/html"]) < 50_000
+
+
+def test_picture_is_the_same_twice() -> None:
+    figure = plotting.head_heatmap(np.eye(3), "Same")
+    assert figure.png() == figure.png()
+
+
+def test_head_heatmap_names_heads() -> None:
+    values = torch.zeros(12, 12)
+    values[9, 9], values[9, 6], values[10, 7] = 2.98545, 1.38449, -1.89865
+    summary = plotting.head_heatmap(values, "DLA", unit="logits").summary
+    assert "highest: L9H9 2.99; L9H6 1.38; " in summary
+    assert "lowest: L10H7 -1.90\n" in summary
+    assert "12 rows (layer) x 12 columns (head), logits" in summary
+
+
+def test_repeated_labels_are_told_apart() -> None:
+    figure = plotting.heatmap(
+        [[0.0, 0.0, 1.0, 0.0, 2.0, 0.0]], TOKENS, x_title="token", y_title="layer"
+    )
+    assert "highest: layer 0, Mary(4) 2.00; layer 0, Mary(2) 1.00" in figure.summary
+    assert len(figure.plotly().layout.xaxis.ticktext) == len(TOKENS)
+
+
+def test_attention_summary_says_where_heads_look() -> None:
+    pattern = torch.eye(len(TOKENS))
+    pattern[-1] = torch.tensor([0.1, 0.0, 0.65, 0.0, 0.25, 0.0])
+    summary = plotting.attention(TOKENS, pattern, ["L9H9"], "Movers").summary
+    assert "L9H9 from \\n(5): Mary(2) 0.650; Mary(4) 0.250; <|endoftext|>(0) 0.100" in summary
+    early = plotting.attention(TOKENS, pattern, ["L9H9"], "Movers", query=1, top=1).summary
+    assert "L9H9 from When(1): When(1) 1.00" in early
+
+
+def test_diverging_scale_is_centred_at_zero() -> None:
+    trace = plotting.heatmap([[-1.0, 3.0]]).plotly().data[0]
+    assert (trace.zmin, trace.zmax) == (-3.0, 3.0)
+    middle = [colour for place, colour in trace.colorscale if place == 0.5]
+    assert middle == [style.DIVERGING[style.MIDDLE]]
+    scores = plotting.heatmap([[0.0, 3.0]]).plotly().data[0]
+    assert (scores.zmin, scores.zmax) == (0.0, 3.0)
+    assert scores.colorscale[0][1] == style.DIVERGING[style.MIDDLE], "zero has the same colour"
+    assert plotting.heatmap([[-1.0, 3.0]], limit=5).plotly().data[0].zmax == 5.0
+
+
+def test_side_by_side_shares_the_scale_or_not() -> None:
+    pair = {"a": plotting.heatmap([[-1.0, 1.0]]), "b": plotting.heatmap([[-4.0, 2.0]])}
+    shared = plotting.side_by_side(pair).plotly().data
+    assert [t.zmax for t in shared] == [4.0, 4.0]
+    apart = plotting.side_by_side(pair, share_scale=False).plotly().data
+    assert [t.zmax for t in apart] == [1.0, 4.0]
+    assert [t.showscale for t in apart] == [True, True]
+    lines = {"a": plotting.line([1.0, 2.0]), "b": plotting.line([1.0, 9.0])}
+    assert plotting.side_by_side(lines).plotly().layout.yaxis2.matches == "y"
+    assert plotting.side_by_side(lines, share_scale=False).plotly().layout.yaxis2.matches is None
+
+
+def test_static_picture_shows_the_colours() -> None:
+    """One dark blue and one dark red cell of the same size, on nearly white."""
+    picture = pixels(plotting.heatmap([[1.0, -1.0], [0.0, 0.0]]).png())
+    hues = {
+        name: np.all(np.abs(picture[..., :3] - np.array(rgb) / 255) < 0.02, axis=-1).sum()
+        for name, rgb in (("blue", (0x05, 0x30, 0x61)), ("red", (0x67, 0x00, 0x1F)))
+    }
+    assert hues["blue"] > 1000
+    assert hues["red"] > 1000
+
+
+@pytest.mark.parametrize("background", ["#ffffff", "#0d1117", "#111111"])
+def test_text_is_readable_on_light_and_dark_pages(background: str) -> None:
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+    low, high = sorted([luminance(style.TEXT), luminance(background)])
+    assert (high + 0.05) / (low + 0.05) > 4.2
+
+
+# --- stability -------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.floats(-5, 5), min_size=4, max_size=30),
+    st.integers(0, 2**31 - 1),
+)
+@settings(max_examples=100, deadline=None)
+def test_ranking_does_not_follow_noise(values: list[float], seed: int) -> None:
+    """Values that print alike keep the order of their places, whatever noise sits on them.
+
+    Noise may only matter to values that lie on a rounding border, which are moved off it first.
+    """
+    array = np.array([rounded(v, 5.0) for v in values])
+    noise = np.random.default_rng(seed).uniform(-1e-7, 1e-7, len(array))
+    assert ranked(array + noise, 5, True, 5.0) == ranked(array, 5, True, 5.0)
+    assert ranked(array + noise, 5, False, 5.0) == ranked(array, 5, False, 5.0)
+
+
+def test_summary_does_not_follow_noise() -> None:
+    values = np.zeros((4, 4))
+    values[1, 2] = values[3, 0] = 1.6
+    clean = plotting.head_heatmap(values, "Twins").summary
+    for seed in range(20):
+        noise = np.random.default_rng(seed).normal(0, 1e-7, values.shape)
+        assert plotting.head_heatmap(values + noise, "Twins").summary == clean
+    assert "L1H2 1.60; L3H0 1.60; L0H0 0" in clean
+
+
+def test_two_percent_show_in_the_summary() -> None:
+    values = np.random.default_rng(0).normal(0, 1, (4, 6))
+    assert (
+        plotting.head_heatmap(values * 1.02).summary.splitlines()[2:]
+        != plotting.head_heatmap(values).summary.splitlines()[2:]
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "scale", "printed"),
+    [
+        (2.98545, 3.0, "2.99"),
+        (-0.0341, 3.0, "-0.0341"),
+        (1e-7, 3.0, "0"),
+        (-1e-7, 1e-6, "0"),
+        (0.000123456, 0.001, "0.00012"),
+        (300.4, 300.4, "300.4"),
+        (12345.6, 12345.6, "12345.6"),
+        (float("nan"), 1.0, "nan"),
+        (0.0, 0.0, "0"),
+    ],
+)
+def test_number(value: float, scale: float, printed: str) -> None:
+    assert number(value, scale) == printed
+
+
+def test_missing_values_are_left_out_and_counted() -> None:
+    figure = plotting.heatmap([[1.0, float("nan")], [3.0, -2.0]])
+    assert "missing: 1" in figure.summary
+    assert "mean: 0.667" in figure.summary
+    assert figure.plotly().data[0].z[0][1] is None
+    figure.png()
+
+
+# --- input -----------------------------------------------------------------------------------
+
+
+def test_inputs_of_every_type_give_the_same_figure() -> None:
+    rows = [[1.0, 2.0], [3.0, 4.5]]
+    forms: list[Any] = [
+        rows,
+        np.array(rows, dtype=np.float32),
+        torch.tensor(rows, dtype=torch.bfloat16, requires_grad=True),
+    ]
+    summaries = {plotting.heatmap(form).summary for form in forms}
+    assert len(summaries) == 1
+    scalars = [torch.tensor(1.0), torch.tensor(2.5)]
+    assert plotting.bar(scalars).summary == plotting.bar([1.0, 2.5]).summary
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: plotting.heatmap(np.zeros(3)), "2 axes"),
+        (lambda: plotting.heatmap(np.zeros((8, 3, 3))), "average over"),
+        (lambda: plotting.heatmap([["a", "b"]]), "must be numbers"),
+        (lambda: plotting.heatmap([[1.0], [1.0, 2.0]]), "equal rows"),
+        (lambda: plotting.heatmap(np.zeros((0, 3))), "empty"),
+        (lambda: plotting.heatmap(np.zeros((2, 3)), x=["a"]), "needs 3 labels"),
+        (lambda: plotting.line([1.0, 2.0], ["a"]), "needs 2 labels"),
+        (lambda: plotting.line({"a": [1.0, 2.0], "b": [1.0]}), "2 are needed"),
+        (lambda: plotting.bar([1.0, 2.0], error=[0.1]), "2 are needed"),
+        (lambda: plotting.scatter([1.0], [1.0, 2.0]), "as many"),
+        (lambda: plotting.scatter([1.0], [1.0], groups=["a", "b"]), "one a point"),
+        (lambda: plotting.histogram([1.0, float("inf")]), "infinity"),
+        (lambda: plotting.attention(TOKENS[:3], causal_pattern()), "drop its padding"),
+        (lambda: plotting.attention(TOKENS, causal_pattern().log()), "hook_attn_scores"),
+        (lambda: plotting.attention(TOKENS, causal_pattern(), query=9), "query 9"),
+        (lambda: plotting.side_by_side({}), "at least one"),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(make: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(sentence)) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+# --- pages -----------------------------------------------------------------------------------
+
+
+def test_page_figure_without_scripts_shows_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(plotting.STATIC_VARIABLE, "1")
+    for kind, figure in every_kind().items():
+        data, _ = figure._repr_mimebundle_()
+        made = plotting.page_figure(data)
+        assert made is not None
+        assert made.count("<img ") == 1
+        assert 'alt="' in made
+        assert f'data-kind="{"attention" if kind == "attention" else "plotly"}"' in made
+        script = re.search(r"<script[^>]*>(.*?)</script>", made, re.DOTALL)
+        assert script is not None
+        json.loads(script[1])
+        assert len(made) < 200_000
+    assert plotting.page_figure({"text/plain": "3"}) is None
+    listed = {"text/plain": ["Heat map\n", "x"], PLOTLY_MIME: {"data": [], "layout": {}}}
+    assert "Heat map\nx" in (plotting.page_figure(listed) or "")
+
+
+def test_tokens_cannot_break_out_of_a_script() -> None:
+    assert "<" not in script_json({"token": "</script><script>alert(1)"})
+    hostile = ["</script>", "<!--", '"']
+    figure = plotting.attention(hostile, causal_pattern(1, 3), ["L0H0"], "</script>")
+    data, _ = figure._repr_mimebundle_()
+    assert data["text/html"].count("</script>") == 1
+
+
+def test_page_scripts_are_complete_and_offline() -> None:
+    scripts = plotting.page_scripts()
+    assert list(scripts) == ["plotly.min.js", "circuitsvis.js", "figures.js"]
+    assert len(scripts["plotly.min.js"]) > 1_000_000
+    assert "window.CircuitsVis = CircuitsVis" in scripts["circuitsvis.js"]
+    assert "</script" not in scripts["circuitsvis.js"]
+    assert "https://" not in scripts["figures.js"]
+    assert "CircuitsVis" in plotting.offline_scripts()._repr_html_()
+
+
+def test_with_note_changes_only_the_note() -> None:
+    figure = plotting.head_heatmap(np.eye(2), "Heads")
+    noted = figure.with_note("Read this.")
+    assert noted.summary.splitlines()[1] == "Read this."
+    assert figure.summary.splitlines()[1] != "Read this."
