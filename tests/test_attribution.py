@@ -1,0 +1,482 @@
+"""Direct logit attribution adds up, agrees with TransformerLens, and reads the right position."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.tools import analysis
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from ioi_helpers import attribution, metrics
+from ioi_helpers.attribution import (
+    cache_at_role,
+    decompose,
+    final_layer_norm_scale,
+    head_attribution,
+    layer_attribution,
+    logit_diff_directions,
+    logit_lens,
+)
+from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.models import EMBEDDED, default_model, embedded_folder, load_model
+from tests import handbuilt
+
+SKELETON = Path(__file__).parents[2] / "shared" / "gpt2-skeleton"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
+    return handbuilt.boot(handbuilt.save(tmp_path_factory.mktemp("handbuilt")))
+
+
+@pytest.fixture(scope="module")
+def random_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2 of random weights, every bias and every LayerNorm's weight included."""
+    folder = handbuilt.save(tmp_path_factory.mktemp("random"))
+    config = GPT2Config(
+        vocab_size=len(handbuilt.vocabulary()),
+        n_positions=64,
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # Heads, MLPs and embeddings shall all matter: no term may hide behind a large one.
+            parameter.normal_(0.0, 0.3 if "mlp" in name else 0.7 if "attn" in name else 0.5)
+    model.save_pretrained(folder)
+    return folder
+
+
+def boot_raw(folder: Path) -> TransformerBridge:
+    return TransformerBridge.boot_transformers(str(folder), device="cpu").eval()
+
+
+def boot_folded(folder: Path) -> TransformerBridge:
+    model = boot_raw(folder)
+    model.enable_compatibility_mode(disable_warnings=True)
+    return model
+
+
+def boot_unprocessed(folder: Path) -> TransformerBridge:
+    model = boot_raw(folder)
+    model.enable_compatibility_mode(disable_warnings=True, no_processing=True)
+    return model
+
+
+@pytest.fixture(scope="module", params=[boot_folded, boot_raw, boot_unprocessed])
+def model(request: pytest.FixtureRequest, random_folder: Path) -> TransformerBridge:
+    boot: Callable[[Path], TransformerBridge] = request.param
+    return boot(random_folder)
+
+
+@pytest.fixture(scope="module")
+def folded(random_folder: Path) -> TransformerBridge:
+    return boot_folded(random_folder)
+
+
+@pytest.fixture(scope="module")
+def data(folded: TransformerBridge) -> IOIDataset:
+    """Prompts of many lengths."""
+    data = IOIDataset.generate(folded.tokenizer, 12, prefixes="bundled", seed=3)
+    assert len(data.lengths.unique()) > 3
+    return data
+
+
+@pytest.fixture(scope="module")
+def level(folded: TransformerBridge) -> IOIDataset:
+    """Prompts of one length, all of whose END positions are the last."""
+    return IOIDataset.demo(folded.tokenizer)
+
+
+def logit_diff_at(model: TransformerBridge, data: IOIDataset, role: str = "END") -> Tensor:
+    """The model's own logit difference at a role's position, from its logits."""
+    with torch.no_grad():
+        logits = data.gather(model(data.tokens), role)
+    rows = torch.arange(len(data))
+    return logits[rows, data.io_tokens] - logits[rows, data.s_tokens]
+
+
+def assert_adds_up(total: Tensor, logit_diff: Tensor) -> None:
+    torch.testing.assert_close(total, logit_diff, atol=1e-4, rtol=0.0)
+
+
+# --- it adds up ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["END", "S2", "IO"])
+def test_decomposition_adds_up(model: TransformerBridge, data: IOIDataset, role: str) -> None:
+    expected = logit_diff_at(model, data, role)
+    assert expected.abs().mean() > 0.5
+    assert_adds_up(decompose(model, data, role).total, expected)
+    assert_adds_up(decompose(model, data, role, split_mlp_bias=True).total, expected)
+    assert_adds_up(layer_attribution(model, data, role, per_prompt=True).total, expected)
+    for layer_norm in ("final", "own"):
+        lens = logit_lens(model, data, role, per_prompt=True, layer_norm=layer_norm)
+        assert_adds_up(lens["final_post"], expected)
+
+
+def test_means_are_means(model: TransformerBridge, data: IOIDataset) -> None:
+    mean = logit_diff_at(model, data).mean()
+    assert_adds_up(decompose(model, data, per_prompt=False).total, mean)
+    assert_adds_up(decompose(model, data).mean.sum(), mean)
+    assert_adds_up(layer_attribution(model, data).total, mean)
+    assert_adds_up(logit_lens(model, data)["final_post"], mean)
+    torch.testing.assert_close(
+        head_attribution(model, data), head_attribution(model, data, per_prompt=True).mean(-1)
+    )
+
+
+def test_the_three_partitions_agree(model: TransformerBridge, data: IOIDataset) -> None:
+    complete = decompose(model, data, split_mlp_bias=True)
+    layers = layer_attribution(model, data, per_prompt=True)
+    lens = logit_lens(model, data, per_prompt=True)
+    heads = head_attribution(model, data, per_prompt=True)
+    for layer in range(model.cfg.n_layers):
+        for index in range(model.cfg.n_heads):
+            torch.testing.assert_close(complete[f"L{layer}H{index}"], heads[layer, index])
+        attention = heads[layer].sum(dim=0) + complete[f"{layer}_b_O"]
+        assert_adds_up(layers[f"{layer}_attn_out"], attention)
+        mlp = complete[f"{layer}_neurons"] + complete[f"{layer}_b_out"]
+        assert_adds_up(layers[f"{layer}_mlp_out"], mlp)
+        # With LayerNorm's scale held fixed, the lens climbs by what each layer adds.
+        assert_adds_up(lens[f"{layer}_mid"] - lens[f"{layer}_pre"], attention)
+    assert_adds_up(layers["embed"], complete["embed"])
+    assert_adds_up(layers["pos_embed"], complete["pos_embed"])
+
+
+def test_labels(model: TransformerBridge, data: IOIDataset) -> None:
+    bias = ["b_U"] if model.ln_final.bias.eq(0).all() else ["ln_final_b", "b_U"]
+    layers = [f"{layer}_{part}_out" for layer in range(3) for part in ("attn", "mlp")]
+    assert layer_attribution(model, data).labels == ("embed", "pos_embed", *layers, *bias)
+    states = [f"{layer}_{part}" for layer in range(3) for part in ("pre", "mid")]
+    assert logit_lens(model, data).labels == (*states, "final_post")
+    complete = [
+        label
+        for layer in range(3)
+        for label in (*(f"L{layer}H{i}" for i in range(4)), f"{layer}_b_O", f"{layer}_mlp_out")
+    ]
+    assert decompose(model, data).labels == ("embed", "pos_embed", *complete, *bias)
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_adds_up_on_embedded_models(name: str) -> None:
+    if not embedded_folder(name).is_dir():
+        pytest.skip(f"{name} is not trained yet")
+    model = load_model(name, device="cpu", verbose=False)
+    data = IOIDataset.generate(model.tokenizer, 40, prefixes="bundled", seed=0)
+    expected = logit_diff_at(model, data)
+    assert_adds_up(decompose(model, data, split_mlp_bias=True).total, expected)
+    assert_adds_up(layer_attribution(model, data, per_prompt=True).total, expected)
+
+
+@pytest.mark.skipif(not SKELETON.is_dir(), reason="GPT-2's tokenizer and config are not here")
+def test_adds_up_at_gpt2_small_shape() -> None:
+    torch.manual_seed(0)
+    model = load_model(str(SKELETON), device="cpu", load_weights=False, verbose=False)
+    assert (model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_model) == (12, 12, 768)
+    data = IOIDataset.generate(model.tokenizer, 4, seed=0)
+    assert len(data.lengths.unique()) > 1
+    expected = logit_diff_at(model, data)
+    complete = decompose(model, data)
+    assert len(complete.labels) == 2 + 12 * (12 + 1 + 1) + 1
+    assert_adds_up(complete.total, expected)
+    assert_adds_up(layer_attribution(model, data, per_prompt=True).total, expected)
+    assert head_attribution(model, data).shape == (12, 12)
+
+
+@pytest.mark.gpt2
+def test_published_arrays_on_gpt2_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two published runs of TransformerLens' demo differ by 2e-5 logits, an older one by 4e-4."""
+    monkeypatch.delenv("IOI_MODEL", raising=False)
+    if default_model()[0] != "gpt2-small":
+        pytest.skip("GPT-2's weights are not in the local cache")
+    model = load_model("gpt2-small", device="cpu", verbose=False)
+    demo = IOIDataset.demo(model.tokenizer)
+    file = Path(attribution.__file__).parent / "reference" / "exploratory.json"
+    published = json.loads(file.read_text(encoding="utf-8"))
+
+    def assert_published(ours: Tensor, values: list[Any]) -> None:
+        torch.testing.assert_close(ours, torch.tensor(values), atol=5e-4, rtol=0.0)
+
+    assert_published(head_attribution(model, demo), published["per_head_dla_12x12"])
+    lens = logit_lens(model, demo)
+    assert list(lens.labels) == published["logit_lens_accumulated"]["labels"]
+    assert_published(lens.values, published["logit_lens_accumulated"]["value"])
+    layers = layer_attribution(model, demo)
+    assert list(layers.labels) == [*published["per_layer_dla"]["labels"], "b_U"]
+    assert_published(layers.values[:-1], published["per_layer_dla"]["value"])
+
+
+# --- it is TransformerLens' ----------------------------------------------------------------------
+
+
+def test_agrees_with_transformer_lens(folded: TransformerBridge, level: IOIDataset) -> None:
+    def theirs(unit: str) -> Any:
+        return analysis.direct_logit_attribution(
+            folded, level.tokens, level.io_tokens, level.s_tokens, unit=unit, pos=-1
+        )
+
+    layers = layer_attribution(folded, level, per_prompt=True)
+    assert list(layers.labels) == [*theirs("component").labels, "b_U"]
+    torch.testing.assert_close(layers.values[:-1], theirs("component").attribution)
+
+    heads = head_attribution(folded, level, per_prompt=True).flatten(0, 1)
+    torch.testing.assert_close(heads, theirs("head").attribution[:-1])
+
+    lens = logit_lens(folded, level, per_prompt=True)
+    bias = layers["b_U"]
+    assert list(lens.labels) == theirs("layer").labels
+    torch.testing.assert_close(lens.values - bias, theirs("layer").attribution)
+
+
+def test_own_layer_norm_agrees_with_transformer_lens(
+    model: TransformerBridge, level: IOIDataset
+) -> None:
+    ours = logit_lens(model, level, per_prompt=True, layer_norm="own")
+    theirs = [
+        analysis.logit_lens(model, level.tokens, incl_mid=True, targets=answers).values[..., 0]
+        for answers in (level.io_tokens, level.s_tokens)
+    ]
+    torch.testing.assert_close(ours.values, theirs[0] - theirs[1], atol=1e-4, rtol=1e-4)
+
+
+def test_the_plain_lines_in_the_docstring(folded: TransformerBridge, level: IOIDataset) -> None:
+    _, cache = folded.run_with_cache(level.tokens)
+    stack = cache.stack_head_results(layer=-1, pos_slice=-1)
+    stack = cache.apply_ln_to_stack(stack, layer=-1, pos_slice=-1)
+    directions = logit_diff_directions(folded, level)
+    plain = (stack * directions).sum(-1).mean(-1)
+    torch.testing.assert_close(
+        plain.reshape(folded.cfg.n_layers, folded.cfg.n_heads), head_attribution(folded, level)
+    )
+
+
+# --- the direction -------------------------------------------------------------------------------
+
+
+def test_directions_are_differences_of_columns(folded: TransformerBridge, data: IOIDataset) -> None:
+    directions = logit_diff_directions(folded, data)
+    expected = folded.W_U[:, data.io_tokens] - folded.W_U[:, data.s_tokens]
+    torch.testing.assert_close(directions, expected.T)
+    one = logit_diff_directions(folded, data[3])
+    torch.testing.assert_close(one, directions[3:4])
+
+
+def test_directions_read_the_logit_difference(model: TransformerBridge, data: IOIDataset) -> None:
+    names = [f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"]
+    resid = cache_at_role(model, data, "END", names)[names[0]][:, 0]
+    resid = resid - resid.mean(dim=-1, keepdim=True)
+    scaled = resid / final_layer_norm_scale(model, data)[:, None]
+    diff = (scaled * logit_diff_directions(model, data)).sum(dim=-1)
+    complete = decompose(model, data)
+    for label in ("ln_final_b", "b_U"):
+        if label in complete.labels:
+            diff = diff + complete[label]
+    assert_adds_up(diff, logit_diff_at(model, data))
+
+
+# --- positions, batches, rows --------------------------------------------------------------------
+
+
+def test_padding_and_batch_size_do_not_matter(folded: TransformerBridge, data: IOIDataset) -> None:
+    expected = decompose(folded, data)
+    for batch_size in (1, 5, 100):
+        values = decompose(folded, data, batch_size=batch_size).values
+        torch.testing.assert_close(values, expected.values, atol=1e-5, rtol=1e-4)
+    unpadded = IOIDataset.from_prompts(
+        folded.tokenizer, data[0].prompts, [(data[0].names[0].IO, data[0].names[0].S1)]
+    )
+    alone = decompose(folded, unpadded).values
+    torch.testing.assert_close(alone, expected.values[:, :1], atol=1e-5, rtol=1e-4)
+
+
+@settings(max_examples=10, deadline=None)
+@given(rows=st.lists(st.integers(0, 11), min_size=1, max_size=6))
+def test_rows_are_independent(folded: TransformerBridge, data: IOIDataset, rows: list[int]) -> None:
+    whole = head_attribution(folded, data, per_prompt=True)
+    part = head_attribution(folded, data[rows], per_prompt=True)
+    torch.testing.assert_close(part, whole[..., rows], atol=1e-5, rtol=1e-4)
+
+
+def test_exchanging_the_answers_changes_the_sign(
+    folded: TransformerBridge, level: IOIDataset
+) -> None:
+    directions = logit_diff_directions(folded, level)
+    swapped = logit_diff_directions(folded, level.swap_subject())
+    torch.testing.assert_close(swapped, -directions)
+
+
+# --- frozen LayerNorm ----------------------------------------------------------------------------
+
+
+def test_scale_divides_everything_but_the_biases(
+    model: TransformerBridge, data: IOIDataset
+) -> None:
+    scale = final_layer_norm_scale(model, data)
+    assert scale.shape == (len(data),)
+    plain, same = decompose(model, data), decompose(model, data, scale=scale)
+    torch.testing.assert_close(same.values, plain.values)
+    halved = decompose(model, data, scale=2 * scale, batch_size=5)
+    for label in plain.labels:
+        factor = 1.0 if label in ("ln_final_b", "b_U") else 0.5
+        torch.testing.assert_close(halved[label], plain[label] * factor)
+
+
+def test_frozen_scale_isolates_what_the_ablated_head_wrote(
+    folded: TransformerBridge, data: IOIDataset
+) -> None:
+    def silence(z: Tensor, hook: Any) -> Tensor:
+        z = z.clone()
+        z[:, :, 1] = 0.0
+        return z
+
+    clean = head_attribution(folded, data)
+    scale = final_layer_norm_scale(folded, data)
+    last = folded.cfg.n_layers - 1
+    with folded.hooks(fwd_hooks=[(f"blocks.{last}.attn.hook_z", silence)]):
+        ablated = head_attribution(folded, data, scale=scale)
+        moving = head_attribution(folded, data)
+    changed = (ablated - clean).abs() > 1e-5
+    assert changed.nonzero().tolist() == [[last, 1]]
+    assert ablated[last, 1] == 0
+    assert ((moving - clean).abs() > 1e-5).sum() > 1
+
+
+# --- the hand-built circuit ----------------------------------------------------------------------
+
+
+def test_hand_built_circuit(built: TransformerBridge) -> None:
+    data = IOIDataset.generate(built.tokenizer, 30, prefixes="bundled", seed=5)
+    result = decompose(built, data, per_prompt=False)
+    expected = {
+        head: strength * handbuilt.ATTENTION_DIFFERENCE
+        for head, strength in handbuilt.COPY_STRENGTH.items()
+        if head != "L4H1"  # rests while the others are at work
+    }
+    assert dict(result.top(3)) == pytest.approx(expected, abs=1e-3)
+    for label in result.labels:
+        if label not in expected:
+            assert abs(result[label].item()) < 1e-5
+    lens = logit_lens(built, data)
+    assert lens["3_pre"].item() == pytest.approx(0.0, abs=1e-5)
+    assert lens["3_mid"].item() == pytest.approx(handbuilt.expected_logit_diff(), abs=1e-3)
+
+
+# --- results -------------------------------------------------------------------------------------
+
+
+def test_table_and_standard_errors(folded: TransformerBridge, data: IOIDataset) -> None:
+    result = decompose(folded, data)
+    table = result.table()
+    assert list(table.columns) == ["label", "mean", "stderr"]
+    assert list(table["label"]) == list(result.labels)
+    assert table["mean"].sum() == pytest.approx(result.total.mean().item(), abs=1e-4)
+    row = table.set_index("label").loc["L1H2"]
+    expected = metrics.mean_and_stderr(result["L1H2"], clusters=data.pair_ids)
+    assert row["mean"] == pytest.approx(expected.mean, rel=1e-5)
+    assert row["stderr"] == pytest.approx(expected.stderr, rel=1e-5)
+    assert torch.equal(decompose(folded, data, per_prompt=False).stderr, result.stderr)
+    assert decompose(folded, data[0]).stderr.isnan().all()
+
+
+def test_top_sorts_by_size(folded: TransformerBridge, data: IOIDataset) -> None:
+    result = decompose(folded, data)
+    sizes = [abs(value) for _, value in result.top(len(result.labels))]
+    assert sizes == sorted(sizes, reverse=True)
+    label, value = result.top(1)[0]
+    assert value == pytest.approx(result[label].mean().item(), rel=1e-5)
+
+
+# --- manners -------------------------------------------------------------------------------------
+
+
+def hooks_on(model: TransformerBridge) -> int:
+    return sum(len(point.fwd_hooks) + len(point.bwd_hooks) for point in model.hook_dict.values())
+
+
+def test_hooks_are_removed_also_after_an_error(folded: TransformerBridge, data: IOIDataset) -> None:
+    def fail(activation: Tensor, hook: Any) -> None:
+        raise RuntimeError("on purpose")
+
+    before = hooks_on(folded)
+    decompose(folded, data)
+    assert hooks_on(folded) == before
+    with folded.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", fail)]):
+        inside = hooks_on(folded)
+        with pytest.raises(RuntimeError, match="on purpose"):
+            decompose(folded, data)
+        assert hooks_on(folded) == inside
+    assert hooks_on(folded) == before
+
+
+def test_gradient_switch_is_left_alone(folded: TransformerBridge, data: IOIDataset) -> None:
+    assert torch.is_grad_enabled()
+    assert not head_attribution(folded, data).requires_grad
+    assert torch.is_grad_enabled()
+
+
+def test_half_precision_is_summed_in_float32(random_folder: Path, data: IOIDataset) -> None:
+    model = load_model(str(random_folder), device="cpu", dtype=torch.bfloat16, verbose=False)
+    result = decompose(model, data)
+    assert result.values.dtype == torch.float32
+    expected = logit_diff_at(model, data).float()
+    torch.testing.assert_close(result.total, expected, atol=0.3, rtol=0.1)
+
+
+def test_bad_input_is_refused(folded: TransformerBridge, data: IOIDataset) -> None:
+    with pytest.raises(ValueError, match="'S3' is not a role"):
+        head_attribution(folded, data, "S3")
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        head_attribution(folded, data, batch_size=0)
+    with pytest.raises(ValueError, match="one number for each of the 12 prompts"):
+        head_attribution(folded, data, scale=torch.ones(3))
+    with pytest.raises(ValueError, match='"final" or "own"'):
+        logit_lens(folded, data, layer_norm="none")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no hook 'blocks.9.hook_z'"):
+        cache_at_role(folded, data, "END", ["blocks.9.hook_z"])
+    with pytest.raises(ValueError, match="No component is called 'L9H9'"):
+        decompose(folded, data)["L9H9"]
+
+
+def test_training_mode_is_refused(random_folder: Path, data: IOIDataset) -> None:
+    model = boot_folded(random_folder).train()
+    with pytest.raises(ValueError, match="training mode"):
+        head_attribution(model, data)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("normalization_type", "RMS", "does not end in LayerNorm"),
+        ("final_rms", True, "does not end in LayerNorm"),
+        ("parallel_attn_mlp", True, "parallel layers"),
+        ("output_logits_soft_cap", 30.0, "capped logits"),
+    ],
+)
+def test_other_architectures_are_refused(
+    folded: TransformerBridge,
+    data: IOIDataset,
+    monkeypatch: pytest.MonkeyPatch,
+    setting: str,
+    value: Any,
+    message: str,
+) -> None:
+    monkeypatch.setattr(folded.cfg, setting, value)
+    with pytest.raises(ValueError, match=message):
+        decompose(folded, data)
+    with pytest.raises(ValueError, match=message):
+        logit_diff_directions(folded, data)
