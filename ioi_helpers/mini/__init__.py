@@ -1,0 +1,1 @@
+"""The embedded models: their words, tokenizer, training text, recipes, weights and cards."""

@@ -1,0 +1,119 @@
+"""The embedded models' tokenizer: one token a word, in GPT-2's style.
+
+A leading space belongs to the token, so " Mary" and "Mary" are two tokens; `<|endoftext|>` is both
+beginning and end of text. There is no token for unknown words: :class:`WordTokenizer` refuses a
+text that holds one, names the word and suggests near ones.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from ioi_helpers import stimuli
+from ioi_helpers.mini import lexicon
+
+BOS = "<|endoftext|>"
+# A contraction, or a word, digit or sign with the space before it.
+PIECE = r"'(?:s|t)\b| ?[A-Za-z]+| ?[0-9]| ?[^\sA-Za-z0-9]"
+_PIECE = re.compile(PIECE)
+_PIECE_OR_REST = re.compile(f"({PIECE})")
+
+
+def split(text: str) -> list[str]:
+    """Cut a text into pieces, leading spaces kept: ``"Then, Mary" -> ["Then", ",", " Mary"]``."""
+    return _PIECE.findall(text)
+
+
+def vocabulary() -> list[str]:
+    """Every token of the embedded models, `<|endoftext|>` first, in a fixed order."""
+    words: set[str] = set()
+    for noun in lexicon.COUNT_NOUNS:
+        words.update((noun, lexicon.plural(noun)))
+    for forms in lexicon.VERBS:
+        words.update(forms)
+    for group in (
+        lexicon.MASS_NOUNS,
+        lexicon.PLACES_MORE,
+        lexicon.OBJECTS_MORE,
+        lexicon.ADJECTIVES,
+        lexicon.ADVERBS,
+        lexicon.FUNCTION_WORDS,
+        lexicon.NUMBERS,
+        stimuli.PLACES,
+        stimuli.OBJECTS,
+    ):
+        words.update(group)
+    tokens = {f" {word}" for word in words}
+    for word in (*stimuli.NAMES, *lexicon.CAPITALISED, *lexicon.OPENERS, *lexicon.BARE):
+        tokens.update((word, f" {word}"))
+    for sign in (*lexicon.PUNCTUATION, *lexicon.DIGITS):
+        tokens.update((sign,) if len(sign) > 1 else (sign, f" {sign}"))
+    sentences = (*stimuli.PREFIXES, *stimuli.DEMO_PROMPTS, *stimuli.TEMPLATES)
+    for sentence in (*sentences, *stimuli.ADVERSARIAL_SENTENCES):
+        plain = re.sub(r"\[[A-Z]+\]", stimuli.NAMES[0], sentence)
+        tokens.update(split(plain))
+        tokens.update(split(" " + plain))
+    return [BOS, *sorted(tokens)]
+
+
+def build(folder: Path, max_length: int) -> WordTokenizer:
+    """Write the tokenizer's files into a folder that `from_pretrained` can read; return it."""
+    ids = {token: i for i, token in enumerate(vocabulary())}
+    core = Tokenizer(models.WordLevel(vocab=ids))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE), behavior="isolated")
+    core.decoder = decoders.Fuse()
+    PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token=BOS,
+        eos_token=BOS,
+        pad_token=BOS,
+        model_max_length=max_length,
+    ).save_pretrained(folder)
+    return WordTokenizer.from_pretrained(folder)
+
+
+class WordTokenizer(PreTrainedTokenizerFast):
+    """A word-level tokenizer that refuses an unknown word in one sentence, with near words."""
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.get_vocab())  # asking for it copies it: too slow to do at every call
+
+    def unknown_words(self, text: str) -> list[str]:
+        """The pieces of a text that are not in the vocabulary, in order, each once."""
+        pieces = [piece for piece in _PIECE_OR_REST.split(text.replace(BOS, "")) if piece]
+        return list(dict.fromkeys(piece for piece in pieces if piece not in self._known))
+
+    def _refuse_unknown(self, text: Any) -> None:
+        if isinstance(text, str):
+            unknown = self.unknown_words(text)
+            if unknown:
+                raise ValueError(self._unknown_message(unknown))
+        elif isinstance(text, (list, tuple)):
+            for part in text:
+                self._refuse_unknown(part)
+
+    def _unknown_message(self, unknown: list[str]) -> str:
+        parts = []
+        known = sorted(self._known)
+        for piece in unknown[:3]:
+            near = difflib.get_close_matches(piece, known, n=3, cutoff=0.6)
+            hint = f" (near: {', '.join(repr(word) for word in near)})" if near else ""
+            parts.append(f"{piece!r}{hint}")
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        return (
+            f"The embedded models' vocabulary of {len(known):,} words lacks "
+            f"{', '.join(parts)}{more}; use words it knows, or a model with a larger vocabulary such as gpt2-small."
+        )
+
+    def _encode_plus(self, text: Any, text_pair: Any = None, *args: Any, **kwargs: Any) -> Any:
+        self._refuse_unknown(text)
+        self._refuse_unknown(text_pair)
+        return super()._encode_plus(text, text_pair, *args, **kwargs)

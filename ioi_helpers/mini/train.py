@@ -1,0 +1,516 @@
+"""Train the embedded models: ``python -m ioi_helpers.mini.train ioi-mini``.
+
+`ioi-plain` is trained by plain language modelling. `ioi-mini` is trained on the same text and, at
+the same time, on *interchange interventions* (Geiger et al. 2022, interchange intervention
+training), because a small model left alone learns a shortcut around S2:
+
+0. four early heads are shown where to look on random repeated words (previous token, the word's
+   earlier copy, the word after that copy), strongly at first and weakly to the end, because with
+   so large a vocabulary and such narrow heads they are slow to form;
+1. a linear read-out of the order (ABBA or BABA) on the residual stream at S2, after block
+   ``bit_block``, puts the bit there;
+2. the whole residual stream at S2, from that block on, is exchanged with another prompt's, and the
+   answer asked for is the one that the other prompt's order implies: the bit must be *used*;
+3. the residual stream at END after block ``fetch_block`` is exchanged likewise, together with
+   another row's activations at every word where a name could have been parked, so that names must
+   be fetched from where they stand, afterwards;
+4. whole heads and MLPs of the last blocks are dropped out at random, so that several heads learn
+   to move the name;
+5. the logit difference is held near log(0.97 / 0.03), the optimum of an answer that is S in 3 % of
+   the cases, which heads that attend sharply to IO otherwise overshoot by far.
+
+What each step planted is measured, not assumed: see :mod:`ioi_helpers.mini.verify` and the models'
+cards. Training can be interrupted and resumed; the same seed gives the same weights on one machine
+and thread count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
+
+from ioi_helpers.mini.corpus import S_ANSWER_RATE, Corpus, Document, Prompt
+from ioi_helpers.mini.tokenizer import build
+
+CONTEXT = 256
+POOL = 60_000  # texts made in advance, so that batches can be of similar lengths
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one embedded model is made. ``interchange`` False means plain language modelling."""
+
+    name: str
+    layers: int
+    heads: int
+    width: int
+    steps: int
+    interchange: bool
+    head_dropout: float = 0.0
+    mlp_dropout: float = 0.0
+    # Heads shown where to look at first: (block, head) -> "previous", "copy" or "after copy".
+    guided: tuple[tuple[int, int, str], ...] = ()
+    guided_steps: int = 2000
+    bit_block: int = 1
+    fetch_block: int = 3
+    calibration: float = 0.03  # weight of the squared distance to log(0.97 / 0.03)
+    learning_rate: float = 1.5e-3
+    documents: int = 48  # a step
+    prompts: int = 56  # a step, half of them as sources; interchange only
+    repeats: int = 32  # rows of repeated words a step, for the first blocks; interchange only
+    seed: int = 0
+
+
+RECIPES = {
+    "ioi-mini": Recipe(
+        "ioi-mini",
+        layers=6,
+        heads=6,
+        width=144,
+        steps=2800,
+        interchange=True,
+        head_dropout=0.2,
+        mlp_dropout=0.3,
+        guided=((0, 0, "previous"), (0, 1, "copy"), (1, 0, "copy"), (1, 1, "after copy")),
+        documents=24,
+        prompts=48,
+    ),
+    "ioi-plain": Recipe(
+        "ioi-plain", layers=4, heads=6, width=96, steps=4000, interchange=False, documents=48
+    ),
+}
+
+
+def pad(rows: Sequence[Sequence[float]]) -> Tensor:
+    """Rows of unequal length, right-padded with zeros (token 0 is `<|endoftext|>`)."""
+    width = max(len(row) for row in rows)
+    return torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows])
+
+
+def _words_of(documents: Sequence[Document], length: int) -> Tensor:
+    """Where there are words: neither BOS nor padding, [document pos]."""
+    lengths = torch.tensor([len(d.ids) for d in documents])
+    pos = torch.arange(length)
+    return (pos >= 1) & (pos < lengths[:, None])
+
+
+def replace_layers(config: GPT2Config, layers: int) -> GPT2Config:
+    """The same configuration with another number of blocks."""
+    return GPT2Config(**{**config.to_dict(), "n_layer": layers})
+
+
+@dataclass
+class PromptBatch:
+    """IOI prompts as tensors; the second half serves as targets, the first as sources."""
+
+    ids: Int[Tensor, "batch pos"]
+    first: Int[Tensor, " batch"]
+    second: Int[Tensor, " batch"]
+    s2: Int[Tensor, " batch"]
+    end: Int[Tensor, " batch"]
+    abba: Int[Tensor, " batch"]
+
+    @classmethod
+    def of(cls, prompts: Sequence[Prompt]) -> PromptBatch:
+        def column(values: list[int]) -> Tensor:
+            return torch.tensor(values)
+
+        return cls(
+            pad([p.ids for p in prompts]).long(),
+            column([p.first for p in prompts]),
+            column([p.second for p in prompts]),
+            column([p.s2 for p in prompts]),
+            column([p.end for p in prompts]),
+            column([int(p.second_is_subject) for p in prompts]),
+        )
+
+
+class Interventions:
+    """The hooks that training puts on a GPT-2: interchange, dropout of whole heads and MLPs."""
+
+    def __init__(self, model: GPT2LMHeadModel, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.batch: PromptBatch | None = None
+        self.kind = "none"  # "none", "S2" or "END"
+        self.only_block: int | None = None  # S2 at one block only, for measuring
+        self.sources: Tensor | None = None
+        self.dropping = False
+        self.residual: dict[int, Tensor] = {}
+        self.normalised: dict[int, Tensor] = {}  # what each guided block's attention reads
+        blocks = model.transformer.h
+        for i, block in enumerate(blocks):
+            block.register_forward_hook(lambda _m, _in, out, i=i: self._after_block(i, out))
+            if any(i == layer for layer, _, _ in recipe.guided):
+                block.ln_1.register_forward_hook(lambda _m, _in, out, i=i: self._keep(i, out))
+            if recipe.interchange and i > recipe.fetch_block:
+                block.attn.c_proj.register_forward_pre_hook(self._drop_heads)
+                block.mlp.register_forward_hook(self._drop_mlp)
+
+    def _keep(self, i: int, out: Tensor) -> None:
+        self.normalised[i] = out
+
+    @contextmanager
+    def interchange(
+        self, batch: PromptBatch, kind: str, sources: Tensor | None, only_block: int | None = None
+    ) -> Iterator[None]:
+        """Within: rows of the second half get the activations of ``sources`` of the first."""
+        self.batch, self.kind, self.sources, self.only_block = batch, kind, sources, only_block
+        try:
+            yield
+        finally:
+            self.batch, self.kind, self.sources, self.only_block = None, "none", None, None
+
+    def _after_block(self, i: int, out: Any) -> Any:
+        stream = out[0] if isinstance(out, tuple) else out
+        if i == self.recipe.bit_block:
+            self.residual[i] = stream
+        if self.batch is None or self.sources is None:
+            return out
+        if self.kind == "S2":
+            swap = i == self.only_block if self.only_block is not None else True
+            if not swap or i < self.recipe.bit_block:
+                return out
+            at = self.batch.s2
+        elif i == self.recipe.fetch_block:
+            at = self.batch.end
+        else:
+            return out
+        half = stream.shape[0] // 2
+        rows = torch.arange(stream.shape[0])
+        new = stream.clone()
+        if self.kind == "END":
+            new = torch.where(self._parking(stream.shape[1])[..., None], stream.roll(1, 0), new)
+        new[rows[half:], at[half:]] = stream[self.sources, at[self.sources]]
+        return (new, *out[1:]) if isinstance(out, tuple) else new
+
+    def _parking(self, length: int) -> Tensor:
+        """Words of the target rows where a name could be parked: from the first name to END."""
+        assert self.batch is not None
+        b = self.batch
+        pos = torch.arange(length)[None]
+        park = (pos > b.first[:, None]) & (pos < b.end[:, None])
+        park &= (pos != b.second[:, None]) & (pos != b.s2[:, None])
+        park[: len(b.end) // 2] = False
+        return park
+
+    def _drop_heads(self, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x = args[0]
+        if self.dropping and self.recipe.head_dropout > 0:
+            b, t, d = x.shape
+            heads = self.recipe.heads
+            rate = self.recipe.head_dropout
+            keep = (torch.rand(b, 1, heads, 1) > rate).to(x.dtype) / max(1 - rate, 1e-6)
+            x = (x.view(b, t, heads, d // heads) * keep).reshape(b, t, d)
+        return (x, *args[1:])
+
+    def _drop_mlp(self, _module: nn.Module, _args: Any, out: Tensor) -> Tensor:
+        if self.dropping and self.recipe.mlp_dropout > 0:
+            rate = self.recipe.mlp_dropout
+            keep = (torch.rand(out.shape[0], 1, 1) > rate).to(out.dtype) / max(1 - rate, 1e-6)
+            return out * keep
+        return out
+
+
+def answer_loss(
+    logits: Float[Tensor, "batch vocab"],
+    batch: PromptBatch,
+    abba: Int[Tensor, " batch"],
+    calibration: float,
+) -> Float[Tensor, " batch"]:
+    """Cross-entropy against 97 % IO, 3 % S, for the order given, plus the calibration's penalty."""
+    rows = torch.arange(len(batch.end))
+    log_probs = logits.log_softmax(-1)
+    first = log_probs[rows, batch.ids[rows, batch.first]]
+    second = log_probs[rows, batch.ids[rows, batch.second]]
+    io, s = torch.where(abba == 1, first, second), torch.where(abba == 1, second, first)
+    miss = io - s - math.log((1 - S_ANSWER_RATE) / S_ANSWER_RATE)
+    return -(1 - S_ANSWER_RATE) * io - S_ANSWER_RATE * s + calibration * miss.square()
+
+
+class Trainer:
+    """One training run: model, read-outs, optimiser and the pools that batches are drawn from."""
+
+    def __init__(self, recipe: Recipe, steps: int | None = None) -> None:
+        self.recipe = recipe
+        self.steps = steps or recipe.steps
+        torch.manual_seed(recipe.seed)
+        self.rng = random.Random(recipe.seed + 1)
+        corpus = Corpus(recipe.seed, CONTEXT)
+        self.documents = sorted((corpus.document() for _ in range(POOL)), key=lambda d: len(d.ids))
+        self.prompts = sorted(
+            (corpus.prompt() for _ in range(POOL if recipe.interchange else 100)),
+            key=lambda p: len(p.ids),
+        )
+        self.repeats = sorted(
+            (corpus.repeated() for _ in range(POOL // 3 if recipe.interchange else 0)),
+            key=lambda d: len(d.ids),
+        )
+        held_back = Corpus(recipe.seed + 1000, CONTEXT)
+        self.check = [p for p in (held_back.prompt() for _ in range(400)) if len(p.ids) <= 80]
+        config = GPT2Config(
+            vocab_size=len(corpus.ids),
+            n_positions=CONTEXT,
+            n_embd=recipe.width,
+            n_layer=recipe.layers,
+            n_head=recipe.heads,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+        self.model = GPT2LMHeadModel(config)
+        self.hooks = Interventions(self.model, recipe)
+        # The first blocks alone, sharing their weights: enough for what is asked of early heads.
+        self.early = GPT2Model(replace_layers(config, recipe.bit_block + 1))
+        self.early.wte, self.early.wpe = self.model.transformer.wte, self.model.transformer.wpe
+        self.early.h = self.model.transformer.h[: recipe.bit_block + 1]
+        self.order_readout = nn.Linear(recipe.width, 1)
+        self.repeat_readout = nn.Linear(recipe.width, 1)
+        parameters = [
+            *self.model.parameters(),
+            *self.order_readout.parameters(),
+            *self.repeat_readout.parameters(),
+        ]
+        self.optimizer = torch.optim.AdamW(
+            parameters, lr=1e-3, weight_decay=0.01, betas=(0.9, 0.98)
+        )
+        self.step = 0
+        self.readout_loss = 1.0
+        self.use_from: int | None = None  # the step from which the bit is asked to be used
+
+    # Batches -----------------------------------------------------------------------------------
+
+    def _window(self, pool: Sequence[Any], size: int) -> list[Any]:
+        """Rows of similar length, so that little is padding: a window of a pool sorted by it."""
+        start = self.rng.randrange(len(pool) - 4 * size)
+        return self.rng.sample(pool[start : start + 4 * size], size)
+
+    def _language_loss(self) -> Tensor:
+        size = self.recipe.documents // 2
+        loss = torch.zeros(())
+        for _ in range(2):
+            documents: list[Document] = self._window(self.documents, size)
+            if max(len(d.ids) for d in documents) > 120:
+                documents = documents[: size // 3]
+            ids = pad([d.ids for d in documents]).long()
+            weights = pad([d.weights for d in documents])[:, 1:]
+            hidden = self.model.transformer(ids).last_hidden_state
+            where = weights > 0
+            logits = self.model.lm_head(hidden[:, :-1][where])
+            losses = F.cross_entropy(logits, ids[:, 1:][where], reduction="none")
+            loss = loss + (losses * weights[where]).sum() / weights.sum() / 2
+        return loss
+
+    def _early_loss(self) -> Tensor:
+        """What is asked of the first blocks on repeated words: the read-out and the guidance."""
+        documents: list[Document] = self._window(self.repeats, self.recipe.repeats)
+        ids = pad([d.ids for d in documents]).long()
+        self.early(ids)
+        guidance = max(0.1, min(1.0, 2 - 2 * self.step / self.recipe.guided_steps))
+        loss = 0.25 * self._repeat_readout_loss(documents, ids)
+        if self.recipe.guided:
+            loss = loss + 0.5 * guidance * self._guidance_loss(documents, ids)
+        return loss
+
+    def _guidance_loss(self, documents: Sequence[Document], ids: Tensor) -> Tensor:
+        """Minus the log of the attention that guided heads pay to where they should look."""
+        count, length = ids.shape
+        same = (ids[:, :, None] == ids[:, None, :]).tril(-1)
+        real = _words_of(documents, length)
+        previous = torch.eye(length, dtype=torch.bool).roll(1, 0).tril(-1).expand(count, -1, -1)
+        # The word after an earlier copy: one place to the right of it, and not after the query.
+        after = F.pad(same, (1, 0))[..., :-1].tril()
+        targets = {"previous": previous, "copy": same, "after copy": after}
+        causal = torch.ones(length, length, dtype=torch.bool).tril()
+        total = torch.zeros(())
+        size = self.recipe.width // self.recipe.heads
+        for layer, head, kind in self.recipe.guided:
+            attention = self.model.transformer.h[layer].attn.c_attn
+            stream = self.hooks.normalised[layer]
+            at = slice(head * size, (head + 1) * size)
+            width = self.recipe.width
+            weight, bias = attention.weight, attention.bias
+            query = stream @ weight[:, :width][:, at] + bias[:width][at]
+            key = stream @ weight[:, width : 2 * width][:, at] + bias[width : 2 * width][at]
+            scores = (query @ key.transpose(1, 2) / size**0.5).masked_fill(~causal, -1e9)
+            target = targets[kind]
+            asked = target.any(-1) & real
+            looked = (scores.softmax(-1) * target).sum(-1)[asked]
+            total = total - looked.clamp_min(1e-6).log().mean()
+        return total
+
+    def _repeat_readout_loss(self, documents: Sequence[Document], ids: Tensor) -> Tensor:
+        """Has this word stood here before? Asked of random words, at every position."""
+        stream = self.hooks.residual[self.recipe.bit_block]
+        seen = (ids[:, :, None] == ids[:, None, :]).tril(-1).any(-1)
+        real = _words_of(documents, ids.shape[1])
+        answer = self.repeat_readout(stream)[..., 0]
+        return F.binary_cross_entropy_with_logits(answer[real], seen[real].float())
+
+    def _end_logits(self, batch: PromptBatch) -> Tensor:
+        rows = torch.arange(len(batch.end))
+        return self.model.lm_head(
+            self.model.transformer(batch.ids).last_hidden_state[rows, batch.end]
+        )
+
+    def _interchange_loss(self) -> Tensor:
+        size = self.recipe.prompts
+        batch = PromptBatch.of(self._window(self.prompts, size))
+        half = size // 2
+        using = self.use_from is not None
+        sources = torch.randperm(half) if using else None
+        kind = "S2" if self.rng.random() < 0.5 else "END"
+        with self.hooks.interchange(batch, kind, sources):
+            logits = self._end_logits(batch)
+        asked = batch.abba.clone()
+        if sources is not None:
+            asked[half:] = batch.abba[sources]
+        # Before the bit is in use, held-down logits would only slow the task's own learning.
+        calibration = self.recipe.calibration if using else 0.0
+        losses = answer_loss(logits, batch, asked, calibration)
+        weight = (
+            min(1.0, 0.05 + (self.step - self.use_from) / 300) if self.use_from is not None else 0.0
+        )
+        stream = self.hooks.residual[self.recipe.bit_block]
+        rows = torch.arange(size)
+        # Interchange happens in the hook after the stream was kept: this is each row's own.
+        readout = F.binary_cross_entropy_with_logits(
+            self.order_readout(stream[rows, batch.s2])[:, 0], batch.abba.float()
+        )
+        self.readout_loss = 0.97 * self.readout_loss + 0.03 * readout.item()
+        if self.use_from is None and self.readout_loss < 0.1:
+            self.use_from = self.step
+        return (
+            losses[:half].mean() + weight * losses[half:].mean() + (1.0 if using else 2.0) * readout
+        )
+
+    # The loop ----------------------------------------------------------------------------------
+
+    def train_step(self) -> float:
+        """One optimiser step; returns the loss."""
+        r = self.recipe
+        warm = min(1.0, (self.step + 1) / 200)
+        rate = (
+            r.learning_rate * warm * (0.5 * (1 + math.cos(math.pi * self.step / self.steps)) + 0.01)
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        self.hooks.dropping = self.use_from is not None and self.step > self.use_from + 300
+        loss = self._language_loss()
+        if r.interchange:
+            loss = loss + self._interchange_loss() + self._early_loss()
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        return loss.item()
+
+    @torch.no_grad()
+    def progress(self) -> dict[str, float]:
+        """Accuracy and logit difference on fresh prompts, as they are and under interchange."""
+        self.model.eval()
+        self.hooks.dropping = False
+        batch = PromptBatch.of(self.check)
+        doubled = PromptBatch(*(torch.cat([t, t]) for t in vars(batch).values()))
+        n = len(batch.end)
+        generator = torch.Generator().manual_seed(0)
+        sources = torch.randperm(n, generator=generator)
+        result = {}
+        for kind in ("none", "S2", "END") if self.recipe.interchange else ("none",):
+            with self.hooks.interchange(doubled, kind, None if kind == "none" else sources):
+                logits = self._end_logits(doubled)[n:]
+            rows = torch.arange(n)
+            diff = (
+                logits[rows, batch.ids[rows, batch.first]]
+                - logits[rows, batch.ids[rows, batch.second]]
+            )
+            if kind == "none":
+                diff = diff * (2 * batch.abba - 1)
+                result["accuracy"], result["logit diff"] = (diff > 0).float().mean(), diff.mean()
+            else:
+                moved = batch.abba[sources] != batch.abba
+                diff = (diff * (2 * batch.abba[sources] - 1))[moved]
+                result[f"{kind} moves"] = (diff > 0).float().mean()
+        result["read-out loss"] = torch.tensor(self.readout_loss)
+        return {key: round(float(value), 3) for key, value in result.items()}
+
+    def save(self, path: Path) -> None:
+        """Write everything a later run needs to go on from here."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        state = {
+            "model": self.model.state_dict(),
+            "readouts": [self.order_readout.state_dict(), self.repeat_readout.state_dict()],
+            "optimizer": self.optimizer.state_dict(),
+            "counters": (self.step, self.readout_loss, self.use_from),
+            "rng": (self.rng.getstate(), torch.get_rng_state()),
+        }
+        partial = path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint that :meth:`save` wrote on this machine."""
+        state = torch.load(path, weights_only=False)
+        self.model.load_state_dict(state["model"])
+        self.order_readout.load_state_dict(state["readouts"][0])
+        self.repeat_readout.load_state_dict(state["readouts"][1])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.readout_loss, self.use_from = state["counters"]
+        self.rng.setstate(state["rng"][0])
+        torch.set_rng_state(state["rng"][1])
+
+
+def train(recipe: Recipe, folder: Path, checkpoints: Path, steps: int | None = None) -> None:
+    """Train a model, resuming from its checkpoint if there is one, and write its folder."""
+    trainer = Trainer(recipe, steps)
+    checkpoint = checkpoints / f"{recipe.name}.pt"
+    if checkpoint.exists():
+        trainer.load(checkpoint)
+        tqdm.write(f"{recipe.name}: going on from step {trainer.step}")
+    with tqdm(total=trainer.steps, initial=trainer.step, desc=recipe.name) as bar:
+        while trainer.step < trainer.steps:
+            loss = trainer.train_step()
+            bar.update()
+            if trainer.step % 250 == 0 or trainer.step == trainer.steps:
+                tqdm.write(f"{trainer.step:5d} loss {loss:.3f} {trainer.progress()}")
+                trainer.save(checkpoint)
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer.model.save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    build(folder, CONTEXT)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Train an embedded model.")
+    parser.add_argument("model", choices=sorted(RECIPES))
+    parser.add_argument("--folder", type=Path, help="where to write it (default: in the package)")
+    parser.add_argument("--checkpoints", type=Path, default=Path("build/mini"))
+    parser.add_argument("--steps", type=int, help="fewer steps, for trying out")
+    parser.add_argument("--fresh", action="store_true", help="forget a checkpoint")
+    given = parser.parse_args(arguments)
+    folder = given.folder or Path(__file__).parent / given.model
+    if given.fresh:
+        shutil.rmtree(given.checkpoints, ignore_errors=True)
+    train(RECIPES[given.model], folder, given.checkpoints, given.steps)
+
+
+if __name__ == "__main__":
+    main()

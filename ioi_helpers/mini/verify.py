@@ -1,0 +1,387 @@
+"""What an embedded model does, measured on prompts it was not trained on.
+
+:func:`measure` returns the numbers of a model's card; :func:`find_roles` gives heads their roles,
+each by an intervention whose effect is recorded. ``python -m ioi_helpers.mini.verify ioi-mini``
+writes both into the model's folder (`README.md`, `roles.json`).
+
+Every intervention here is a *resample*: a head's output (`z`) at one role is replaced by what it is
+on the same prompt with something changed, and the logit difference is read again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from ioi_helpers import attribution, heads, metrics
+from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.mini.corpus import held_out_pair, held_out_prefixes
+from ioi_helpers.mini.train import RECIPES, Recipe
+from ioi_helpers.models import embedded_folder, load_model
+
+# A head has a role when it looks where the role's heads look and when taking its output away
+# there moves the logit difference by this share of it. Stated here, before any model was looked at.
+ATTENTION_THRESHOLD = 0.3
+EFFECT_THRESHOLD = 0.02
+
+Head = tuple[int, int]
+
+
+def held_out_prompts(model: TransformerBridge, n: int, prefixes: bool, seed: int = 0) -> IOIDataset:
+    """At least ``n`` IOI prompts whose name pairs, and prefixes if any, training never saw."""
+    data = IOIDataset.generate(
+        model.tokenizer, 16 * n, prefixes=held_out_prefixes() if prefixes else None, seed=seed
+    )
+    keep = torch.tensor([held_out_pair(names.IO, names.S1) for names in data.names])
+    rows = keep.nonzero()[:, 0][: n + n % 2]
+    return data[rows]
+
+
+def run(
+    model: TransformerBridge, data: IOIDataset, names: Sequence[str] = ()
+) -> tuple[Float[Tensor, "batch vocab"], dict[str, Tensor]]:
+    """Logits at END, and the named hooks' activations."""
+    wanted = set(names)
+    logits, cache = model.run_with_cache(
+        data.tokens, attention_mask=data.attention_mask, names_filter=lambda name: name in wanted
+    )
+    return data.gather(logits, "END"), dict(cache.items())
+
+
+def run_with_replacements(
+    model: TransformerBridge,
+    data: IOIDataset,
+    role: str,
+    replacements: Mapping[str, tuple[Tensor, int | None]],
+    keep: Sequence[str] = (),
+) -> tuple[Float[Tensor, "batch vocab"], dict[str, Tensor]]:
+    """Logits at END when, at a role, hooks take the value given (of one head, or of all)."""
+    rows = torch.arange(len(data))
+    at = data.positions[role]
+    kept: dict[str, Tensor] = {}
+
+    # A hook's own name may be another than the alias it was asked for by, so each knows its own.
+    def replace(value: Tensor, hook: Any, name: str) -> Tensor:
+        new, head = replacements[name]
+        value = value.clone()
+        if head is None:
+            value[rows, at] = new
+        else:
+            value[rows, at, head] = new
+        return value
+
+    def remember(value: Tensor, hook: Any, name: str) -> None:
+        kept[name] = value
+
+    hooks: list[tuple[str, Any]] = [(name, partial(replace, name=name)) for name in replacements]
+    hooks += [(name, partial(remember, name=name)) for name in keep]
+    logits = model.run_with_hooks(data.tokens, attention_mask=data.attention_mask, fwd_hooks=hooks)
+    return data.gather(logits, "END"), kept
+
+
+def _z(layer: int) -> str:
+    return f"blocks.{layer}.attn.hook_z"
+
+
+def resample_heads(
+    model: TransformerBridge,
+    data: IOIDataset,
+    source: IOIDataset,
+    role: str,
+    chosen: Sequence[Head],
+) -> Float[Tensor, " batch"]:
+    """Logit difference of each prompt with these heads' output at a role taken from ``source``."""
+    layers = sorted({layer for layer, _ in chosen})
+    _, cache = run(model, source, [_z(layer) for layer in layers])
+    replacements = {}
+    rows = torch.arange(len(data))
+    _, own = run(model, data, [_z(layer) for layer in layers])
+    for layer in layers:
+        value = own[_z(layer)][rows, data.positions[role]].clone()
+        for at, head in chosen:
+            if at == layer:
+                value[:, head] = cache[_z(layer)][rows, source.positions[role], head]
+        replacements[_z(layer)] = (value, None)
+    logits, _ = run_with_replacements(model, data, role, replacements)
+    return metrics.logit_diff(logits, data, per_prompt=True)
+
+
+def s2_interchange(
+    model: TransformerBridge, data: IOIDataset, layers: Sequence[int]
+) -> Float[Tensor, " batch"]:
+    """Logit difference with S2's residual stream (before the blocks given) of the other order."""
+    names = [f"blocks.{layer}.hook_resid_pre" for layer in layers]
+    _, cache = run(model, data.swap_order(), names)
+    rows = torch.arange(len(data))
+    replacements = {name: (cache[name][rows, data.positions["S2"]], None) for name in names}
+    logits, _ = run_with_replacements(model, data, "S2", replacements)
+    return metrics.logit_diff(logits, data, per_prompt=True)
+
+
+def repeated_token_scores(
+    model: TransformerBridge, rows: int = 4, length: int = 100, seed: int = 0
+) -> dict[str, Float[Tensor, "layer head"]]:
+    """Previous-token, duplicate-token and induction scores on random tokens repeated once.
+
+    As in TransformerLens' Exploratory Analysis demo: no BOS, the mean attention along the diagonal
+    1, ``length`` and ``length - 1`` back.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    half = torch.randint(1, model.cfg.d_vocab, (rows, length), generator=generator)
+    half = half.to(model.cfg.device)
+    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
+    wanted = set(names)
+    _, cache = model.run_with_cache(
+        torch.cat([half, half], dim=1), names_filter=lambda name: name in wanted
+    )
+    pattern = torch.stack([cache[name] for name in names])  # [layer batch head query key]
+    back = {"previous_token": 1, "duplicate_token": length, "induction": length - 1}
+    return {
+        role: pattern.diagonal(-offset, dim1=-2, dim2=-1).mean(-1).mean(1)
+        for role, offset in back.items()
+    }
+
+
+def backup_effect(
+    model: TransformerBridge, data: IOIDataset, ablated: Head
+) -> Float[Tensor, "layer head batch"]:
+    """How each head's direct attribution changes when one head is taken out at END (ABC's output).
+
+    The final LayerNorm's scale is frozen at its value in the untouched run, so that what changes is
+    what heads write and not the yardstick.
+    """
+    n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
+    names = [_z(layer) for layer in range(n_layers)]
+    scale_name = "ln_final.hook_scale"
+    rows = torch.arange(len(data))
+    _, clean = run(model, data, [*names, scale_name])
+    _, other = run(model, data.abc(), [_z(ablated[0])])
+    value = other[_z(ablated[0])][rows, data.positions["END"], ablated[1]]
+    _, after = run_with_replacements(
+        model, data, "END", {_z(ablated[0]): (value, ablated[1])}, keep=names
+    )
+    scale = clean[scale_name][rows, data.positions["END"]]
+    directions = attribution.logit_diff_directions(model, data) / scale
+    change = torch.zeros(n_layers, n_heads, len(data))
+    for layer, name in enumerate(names):
+        moved = after[name] - clean[name]
+        at_end = moved[rows, data.positions["END"]]
+        if layer == ablated[0]:
+            at_end[:, ablated[1]] = value - clean[name][rows, data.positions["END"], ablated[1]]
+        change[layer] = torch.einsum("bhe,hem,bm->hb", at_end, model.W_O[layer], directions)
+    return change
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """How well a model does IOI on one set of prompts."""
+
+    prompts: int
+    io_preferred: float
+    logit_diff: float
+    stderr: float
+    io_probability: float
+
+
+def behaviour(model: TransformerBridge, data: IOIDataset) -> Behaviour:
+    """Accuracy, logit difference and probability of IO on a dataset."""
+    logits, _ = run(model, data)
+    diff = metrics.mean_and_stderr(metrics.logit_diff(logits, data, per_prompt=True), data.pair_ids)
+    return Behaviour(
+        len(data),
+        float(metrics.io_preferred(logits, data)),
+        diff.mean,
+        diff.stderr,
+        float(metrics.io_probability(logits, data)),
+    )
+
+
+def interval(values: Float[Tensor, " batch"]) -> tuple[float, float]:
+    """A 95 % interval of the mean over prompts (normal approximation)."""
+    estimate = metrics.mean_and_stderr(values)
+    return estimate.mean - 1.96 * estimate.stderr, estimate.mean + 1.96 * estimate.stderr
+
+
+def find_roles(model: TransformerBridge, data: IOIDataset) -> list[dict[str, Any]]:
+    """The heads that have a role, each with its attention and the effect of an intervention.
+
+    Source of the roles: Wang et al. 2022, section 3. A head gets a role when its attention is above
+    ``ATTENTION_THRESHOLD`` and the effect above ``EFFECT_THRESHOLD`` of the clean logit difference:
+
+    - *name mover*: END to IO; its direct attribution. *Negative name mover*: the same, negative.
+    - *S-inhibition*: END to S2; effect of its output at END from the other order.
+    - *duplicate token*, *induction*: S2 to S1, S2 to S1+1; effect of its output at S2 from the
+      other order.
+    - *previous token*: S1+1 to S1; effect of its output at S1+1 from the ABC prompts.
+    - *backup name mover*: not a name mover, but its direct attribution rises when the strongest
+      name mover is taken out at END, interval above zero.
+    """
+    logits, _ = run(model, data)
+    clean = metrics.logit_diff(logits, data, per_prompt=True)
+    total = float(clean.mean())
+    direct = attribution.head_attribution(model, data)
+    end = heads.attention_by_role(model, data, query="END", keys=("IO", "S1", "S2"))
+    s2 = heads.attention_by_role(model, data, query="S2", keys=("S1", "S1+1"))
+    after_s1 = heads.attention_by_role(model, data, query="S1+1", keys=("S1",))
+    swapped, abc = data.swap_order(), data.abc()
+    found: list[dict[str, Any]] = []
+
+    def add(head: Head, role: str, position: str, attention: float, **evidence: Any) -> None:
+        found.append(
+            {
+                "head": f"L{head[0]}H{head[1]}",
+                "layer": head[0],
+                "head_index": head[1],
+                "role": role,
+                "position": position,
+                "evidence": {"attention": round(attention, 3), **evidence},
+            }
+        )
+
+    everyone = [(i, j) for i in range(model.cfg.n_layers) for j in range(model.cfg.n_heads)]
+    movers = []
+    for head in everyone:
+        looks, effect = float(end[head][0]), float(direct[head])
+        if looks > ATTENTION_THRESHOLD and abs(effect) > EFFECT_THRESHOLD * total:
+            role = "name_mover" if effect > 0 else "negative_name_mover"
+            movers.append(head)
+            add(
+                head,
+                role,
+                "END",
+                looks,
+                attends="END to IO",
+                intervention="none needed: direct attribution to the logit difference",
+                effect=round(effect, 3),
+                unit="logits",
+            )
+
+    def by_effect(
+        role: str, position: str, attention: Tensor, attends: str, source: IOIDataset, what: str
+    ) -> None:
+        for head in everyone:
+            looks = float(attention[head])
+            if looks <= ATTENTION_THRESHOLD:
+                continue
+            changed = resample_heads(model, data, source, position, [head])
+            effect = float((changed - clean).mean())
+            if abs(effect) > EFFECT_THRESHOLD * total:
+                add(
+                    head,
+                    role,
+                    position,
+                    looks,
+                    attends=attends,
+                    intervention=f"its output at {position} taken from {what}",
+                    effect=round(effect, 3),
+                    unit="logits, change of the mean logit difference",
+                )
+
+    order, three = "the prompt in the other order", "the prompt with three different names"
+    by_effect("s_inhibition", "END", end[..., 2], "END to S2", swapped, order)
+    by_effect("duplicate_token", "S2", s2[..., 0], "S2 to S1", swapped, order)
+    by_effect("induction", "S2", s2[..., 1], "S2 to S1+1", swapped, order)
+    by_effect("previous_token", "S1+1", after_s1[..., 0], "S1+1 to S1", abc, three)
+
+    strongest = max(everyone, key=lambda head: float(direct[head]))
+    rise = backup_effect(model, data, strongest)
+    for head in everyone:
+        if head in movers or head == strongest:
+            continue
+        low, high = interval(rise[head])
+        if low > EFFECT_THRESHOLD * total:
+            add(
+                head,
+                "backup_name_mover",
+                "END",
+                float(end[head][0]),
+                attends="END to IO",
+                intervention=f"L{strongest[0]}H{strongest[1]}'s output at END taken from {three}",
+                effect=round(float(rise[head].mean()), 3),
+                interval=[round(low, 3), round(high, 3)],
+                unit="logits, change of its direct attribution, final LayerNorm frozen",
+            )
+    return found
+
+
+def measure(model: TransformerBridge, recipe: Recipe, n: int = 400) -> dict[str, Any]:
+    """Everything that the cards report and the tests require, as plain numbers."""
+    plain = held_out_prompts(model, n, prefixes=False)
+    prefixed = held_out_prompts(model, n, prefixes=True)
+    demo = IOIDataset.demo(model.tokenizer)
+    logits, _ = run(model, plain)
+    clean = metrics.logit_diff(logits, plain, per_prompt=True)
+    total = float(clean.mean())
+    n_layers = model.cfg.n_layers
+    first = recipe.bit_block + 1
+    decomposed = attribution.layer_attribution(model, plain)
+    parts = dict(zip(decomposed.labels, decomposed.mean.tolist(), strict=True))
+    result: dict[str, Any] = {
+        "behaviour": {
+            "held out": vars(behaviour(model, plain)),
+            "held out, with prefix": vars(behaviour(model, prefixed)),
+            "demo": vars(behaviour(model, demo)),
+        },
+        "direct attribution": {
+            "attention layers": sum(v for k, v in parts.items() if k.endswith("attn_out")),
+            "MLPs": sum(v for k, v in parts.items() if k.endswith("mlp_out")),
+            "total": total,
+        },
+        "S2 interchange": {
+            **{
+                f"before block {layer}": {
+                    "logit_diff": float((diff := s2_interchange(model, plain, [layer])).mean()),
+                    "moved": float((diff < 0).float().mean()),
+                }
+                for layer in range(n_layers)
+            },
+            "all blocks": {
+                "logit_diff": float(
+                    (diff := s2_interchange(model, plain, range(first, n_layers))).mean()
+                ),
+                "moved": float((diff < 0).float().mean()),
+            },
+        },
+        "repeated tokens": {
+            role: {
+                "best": heads.head_labels(model)[int(scores.argmax())],
+                "score": float(scores.max()),
+            }
+            for role, scores in repeated_token_scores(model).items()
+        },
+    }
+    return result
+
+
+def write(name: str) -> None:
+    """Measure an embedded model and write its `roles.json` and `measured.json`."""
+    model = load_model(name, device="cpu", verbose=False)
+    data = held_out_prompts(model, 400, prefixes=False)
+    folder = embedded_folder(name)
+    registry: dict[str, Any] = {"model": name, "heads": find_roles(model, data)}
+    (folder / "roles.json").write_text(json.dumps(registry, indent=1) + "\n", encoding="utf8")
+    numbers = measure(model, RECIPES[name])
+    (folder / "measured.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf8")
+    print(json.dumps(numbers, indent=1))
+    for head in registry["heads"]:
+        print(head["head"], head["role"], head["position"], head["evidence"])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Measure an embedded model and write its card.")
+    parser.add_argument("model", choices=sorted(RECIPES))
+    write(parser.parse_args(arguments).model)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The training code: tiny runs, resumed runs, and the interventions it trains with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ioi_helpers.mini import train as training
+from ioi_helpers.mini.train import RECIPES, PromptBatch, Trainer, train
+
+TINY = replace(RECIPES["ioi-mini"], layers=3, heads=2, width=16, fetch_block=1, documents=8,
+               prompts=8, guided=((0, 0, "previous"), (1, 1, "after copy")))  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def small_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "POOL", 200)
+
+
+def weights(trainer: Trainer) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+
+def test_same_seed_same_weights_and_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
+    whole = Trainer(TINY, steps=6)
+    for _ in range(6):
+        whole.train_step()
+    first = Trainer(TINY, steps=6)
+    for _ in range(3):
+        first.train_step()
+    first.save(tmp_path / "half.pt")
+    second = Trainer(TINY, steps=6)
+    second.load(tmp_path / "half.pt")
+    for _ in range(3):
+        second.train_step()
+    torch.testing.assert_close(weights(second), weights(whole), rtol=0, atol=0)
+
+
+def test_training_lowers_the_loss() -> None:
+    trainer = Trainer(replace(TINY, interchange=False, guided=(), learning_rate=0.02), steps=60)
+    losses = [trainer.train_step() for _ in range(60)]
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+
+
+def test_train_writes_a_bootable_folder(tmp_path: Path) -> None:
+    from ioi_helpers import load_model
+    folder = tmp_path / "model"
+    train(TINY, folder, tmp_path / "checkpoints", steps=2)
+    assert not list(folder.glob("*.bin")), "no pickles"
+    model = load_model(str(folder), device="cpu", verbose=False)
+    assert model.cfg.n_layers == 3
+    assert model("Then, John and Mary went to the store.").shape[-1] == model.cfg.d_vocab
+
+
+def prompts(trainer: Trainer) -> PromptBatch:
+    return PromptBatch.of(trainer._window(trainer.prompts, 8))
+
+
+def test_interchange_leaves_source_rows_alone_and_is_gone_afterwards() -> None:
+    torch.manual_seed(0)
+    trainer = Trainer(TINY, steps=1)
+    trainer.model.eval()
+    batch = prompts(trainer)
+    with torch.no_grad():
+        plain = trainer._end_logits(batch)
+        sources = torch.tensor([1, 2, 3, 0])
+        for kind in ("S2", "END"):
+            with trainer.hooks.interchange(batch, kind, sources):
+                moved = trainer._end_logits(batch)
+            torch.testing.assert_close(moved[:4], plain[:4])
+            assert (moved[4:] - plain[4:]).abs().max() > 1e-5
+        with pytest.raises(RuntimeError, match="inside"):
+            with trainer.hooks.interchange(batch, "S2", sources):
+                raise RuntimeError("inside")
+        torch.testing.assert_close(trainer._end_logits(batch), plain)
+
+
+def test_interchange_with_an_equal_prompt_changes_nothing() -> None:
+    trainer = Trainer(TINY, steps=1)
+    trainer.model.eval()
+    half = trainer.prompts[:4]
+    batch = PromptBatch.of([*half, *half])
+    with torch.no_grad():
+        plain = trainer._end_logits(batch)
+        with trainer.hooks.interchange(batch, "S2", torch.arange(4)):
+            torch.testing.assert_close(trainer._end_logits(batch), plain)
+
+
+def test_names_are_never_parking_places() -> None:
+    trainer = Trainer(TINY, steps=1)
+    batch = prompts(trainer)
+    with trainer.hooks.interchange(batch, "END", torch.arange(4)):
+        parking = trainer.hooks._parking(batch.ids.shape[1])
+    rows = torch.arange(8)
+    for role in (batch.first, batch.second, batch.s2, batch.end):
+        assert not parking[rows, role].any()
+    assert parking[4:].any() and not parking[:4].any()
+
+
+def test_whole_heads_are_dropped_only_in_the_last_blocks() -> None:
+    trainer = Trainer(replace(TINY, head_dropout=1.0, mlp_dropout=1.0), steps=1)
+    trainer.model.eval()
+    batch = prompts(trainer)
+    streams = []
+    trainer.model.transformer.h[2].register_forward_hook(
+        lambda _m, args, out: streams.append((args[0], out[0] if isinstance(out, tuple) else out))
+    )
+    with torch.no_grad():
+        trainer.hooks.dropping = True
+        trainer._end_logits(batch)
+    before, after = streams[0]
+    bias = trainer.model.transformer.h[2].attn.c_proj.bias
+    torch.testing.assert_close(after, before + bias)
