@@ -1,0 +1,162 @@
+"""Pieces of text, each tokenised once, and the checks of the words that fill a template's fields.
+
+Prompts are put together from pieces, so tokenising a handful of texts is enough for any number of
+prompts. Names get special care: a role is one position, so a name must be one token, and a name
+that is not is refused with some that are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Int
+
+from ioi_helpers.stimuli import NAMES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Pieces:
+    """Pieces of text and the token ids of each. Append-only; piece 0 is the empty text."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.texts: list[str] = [""]
+        self.ids: list[list[int]] = [[]]
+        self._index: dict[str, int] = {"": 0}
+
+    def add(self, texts: Sequence[str]) -> Int[np.ndarray, " texts"]:
+        """Indices of `texts`, tokenising in one batch those not met before."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._index]
+        if new:
+            for text, ids in zip(new, encode(self.tokenizer, new), strict=True):
+                self._index[text] = len(self.texts)
+                self.texts.append(text)
+                self.ids.append(ids)
+        return np.array([self._index[text] for text in texts], dtype=np.int64)
+
+    def add_one(self, text: str) -> int:
+        """Index of one text."""
+        return int(self.add([text])[0])
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, with nothing put in front or behind."""
+    encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return encoded
+
+
+# --- names ---------------------------------------------------------------------------------------
+
+
+def name_pieces(
+    pieces: Pieces, names: Sequence[str], suggest: bool = True
+) -> Int[np.ndarray, " names"]:
+    """Pieces of " Name" for each name.
+
+    Args:
+        suggest: end the error with names that would do.
+
+    Raises:
+        ValueError: a name is not a single token that the tokenizer knows.
+    """
+    indices = pieces.add([f" {name}" for name in names])
+    unknown_id = getattr(pieces.tokenizer, "unk_token_id", None)
+    for name, index in zip(names, indices, strict=True):
+        ids = pieces.ids[index]
+        if len(ids) == 1 and ids[0] != unknown_id:
+            continue
+        if len(ids) == 1:
+            what = "is unknown to this tokenizer"
+        else:
+            parts = ", ".join(repr(pieces.tokenizer.decode([i])) for i in ids)
+            what = f"is {len(ids)} tokens under this tokenizer ({parts})"
+        raise ValueError(
+            f"The name {name!r} {what}, but a role is a single token"
+            + (f"; try {_suggest_names(pieces, name)} instead." if suggest else ".")
+        )
+    return indices
+
+
+def check_names(pieces: Pieces, names: Iterable[str] | None) -> tuple[str, ...]:
+    """The names to draw from: the bundled ones that are single tokens, or the given ones, checked.
+
+    Bundled names that another tokenizer would split are left out; given names never are.
+
+    Raises:
+        ValueError: a given name is repeated or not a single token, or fewer than 3 names are left.
+    """
+    if names is None:
+        pool = _usable_names(pieces, NAMES)
+    else:
+        if isinstance(names, str):
+            raise ValueError(f"names must be a list of names, not the one text {names!r}.")
+        pool = [name.strip() for name in names]
+        repeated = sorted({name for name in pool if pool.count(name) > 1})
+        if repeated:
+            raise ValueError(f"The name {repeated[0]!r} is listed twice; names must differ.")
+        name_pieces(pieces, pool)
+    if len(pool) < 3:
+        raise ValueError(
+            f"Only {len(pool)} usable name{'' if len(pool) == 1 else 's'}; an IOI prompt and its "
+            "ABC counterfactual need at least 3 single-token names."
+        )
+    return tuple(pool)
+
+
+def _usable_names(pieces: Pieces, names: Sequence[str]) -> list[str]:
+    """Those of the names that are a single token for this tokenizer."""
+
+    def usable(*some: str) -> bool:
+        try:
+            name_pieces(pieces, some, suggest=False)
+        except ValueError:
+            return False
+        return True
+
+    # All at once first: nearly always they are, and one batch is much faster than many.
+    return list(names) if usable(*names) else [name for name in names if usable(name)]
+
+
+def _suggest_names(pieces: Pieces, name: str) -> str:
+    """A few bundled names that are single tokens, those most like `name` first."""
+    usable = _usable_names(pieces, NAMES)
+    similar = get_close_matches(name, usable, n=3, cutoff=0.4)
+    same_initial = [other for other in usable if other[0] == name[:1].upper()]
+    chosen = list(dict.fromkeys([*similar, *same_initial, *usable]))[:3]
+    return ", ".join(chosen) or "another name"
+
+
+# --- other words ---------------------------------------------------------------------------------
+
+
+def check_words(what: str, words: Iterable[str] | None, default: Sequence[str]) -> list[str]:
+    """The given words or sentences, or the default ones, stripped.
+
+    Args:
+        what: the argument's name, for the error.
+
+    Raises:
+        ValueError: one text instead of a list, no entry, or an empty one.
+    """
+    if isinstance(words, str):
+        raise ValueError(f"{what} must be a list of words, not the one text {words!r}.")
+    chosen = [word.strip() for word in (default if words is None else words)]
+    if not chosen or not all(chosen):
+        raise ValueError(f"{what} must hold at least one entry and no empty ones.")
+    return chosen
+
+
+def check_nouns(what: str, nouns: Iterable[str] | None, default: Sequence[str]) -> list[str]:
+    """As `check_words`, for places and objects, which must also be free of punctuation."""
+    chosen = check_words(what, nouns, default)
+    for noun in chosen:
+        # A full stop or comma here would pass for the end of the first clause.
+        if not re.fullmatch(r"\w[\w' -]*", noun):
+            raise ValueError(f"{noun!r} in {what} must be a plain word, without punctuation.")
+    return chosen
