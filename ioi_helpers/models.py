@@ -54,7 +54,7 @@ def default_model() -> tuple[str, str]:
         for file in _GPT2_WEIGHTS
     ):
         return "gpt2-small", "its weights are in the local cache"
-    if importlib.util.find_spec("google") and importlib.util.find_spec("google.colab"):
+    if _in_colab():
         return "gpt2-small", "this is Colab, which can download it"
     return "ioi-mini", "GPT-2's weights are not in the local cache"
 
@@ -142,6 +142,10 @@ def print_versions() -> None:
     packages = ("ioi_helpers", "torch", "transformer_lens", "transformers")
     found = ", ".join(f"{package} {version(package)}" for package in packages)
     print(f"Python {platform.python_version()}, {found}")
+
+
+def _in_colab() -> bool:
+    return bool(importlib.util.find_spec("google") and importlib.util.find_spec("google.colab"))
 
 
 def _is_path(source: str) -> bool:

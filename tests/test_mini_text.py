@@ -106,7 +106,9 @@ def test_training_prompts_know_their_roles_and_hold_nothing_back() -> None:
     kept_back = set(held_out_prefixes())
     for _ in range(500):
         prompt = corpus.prompt()
-        first, second, s2 = (tokens[prompt.ids[i]] for i in (prompt.first, prompt.second, prompt.s2))
+        first, second, s2 = (
+            tokens[prompt.ids[i]] for i in (prompt.first, prompt.second, prompt.s2)
+        )
         assert s2 == (second if prompt.second_is_subject else first)
         assert first != second
         assert not held_out_pair(first.strip(), second.strip())

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from ioi_helpers.mini import train as training
-from ioi_helpers.mini.train import RECIPES, PromptBatch, Trainer, train
+from ioi_helpers.mini.train import RECIPES, Cycle, PromptBatch, Trainer, train
 
 TINY = replace(RECIPES["ioi-mini"], layers=3, heads=2, width=16, fetch_block=1, documents=8,
-               prompts=8, guided=((0, 0, "previous"), (1, 1, "after copy")))  # fmt: skip
+               prompts=8, repeats=4, guided=((0, 0, "previous"), (1, 1, "after copy")))  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def small_pools(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "POOL", 200)
+    monkeypatch.setattr(training, "POOL", 480)
 
 
 def weights(trainer: Trainer) -> torch.Tensor:
@@ -40,19 +40,33 @@ def test_same_seed_same_weights_and_a_resumed_run_is_the_same_run(tmp_path: Path
 
 
 def test_training_lowers_the_loss() -> None:
-    trainer = Trainer(replace(TINY, interchange=False, guided=(), learning_rate=0.02), steps=60)
+    trainer = Trainer(replace(TINY, interchange=False, guided=(), cycles=(Cycle(60, 0.02),)))
     losses = [trainer.train_step() for _ in range(60)]
-    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+    assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
 
 
 def test_train_writes_a_bootable_folder(tmp_path: Path) -> None:
     from ioi_helpers import load_model
+
     folder = tmp_path / "model"
     train(TINY, folder, tmp_path / "checkpoints", steps=2)
     assert not list(folder.glob("*.bin")), "no pickles"
     model = load_model(str(folder), device="cpu", verbose=False)
     assert model.cfg.n_layers == 3
     assert model("Then, John and Mary went to the store.").shape[-1] == model.cfg.d_vocab
+
+
+def test_cycles_follow_each_other_and_training_ends() -> None:
+    cycles = (Cycle(2, 1e-3), Cycle(3, 1e-4, long_repeats=True))
+    trainer = Trainer(replace(TINY, cycles=cycles))
+    seen = []
+    for _ in range(5):
+        seen.append(trainer._cycle()[1])
+        trainer.train_step()
+    assert seen == [0, 1, 0, 1, 2]
+    assert trainer.steps == 5
+    with pytest.raises(ValueError, match="over"):
+        trainer.train_step()
 
 
 def prompts(trainer: Trainer) -> PromptBatch:

@@ -110,7 +110,8 @@ class WordTokenizer(PreTrainedTokenizerFast):
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         return (
             f"The embedded models' vocabulary of {len(known):,} words lacks "
-            f"{', '.join(parts)}{more}; use words it knows, or a model with a larger vocabulary such as gpt2-small."
+            f"{', '.join(parts)}{more}; use words it knows, or a model with a larger vocabulary "
+            "such as gpt2-small."
         )
 
     def _encode_plus(self, text: Any, text_pair: Any = None, *args: Any, **kwargs: Any) -> Any:

@@ -32,7 +32,7 @@ import random
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,20 @@ POOL = 60_000  # texts made in advance, so that batches can be of similar length
 
 
 @dataclass(frozen=True)
+class Cycle:
+    """A stretch of training, in which the learning rate rises quickly and falls on a cosine.
+
+    ``long_repeats``: repeated words are up to the whole context long, not only 30 words, and are
+    also predicted, not only looked at. (Heads form on short ones several times as fast.)
+    """
+
+    steps: int
+    learning_rate: float
+    long_repeats: bool = False
+    calibration: float = 0.03  # weight of the squared distance to log(0.97 / 0.03)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How one embedded model is made. ``interchange`` False means plain language modelling."""
 
@@ -58,17 +72,15 @@ class Recipe:
     layers: int
     heads: int
     width: int
-    steps: int
+    cycles: tuple[Cycle, ...]
     interchange: bool
     head_dropout: float = 0.0
     mlp_dropout: float = 0.0
     # Heads shown where to look at first: (block, head) -> "previous", "copy" or "after copy".
     guided: tuple[tuple[int, int, str], ...] = ()
-    guided_steps: int = 2000
+    guided_share: float = 5 / 7  # of a cycle; the guidance is weak after it
     bit_block: int = 1
     fetch_block: int = 3
-    calibration: float = 0.03  # weight of the squared distance to log(0.97 / 0.03)
-    learning_rate: float = 1.5e-3
     documents: int = 48  # a step
     prompts: int = 56  # a step, half of them as sources; interchange only
     repeats: int = 32  # rows of repeated words a step, for the first blocks; interchange only
@@ -81,7 +93,7 @@ RECIPES = {
         layers=6,
         heads=6,
         width=144,
-        steps=2800,
+        cycles=(Cycle(2800, 1.5e-3), Cycle(1500, 8e-4, long_repeats=True, calibration=0.1)),
         interchange=True,
         head_dropout=0.2,
         mlp_dropout=0.3,
@@ -90,7 +102,13 @@ RECIPES = {
         prompts=48,
     ),
     "ioi-plain": Recipe(
-        "ioi-plain", layers=4, heads=6, width=96, steps=4000, interchange=False, documents=48
+        "ioi-plain",
+        layers=4,
+        heads=6,
+        width=96,
+        cycles=(Cycle(4000, 1.5e-3),),
+        interchange=False,
+        documents=48,
     ),
 }
 
@@ -246,7 +264,9 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, steps: int | None = None) -> None:
         self.recipe = recipe
-        self.steps = steps or recipe.steps
+        first = recipe.cycles[0]
+        self.cycles = recipe.cycles if steps is None else (replace(first, steps=steps),)
+        self.steps = sum(cycle.steps for cycle in self.cycles)
         torch.manual_seed(recipe.seed)
         self.rng = random.Random(recipe.seed + 1)
         corpus = Corpus(recipe.seed, CONTEXT)
@@ -257,6 +277,13 @@ class Trainer:
         )
         self.repeats = sorted(
             (corpus.repeated() for _ in range(POOL // 3 if recipe.interchange else 0)),
+            key=lambda d: len(d.ids),
+        )
+        self.long_repeats = sorted(
+            (
+                corpus.repeated((CONTEXT - 1) // 2)
+                for _ in range(POOL // 12 if any(c.long_repeats for c in self.cycles) else 0)
+            ),
             key=lambda d: len(d.ids),
         )
         held_back = Corpus(recipe.seed + 1000, CONTEXT)
@@ -308,24 +335,46 @@ class Trainer:
             if max(len(d.ids) for d in documents) > 120:
                 documents = documents[: size // 3]
             ids = pad([d.ids for d in documents]).long()
-            weights = pad([d.weights for d in documents])[:, 1:]
             hidden = self.model.transformer(ids).last_hidden_state
-            where = weights > 0
-            logits = self.model.lm_head(hidden[:, :-1][where])
-            losses = F.cross_entropy(logits, ids[:, 1:][where], reduction="none")
-            loss = loss + (losses * weights[where]).sum() / weights.sum() / 2
+            loss = loss + self._next_word_loss(documents, ids, hidden) / 2
         return loss
 
-    def _early_loss(self) -> Tensor:
-        """What is asked of the first blocks on repeated words: the read-out and the guidance."""
-        documents: list[Document] = self._window(self.repeats, self.recipe.repeats)
+    def _next_word_loss(self, documents: Sequence[Document], ids: Tensor, hidden: Tensor) -> Tensor:
+        """Cross-entropy of the next word, weighted as the documents say."""
+        weights = pad([d.weights for d in documents])[:, 1:]
+        where = weights > 0
+        logits = self.model.lm_head(hidden[:, :-1][where])
+        losses = F.cross_entropy(logits, ids[:, 1:][where], reduction="none")
+        return (losses * weights[where]).sum() / weights.sum()
+
+    def _repeats_loss(self) -> Tensor:
+        """What is asked of early heads on repeated words: the read-out and the guidance."""
+        cycle, at = self._cycle()
+        long = cycle.long_repeats and self.rng.random() < 0.5
+        pool = self.long_repeats if long else self.repeats
+        documents: list[Document] = self._window(pool, self.recipe.repeats // (4 if long else 1))
         ids = pad([d.ids for d in documents]).long()
-        self.early(ids)
-        guidance = max(0.1, min(1.0, 2 - 2 * self.step / self.recipe.guided_steps))
-        loss = 0.25 * self._repeat_readout_loss(documents, ids)
+        loss = torch.zeros(())
+        if cycle.long_repeats:
+            hidden = self.model.transformer(ids).last_hidden_state
+            loss = self._next_word_loss(documents, ids, hidden)
+        else:
+            self.early(ids)
+        share = at / (cycle.steps * self.recipe.guided_share)
+        guidance = max(0.1, min(1.0, 2 - 2 * share))
+        loss = loss + 0.25 * self._repeat_readout_loss(documents, ids)
         if self.recipe.guided:
             loss = loss + 0.5 * guidance * self._guidance_loss(documents, ids)
         return loss
+
+    def _cycle(self) -> tuple[Cycle, int]:
+        """The cycle that the next step belongs to, and the steps made in it."""
+        at = self.step
+        for cycle in self.cycles:
+            if at < cycle.steps:
+                return cycle, at
+            at -= cycle.steps
+        raise ValueError("This training run is over.")
 
     def _guidance_loss(self, documents: Sequence[Document], ids: Tensor) -> Tensor:
         """Minus the log of the attention that guided heads pay to where they should look."""
@@ -381,7 +430,7 @@ class Trainer:
         if sources is not None:
             asked[half:] = batch.abba[sources]
         # Before the bit is in use, held-down logits would only slow the task's own learning.
-        calibration = self.recipe.calibration if using else 0.0
+        calibration = self._cycle()[0].calibration if using else 0.0
         losses = answer_loss(logits, batch, asked, calibration)
         weight = (
             min(1.0, 0.05 + (self.step - self.use_from) / 300) if self.use_from is not None else 0.0
@@ -404,17 +453,17 @@ class Trainer:
     def train_step(self) -> float:
         """One optimiser step; returns the loss."""
         r = self.recipe
-        warm = min(1.0, (self.step + 1) / 200)
-        rate = (
-            r.learning_rate * warm * (0.5 * (1 + math.cos(math.pi * self.step / self.steps)) + 0.01)
-        )
+        cycle, at = self._cycle()
+        warm = min(1.0, (at + 1) / 200)
+        decay = 0.5 * (1 + math.cos(math.pi * at / cycle.steps)) + 0.01
+        rate = cycle.learning_rate * warm * decay
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
         self.hooks.dropping = self.use_from is not None and self.step > self.use_from + 300
         loss = self._language_loss()
         if r.interchange:
-            loss = loss + self._interchange_loss() + self._early_loss()
+            loss = loss + self._interchange_loss() + self._repeats_loss()
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

@@ -61,12 +61,11 @@ def run_with_replacements(
     model: TransformerBridge,
     data: IOIDataset,
     role: str,
-    replacements: Mapping[str, tuple[Tensor, int | None]],
+    replacements: Mapping[str, tuple[Tensor, Sequence[int] | None]],
     keep: Sequence[str] = (),
 ) -> tuple[Float[Tensor, "batch vocab"], dict[str, Tensor]]:
-    """Logits at END when, at a role, hooks take the value given (of one head, or of all)."""
-    rows = torch.arange(len(data))
-    at = data.positions[role]
+    """Logits at END when, at a role, hooks take the value given (of the heads named, or of all)."""
+    rows, at = torch.arange(len(data)), data.positions[role]
     kept: dict[str, Tensor] = {}
 
     # A hook's own name may be another than the alias it was asked for by, so each knows its own.
@@ -76,7 +75,7 @@ def run_with_replacements(
         if head is None:
             value[rows, at] = new
         else:
-            value[rows, at, head] = new
+            value[rows[:, None], at[:, None], torch.tensor(list(head))] = new
         return value
 
     def remember(value: Tensor, hook: Any, name: str) -> None:
@@ -92,25 +91,36 @@ def _z(layer: int) -> str:
     return f"blocks.{layer}.attn.hook_z"
 
 
+def head_outputs(
+    model: TransformerBridge, data: IOIDataset, role: str
+) -> Float[Tensor, "layer batch head d_head"]:
+    """Every head's output (`z`) at a role of each prompt."""
+    names = [_z(layer) for layer in range(model.cfg.n_layers)]
+    _, cache = run(model, data, names)
+    return torch.stack([data.gather(cache[name], role) for name in names])
+
+
 def resample_heads(
     model: TransformerBridge,
     data: IOIDataset,
-    source: IOIDataset,
     role: str,
+    own: Float[Tensor, "layer batch head d_head"],
+    other: Float[Tensor, "layer batch head d_head"],
     chosen: Sequence[Head],
 ) -> Float[Tensor, " batch"]:
-    """Logit difference of each prompt with these heads' output at a role taken from ``source``."""
-    layers = sorted({layer for layer, _ in chosen})
-    _, cache = run(model, source, [_z(layer) for layer in layers])
-    replacements = {}
-    rows = torch.arange(len(data))
-    _, own = run(model, data, [_z(layer) for layer in layers])
-    for layer in layers:
-        value = own[_z(layer)][rows, data.positions[role]].clone()
-        for at, head in chosen:
-            if at == layer:
-                value[:, head] = cache[_z(layer)][rows, source.positions[role], head]
-        replacements[_z(layer)] = (value, None)
+    """Logit difference of each prompt when these heads' output at a role is another prompt's.
+
+    ``own`` and ``other`` are :func:`head_outputs` of the dataset and of its counterfactual.
+    """
+    mixed = own.clone()
+    for layer, head in chosen:
+        mixed[layer, :, head] = other[layer, :, head]
+    replacements = {
+        # Only the chosen heads: what later layers' other heads do may change.
+        _z(layer): (mixed[layer][:, heads_here], heads_here)
+        for layer in sorted({layer for layer, _ in chosen})
+        for heads_here in [[head for at, head in chosen if at == layer]]
+    }
     logits, _ = run_with_replacements(model, data, role, replacements)
     return metrics.logit_diff(logits, data, per_prompt=True)
 
@@ -167,7 +177,7 @@ def backup_effect(
     _, other = run(model, data.abc(), [_z(ablated[0])])
     value = other[_z(ablated[0])][rows, data.positions["END"], ablated[1]]
     _, after = run_with_replacements(
-        model, data, "END", {_z(ablated[0]): (value, ablated[1])}, keep=names
+        model, data, "END", {_z(ablated[0]): (value[:, None], [ablated[1]])}, keep=names
     )
     scale = clean[scale_name][rows, data.positions["END"]]
     directions = attribution.logit_diff_directions(model, data) / scale
@@ -232,7 +242,6 @@ def find_roles(model: TransformerBridge, data: IOIDataset) -> list[dict[str, Any
     end = heads.attention_by_role(model, data, query="END", keys=("IO", "S1", "S2"))
     s2 = heads.attention_by_role(model, data, query="S2", keys=("S1", "S1+1"))
     after_s1 = heads.attention_by_role(model, data, query="S1+1", keys=("S1",))
-    swapped, abc = data.swap_order(), data.abc()
     found: list[dict[str, Any]] = []
 
     def add(head: Head, role: str, position: str, attention: float, **evidence: Any) -> None:
@@ -268,11 +277,12 @@ def find_roles(model: TransformerBridge, data: IOIDataset) -> list[dict[str, Any
     def by_effect(
         role: str, position: str, attention: Tensor, attends: str, source: IOIDataset, what: str
     ) -> None:
+        own, other = (head_outputs(model, each, position) for each in (data, source))
         for head in everyone:
             looks = float(attention[head])
             if looks <= ATTENTION_THRESHOLD:
                 continue
-            changed = resample_heads(model, data, source, position, [head])
+            changed = resample_heads(model, data, position, own, other, [head])
             effect = float((changed - clean).mean())
             if abs(effect) > EFFECT_THRESHOLD * total:
                 add(
@@ -286,6 +296,7 @@ def find_roles(model: TransformerBridge, data: IOIDataset) -> list[dict[str, Any
                     unit="logits, change of the mean logit difference",
                 )
 
+    swapped, abc = data.swap_order(), data.abc()
     order, three = "the prompt in the other order", "the prompt with three different names"
     by_effect("s_inhibition", "END", end[..., 2], "END to S2", swapped, order)
     by_effect("duplicate_token", "S2", s2[..., 0], "S2 to S1", swapped, order)
@@ -313,66 +324,197 @@ def find_roles(model: TransformerBridge, data: IOIDataset) -> list[dict[str, Any
     return found
 
 
-def measure(model: TransformerBridge, recipe: Recipe, n: int = 400) -> dict[str, Any]:
+def measure(
+    model: TransformerBridge, recipe: Recipe, registry: Sequence[Mapping[str, Any]], n: int = 400
+) -> dict[str, Any]:
     """Everything that the cards report and the tests require, as plain numbers."""
     plain = held_out_prompts(model, n, prefixes=False)
     prefixed = held_out_prompts(model, n, prefixes=True)
-    demo = IOIDataset.demo(model.tokenizer)
     logits, _ = run(model, plain)
     clean = metrics.logit_diff(logits, plain, per_prompt=True)
     total = float(clean.mean())
     n_layers = model.cfg.n_layers
-    first = recipe.bit_block + 1
-    decomposed = attribution.layer_attribution(model, plain)
-    parts = dict(zip(decomposed.labels, decomposed.mean.tolist(), strict=True))
-    result: dict[str, Any] = {
+    layers = attribution.layer_attribution(model, plain)
+    parts = dict(zip(layers.labels, layers.mean.tolist(), strict=True))
+    direct = attribution.head_attribution(model, plain)
+    looks = heads.attention_by_role(model, plain, query="END", keys=("IO",))[..., 0]
+
+    def with_role(*roles: str) -> list[Head]:
+        return [(h["layer"], h["head_index"]) for h in registry if h["role"] in roles]
+
+    def swapped(blocks: Sequence[int]) -> dict[str, float]:
+        diff = s2_interchange(model, plain, blocks)
+        return {"logit_diff": float(diff.mean()), "moved": float((diff < 0).float().mean())}
+
+    movers = [head for head in with_role("name_mover") if float(looks[head]) > 0.4]
+    early = with_role("duplicate_token", "induction")
+    inhibition = [h for h in registry if h["role"] == "s_inhibition"]
+    inhibition.sort(key=lambda h: h["evidence"]["effect"])
+    early_diff = total
+    if early:
+        own, other = (head_outputs(model, each, "S2") for each in (plain, plain.abc()))
+        early_diff = float(resample_heads(model, plain, "S2", own, other, early).mean())
+    strongest = divmod(int(direct.argmax()), model.cfg.n_heads)
+    rise = backup_effect(model, plain, strongest)
+    rise[strongest] = -torch.inf
+    backup = divmod(int(rise.mean(-1).argmax()), model.cfg.n_heads)
+    low, high = interval(rise[backup])
+    return {
         "behaviour": {
             "held out": vars(behaviour(model, plain)),
             "held out, with prefix": vars(behaviour(model, prefixed)),
-            "demo": vars(behaviour(model, demo)),
+            "demo": vars(behaviour(model, IOIDataset.demo(model.tokenizer))),
         },
         "direct attribution": {
             "attention layers": sum(v for k, v in parts.items() if k.endswith("attn_out")),
             "MLPs": sum(v for k, v in parts.items() if k.endswith("mlp_out")),
+            "name movers": float(sum(direct[head] for head in movers)),
+            "most negative head": heads.head_labels(model)[int(direct.argmin())],
+            "of the most negative head": float(direct.min()),
             "total": total,
         },
+        "name movers": [f"L{layer}H{head}" for layer, head in movers],
         "S2 interchange": {
-            **{
-                f"before block {layer}": {
-                    "logit_diff": float((diff := s2_interchange(model, plain, [layer])).mean()),
-                    "moved": float((diff < 0).float().mean()),
-                }
-                for layer in range(n_layers)
-            },
-            "all blocks": {
-                "logit_diff": float(
-                    (diff := s2_interchange(model, plain, range(first, n_layers))).mean()
-                ),
-                "moved": float((diff < 0).float().mean()),
-            },
+            **{f"before block {layer}": swapped([layer]) for layer in range(n_layers)},
+            "all blocks": swapped(range(recipe.bit_block + 1, n_layers)),
+        },
+        "S-inhibition": {
+            "head": inhibition[0]["head"] if inhibition else None,
+            "attention": inhibition[0]["evidence"]["attention"] if inhibition else 0.0,
+            "share": -inhibition[0]["evidence"]["effect"] / total if inhibition else 0.0,
+        },
+        "early heads at S2": {
+            "heads": [f"L{layer}H{head}" for layer, head in early],
+            "logit_diff": early_diff,
+            "share": (total - early_diff) / total,
         },
         "repeated tokens": {
             role: {
-                "best": heads.head_labels(model)[int(scores.argmax())],
+                "head": heads.head_labels(model)[int(scores.argmax())],
                 "score": float(scores.max()),
             }
             for role, scores in repeated_token_scores(model).items()
         },
+        "backup": {
+            "ablated": f"L{strongest[0]}H{strongest[1]}",
+            "head": f"L{backup[0]}H{backup[1]}",
+            "rise": float(rise[backup].mean()),
+            "low": low,
+            "high": high,
+        },
     }
-    return result
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """One thing that an embedded model must do, with what was measured."""
+
+    what: str
+    measured: float
+    at_least: float
+    note: str = ""
+
+    @property
+    def met(self) -> bool:
+        return self.measured >= self.at_least
+
+
+def requirements(numbers: Mapping[str, Any], circuit: bool) -> list[Requirement]:
+    """What a model must do; ``circuit`` asks for GPT-2's manner as well (`ioi-mini`)."""
+    found = [
+        Requirement(
+            f"IO above S, {where}",
+            b["io_preferred"],
+            1.0 if where == "demo" else 0.99,
+            f"{b['prompts']} prompts, logit difference {b['logit_diff']:.2f}",
+        )
+        for where, b in numbers["behaviour"].items()
+    ]
+    if not circuit:
+        return found
+    direct, swap = numbers["direct attribution"], numbers["S2 interchange"]
+    single = max((v["moved"], k) for k, v in swap.items() if k != "all blocks")
+    inhibition, early = numbers["S-inhibition"], numbers["early heads at S2"]
+    backup, movers = numbers["backup"], numbers["name movers"]
+    return [
+        *found,
+        Requirement(
+            "S2 interchanged, all blocks: answers moved", swap["all blocks"]["moved"], 0.97
+        ),
+        Requirement("S2 interchanged, one block: answers moved", single[0], 0.0, single[1]),
+        Requirement("name movers with attention above 0.4", len(movers), 2, ", ".join(movers)),
+        Requirement(
+            "name movers' share of the logit difference",
+            direct["name movers"] / direct["total"],
+            0.5,
+            f"MLPs {direct['MLPs']:.2f} of {direct['total']:.2f}",
+        ),
+        Requirement(
+            "S-inhibition: attention to S2", inhibition["attention"], 0.4, inhibition["head"] or ""
+        ),
+        Requirement("S-inhibition: share when patched", inhibition["share"], 1 / 3),
+        *(
+            Requirement(f"{role.replace('_', '-')} score", s["score"], 0.5, s["head"])
+            for role, s in numbers["repeated tokens"].items()
+        ),
+        Requirement(
+            "duplicate-token and induction heads ablated at S2: share",
+            early["share"],
+            0.1,
+            ", ".join(early["heads"]),
+        ),
+        Requirement(
+            "backup: rise in direct attribution, lower end",
+            backup["low"],
+            1e-6,
+            f"{backup['head']} when {backup['ablated']} is ablated",
+        ),
+    ]
+
+
+def table(found: Sequence[Requirement]) -> str:
+    """The requirements as a Markdown table."""
+    lines = ["| measured on held-out prompts | value | at least | |", "|---|---|---|---|"]
+    for r in found:
+        asked = (
+            f"{r.at_least:.2f}" if r.at_least > 1e-3 else "above 0" if r.at_least else "reported"
+        )
+        lines.append(f"| {r.what} | {r.measured:.3f} | {asked} | {r.note} |")
+    return "\n".join(lines)
+
+
+MARKERS = ("<!-- measured: written by ioi_helpers.mini.verify -->", "<!-- end of measured -->")
+
+
+def with_table(card: str, found: Sequence[Requirement]) -> str:
+    """A model card with what stands between the markers replaced by the table.
+
+    Raises:
+        ValueError: The card lacks the markers.
+    """
+    if any(marker not in card for marker in MARKERS):
+        raise ValueError(f"The card lacks the markers {MARKERS[0]!r} and {MARKERS[1]!r}.")
+    before, rest = card.split(MARKERS[0])
+    after = rest.split(MARKERS[1])[1]
+    return f"{before}{MARKERS[0]}\n{table(found)}\n{MARKERS[1]}{after}"
 
 
 def write(name: str) -> None:
-    """Measure an embedded model and write its `roles.json` and `measured.json`."""
+    """Measure an embedded model; write `roles.json`, `measured.json` and the card's table."""
     model = load_model(name, device="cpu", verbose=False)
-    data = held_out_prompts(model, 400, prefixes=False)
     folder = embedded_folder(name)
-    registry: dict[str, Any] = {"model": name, "heads": find_roles(model, data)}
-    (folder / "roles.json").write_text(json.dumps(registry, indent=1) + "\n", encoding="utf8")
-    numbers = measure(model, RECIPES[name])
-    (folder / "measured.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf8")
-    print(json.dumps(numbers, indent=1))
-    for head in registry["heads"]:
+    registry = find_roles(model, held_out_prompts(model, 400, prefixes=False))
+    numbers = measure(model, RECIPES[name], registry)
+    for file, content in (
+        ("roles.json", {"model": name, "heads": registry}),
+        ("measured.json", numbers),
+    ):
+        (folder / file).write_text(json.dumps(content, indent=1) + "\n", encoding="utf8")
+    card = folder / "README.md"
+    found = requirements(numbers, circuit=RECIPES[name].interchange)
+    card.write_text(with_table(card.read_text(encoding="utf8"), found), encoding="utf8")
+    print(table(found))
+    for head in registry:
         print(head["head"], head["role"], head["position"], head["evidence"])
 
 

@@ -1,0 +1,137 @@
+"""What the embedded models must do, measured anew on held-out prompts and printed as a table."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformer_lens.model_bridge import TransformerBridge
+
+from ioi_helpers import load_model, stimuli
+from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.heads import roles
+from ioi_helpers.mini import verify
+from ioi_helpers.mini.corpus import held_out_pair, held_out_prefixes
+from ioi_helpers.mini.train import RECIPES
+from ioi_helpers.models import EMBEDDED, embedded_folder
+
+NAMES = sorted(EMBEDDED)
+
+
+@cache
+def model_of(name: str) -> TransformerBridge:
+    return load_model(name, device="cpu", verbose=False)
+
+
+@cache
+def measured(name: str) -> dict[str, Any]:
+    registry = json.loads((embedded_folder(name) / "roles.json").read_text())["heads"]
+    return verify.measure(model_of(name), RECIPES[name], registry, n=200)
+
+
+def stored(name: str) -> dict[str, Any]:
+    numbers: dict[str, Any] = json.loads((embedded_folder(name) / "measured.json").read_text())
+    return numbers
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_model_does_what_is_required_of_it(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = verify.requirements(measured(name), circuit=RECIPES[name].interchange)
+    with capsys.disabled():
+        print(f"\n{name}\n{verify.table(found)}")
+    assert [r.what for r in found if not r.met] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_card_says_what_was_measured(name: str) -> None:
+    card = (embedded_folder(name) / "README.md").read_text(encoding="utf8")
+    found = verify.requirements(stored(name), circuit=RECIPES[name].interchange)
+    assert all(r.met for r in found)
+    assert verify.with_table(card, found) == card
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stored_measurements_hold_on_other_prompts(name: str) -> None:
+    fresh, old = measured(name)["behaviour"], stored(name)["behaviour"]
+    for where in ("held out", "held out, with prefix"):
+        spread = 4 * (fresh[where]["stderr"] ** 2 + old[where]["stderr"] ** 2) ** 0.5
+        assert abs(fresh[where]["logit_diff"] - old[where]["logit_diff"]) < max(spread, 0.05)
+    assert old["demo"]["logit_diff"] == pytest.approx(fresh["demo"]["logit_diff"], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_held_out_prompts_are_held_out(name: str) -> None:
+    data = verify.held_out_prompts(model_of(name), 40, prefixes=True)
+    assert len(data) == 40 and set(data.orders) == {"ABBA", "BABA"}
+    kept_back = held_out_prefixes()
+    for prompt, names in zip(data.prompts, data.names, strict=True):
+        assert held_out_pair(names.IO, names.S1)
+        assert prompt.startswith(kept_back)
+        assert not any(p in prompt for p in stimuli.PREFIXES if p not in kept_back)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_roles_are_where_and_what_the_registry_says(name: str) -> None:
+    """Attention is measured anew; every recorded effect has an intervention beside it."""
+    model = model_of(name)
+    data = verify.held_out_prompts(model, 100, prefixes=False, seed=1)
+    from ioi_helpers.heads import attention_by_role
+
+    for role in roles(model):
+        if "attends" not in role.evidence or role.role == "backup_name_mover":
+            continue
+        query, key = role.evidence["attends"].split(" to ")
+        looks = attention_by_role(model, data, query=query, keys=(key,))
+        assert float(looks[role.layer, role.head_index, 0]) == pytest.approx(
+            role.evidence["attention"], abs=0.1
+        )
+        assert role.evidence["intervention"] and abs(role.evidence["effect"]) > 0
+
+
+def test_ioi_mini_has_every_early_class_it_was_given_and_ioi_plain_no_such_promise() -> None:
+    classes = {role.role for role in roles(model_of("ioi-mini"))}
+    assert {"name_mover", "s_inhibition", "duplicate_token"} <= classes
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_interchanging_a_prompt_with_itself_changes_nothing(name: str) -> None:
+    model = model_of(name)
+    data = verify.held_out_prompts(model, 8, prefixes=True)
+    own = verify.head_outputs(model, data, "END")
+    everyone = [(i, j) for i in range(model.cfg.n_layers) for j in range(model.cfg.n_heads)]
+    from ioi_helpers.metrics import logit_diff
+
+    clean = logit_diff(verify.run(model, data)[0], data, per_prompt=True)
+    same = verify.resample_heads(model, data, "END", own, own, everyone)
+    torch.testing.assert_close(same, clean, atol=1e-5, rtol=0)
+
+
+def test_files_are_small_and_hold_no_pickle() -> None:
+    files = [f for name in NAMES for f in embedded_folder(name).iterdir()]
+    assert sum(f.stat().st_size for f in files) <= 12e6
+    assert {f.suffix for f in files} == {".json", ".md", ".safetensors"}
+    for name in NAMES:
+        with safe_open(embedded_folder(name) / "model.safetensors", "pt") as weights:
+            assert all(torch.isfinite(weights.get_tensor(key)).all() for key in weights.keys())  # noqa: SIM118
+
+
+def test_the_two_models_differ_in_depth_and_share_their_words() -> None:
+    mini, plain = model_of("ioi-mini"), model_of("ioi-plain")
+    assert mini.cfg.n_layers != plain.cfg.n_layers
+    assert mini.cfg.d_vocab == plain.cfg.d_vocab
+    assert min(mini.cfg.n_ctx, plain.cfg.n_ctx) >= 256
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prompt_of_250_tokens_runs_and_is_answered(name: str) -> None:
+    model = model_of(name)
+    long = " ".join(stimuli.PREFIXES[::5])[:2000].rsplit(".", 1)[0]
+    data = IOIDataset.generate(model.tokenizer, 4, prefixes=[" ".join(long.split()[:190]) + "."])
+    assert 180 < int(data.lengths.max()) <= 256
+    assert verify.run(model, data)[0].isfinite().all()

@@ -1,0 +1,199 @@
+"""Loading models: which one and why, from where, and one clear sentence when it cannot be had."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ioi_helpers import load_model, models
+from ioi_helpers.models import (
+    ModelUnavailable,
+    default_model,
+    embedded_folder,
+    is_gpt2_small,
+    print_versions,
+)
+
+SKELETON = Path(__file__).parents[2] / "shared" / "gpt2-skeleton"
+
+
+def offline(code: str, **environment: str) -> str:
+    """Run code where no hub can be reached (asked of the hub's own library), and give its output.
+
+    In a process of its own: the library reads these variables when it is imported.
+    """
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
+    env.pop("IOI_MODEL", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def one_sentence(error: pytest.ExceptionInfo[BaseException]) -> str:
+    text = str(error.value)
+    assert "\n" not in text and text.endswith(".")
+    return text
+
+
+def test_an_embedded_model_is_ready_for_use(capsys: pytest.CaptureFixture[str]) -> None:
+    model = load_model("ioi-mini", device="cpu")
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1 and "asked for by name" in printed and "gpt2-small" in printed
+    assert model.ioi_name == "ioi-mini"
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert model.compatibility_mode
+    assert torch.is_grad_enabled(), "PyTorch's global switch is left alone"
+    # Folded and centred: what writes to the residual stream has mean zero.
+    assert model.W_O[0, 0].mean(-1).abs().max() < 1e-6
+
+
+def test_gradients_flow_to_activations_of_a_frozen_model() -> None:
+    model = load_model("ioi-plain", device="cpu", verbose=False)
+    kept = []
+
+    def keep(value: torch.Tensor, hook: object) -> torch.Tensor:
+        value = value.detach().requires_grad_()
+        kept.append(value)
+        return value
+
+    tokens = model.to_tokens("Then, John and Mary went")
+    logits = model.run_with_hooks(tokens, fwd_hooks=[("blocks.0.hook_resid_pre", keep)])
+    logits[0, -1, 5].backward()
+    assert kept[0].grad is not None and kept[0].grad.abs().sum() > 0
+
+
+def test_which_model_is_taken_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IOI_MODEL", "ioi-plain")
+    assert default_model() == ("ioi-plain", "IOI_MODEL is set")
+    monkeypatch.delenv("IOI_MODEL")
+    monkeypatch.setattr(models, "try_to_load_from_cache", lambda *_: None)
+    assert default_model()[0] == "ioi-mini"
+    monkeypatch.setattr(models, "_in_colab", lambda: True)
+    assert default_model()[0] == "gpt2-small"
+    monkeypatch.setattr(models, "_in_colab", lambda: False)
+    monkeypatch.setattr(models, "try_to_load_from_cache", lambda *_: "/cache/model.safetensors")
+    assert default_model() == ("gpt2-small", "its weights are in the local cache")
+
+
+def test_an_unreachable_model_is_one_sentence_with_remedies_and_no_substitute() -> None:
+    printed = offline(
+        "from ioi_helpers.models import *\n"
+        "try: load_model('gpt2-small')\n"
+        "except ModelUnavailable as error: print(error)",
+        HF_HOME=os.devnull + "-nowhere",
+    )
+    assert printed.count("\n") == 1
+    assert "'gpt2-small' could not be loaded" in printed
+    for remedy in ("HF_HOME", "network", "folder", "load_model('ioi-mini')"):
+        assert remedy in printed
+
+
+def test_gpt2_is_found_in_a_local_cache_without_a_network(tmp_path: Path) -> None:
+    """A cache as the hub's library lays it out, holding a tiny GPT-2 under GPT-2's name."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    commit = "0" * 40
+    home = tmp_path / "hub" / "models--gpt2"
+    snapshot = home / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(commit)
+    plain = embedded_folder("ioi-plain")
+    config = GPT2Config(vocab_size=4000, n_positions=64, n_embd=16, n_layer=1, n_head=2,
+                        bos_token_id=0, eos_token_id=0)  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(snapshot)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(plain / file, snapshot)
+    printed = offline(
+        "from ioi_helpers.models import *\n"
+        "model = load_model()\n"
+        "print(model.cfg.n_layers, model.ioi_name, is_gpt2_small(model))\n"
+        "print(load_model('gpt2', revision='main', verbose=False).cfg.d_model)",
+        HF_HOME=str(tmp_path),
+    )
+    assert "its weights are in the local cache" in printed
+    assert "1 gpt2-small True\n16" in printed
+
+
+def test_a_folder_is_loaded_and_goes_by_its_name(tmp_path: Path) -> None:
+    folder = shutil.copytree(embedded_folder("ioi-plain"), tmp_path / "mine")
+    model = load_model(str(folder), device="cpu", verbose=False)
+    assert model.ioi_name == "mine"
+    assert not is_gpt2_small(model)
+    from ioi_helpers import IOIDataset
+
+    assert len(IOIDataset.demo(model.tokenizer)) == 8
+
+
+def test_dtype_and_device_map_reach_the_loading_code() -> None:
+    half = load_model("ioi-plain", dtype=torch.bfloat16, device="cpu", verbose=False)
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    assert half("Then, John").dtype == torch.bfloat16
+    mapped = load_model("ioi-plain", device_map={"": "cpu"}, verbose=False)
+    plain = load_model("ioi-plain", device="cpu", verbose=False)
+    tokens = plain.to_tokens("Then, John and Mary")
+    torch.testing.assert_close(mapped(tokens), plain(tokens))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_loads_on_cuda() -> None:
+    model = load_model("ioi-mini", device="cuda", verbose=False)
+    assert model("Then, John").device.type == "cuda"
+
+
+def test_contradictory_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match="either device or device_map") as error:
+        load_model("ioi-mini", device="cpu", device_map="auto")
+    one_sentence(error)
+    with pytest.raises(ValueError, match="has no revisions") as error:
+        load_model("ioi-mini", revision="main")
+    one_sentence(error)
+    with pytest.raises(ValueError, match="not an embedded model") as error:
+        embedded_folder("gpt2-small")
+    one_sentence(error)
+
+
+def test_a_folder_without_a_model_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnavailable, match=r"no config\.json") as error:
+        load_model(str(tmp_path))
+    one_sentence(error)
+    with pytest.raises(ModelUnavailable, match=r"no config\.json") as error:
+        load_model("./nowhere")
+    one_sentence(error)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "not weights at all"])
+def test_damaged_weights_are_one_sentence(tmp_path: Path, damage: str) -> None:
+    folder = shutil.copytree(embedded_folder("ioi-plain"), tmp_path / "damaged")
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2] if damage == "cut short" else b"hello" * 100)
+    with pytest.raises(ModelUnavailable, match="damaged") as error:
+        load_model(str(folder), device="cpu")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(not SKELETON.is_dir(), reason="GPT-2's tokenizer and shape are not here")
+def test_gpt2_smalls_true_shape_loads_with_random_weights() -> None:
+    from ioi_helpers import IOIDataset
+
+    model = load_model(str(SKELETON), load_weights=False, device="cpu", verbose=False)
+    assert (model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_model) == (12, 12, 768)
+    assert not model.training and not is_gpt2_small(model)
+    data = IOIDataset.generate(model.tokenizer, 4, prefixes="bundled")
+    assert model(data.tokens).shape == (*data.tokens.shape, model.cfg.d_vocab)
+
+
+def test_versions_are_printed_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    print_versions()
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1 and "transformer_lens" in printed and "Python 3." in printed
