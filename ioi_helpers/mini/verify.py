@@ -137,28 +137,84 @@ def s2_interchange(
     return metrics.logit_diff(logits, data, per_prompt=True)
 
 
-def repeated_token_scores(
-    model: TransformerBridge, rows: int = 4, length: int = 100, seed: int = 0
-) -> dict[str, Float[Tensor, "layer head"]]:
-    """Previous-token, duplicate-token and induction scores on random tokens repeated once.
+def run_on_repeats(
+    model: TransformerBridge,
+    silenced: Sequence[Head] = (),
+    rows: int = 4,
+    length: int = 100,
+    seed: int = 0,
+) -> tuple[dict[str, Float[Tensor, "layer head"]], float]:
+    """Random tokens repeated once: heads' scores, and the loss on the second half.
 
-    As in TransformerLens' Exploratory Analysis demo: no BOS, the mean attention along the diagonal
-    1, ``length`` and ``length - 1`` back.
+    As in TransformerLens' Exploratory Analysis demo: no BOS; previous-token, duplicate-token and
+    induction score are the mean attention along the diagonal 1, ``length`` and ``length - 1`` back.
+
+    Args:
+        model: The model.
+        silenced: Heads whose output is set to zero everywhere.
+        rows, length: How many sequences, and how many tokens before they are repeated.
+        seed: Of the tokens.
+
+    Returns:
+        The scores by role, and the mean cross-entropy (nats) of the second half's tokens, from its
+        second one on: those that can be known.
     """
     generator = torch.Generator().manual_seed(seed)
     half = torch.randint(1, model.cfg.d_vocab, (rows, length), generator=generator)
-    half = half.to(model.cfg.device)
-    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
-    wanted = set(names)
-    _, cache = model.run_with_cache(
-        torch.cat([half, half], dim=1), names_filter=lambda name: name in wanted
+    tokens = torch.cat([half, half], dim=1).to(model.cfg.device)
+    patterns: dict[int, Tensor] = {}
+
+    def keep(pattern: Tensor, hook: Any, layer: int) -> None:
+        patterns[layer] = pattern
+
+    def silence(z: Tensor, hook: Any, head: int) -> Tensor:
+        z = z.clone()
+        z[:, :, head] = 0
+        return z
+
+    hooks: list[tuple[str, Any]] = [
+        (f"blocks.{layer}.attn.hook_pattern", partial(keep, layer=layer))
+        for layer in range(model.cfg.n_layers)
+    ]
+    hooks += [(_z(layer), partial(silence, head=head)) for layer, head in silenced]
+    logits = model.run_with_hooks(tokens, fwd_hooks=hooks)
+    loss = torch.nn.functional.cross_entropy(
+        logits[:, length:-1].flatten(0, 1), tokens[:, length + 1 :].flatten()
     )
-    pattern = torch.stack([cache[name] for name in names])  # [layer batch head query key]
+    pattern = torch.stack([patterns[layer] for layer in range(model.cfg.n_layers)])
     back = {"previous_token": 1, "duplicate_token": length, "induction": length - 1}
-    return {
+    scores = {
         role: pattern.diagonal(-offset, dim1=-2, dim2=-1).mean(-1).mean(1)
         for role, offset in back.items()
     }
+    return scores, float(loss)
+
+
+def repeat_heads(model: TransformerBridge) -> list[tuple[Head, str, str, dict[str, Any]]]:
+    """Previous-token and induction heads, established on random tokens repeated once.
+
+    A score above a half, and an effect when the head is silenced there: of a previous-token head on
+    the best induction score, of an induction head on the loss of the repeated tokens.
+    """
+    scores, loss = run_on_repeats(model)
+    best = float(scores["induction"].max())
+    found = []
+    for role, position in (("previous_token", "S1+1"), ("induction", "S2")):
+        for layer, head in (scores[role] > 0.5).nonzero().tolist():
+            silent, silent_loss = run_on_repeats(model, [(layer, head)])
+            previous = role == "previous_token"
+            effect = float(silent["induction"].max()) - best if previous else silent_loss - loss
+            evidence = {
+                "attention": round(float(scores[role][layer, head]), 3),
+                "on": "random tokens repeated once",
+                "intervention": "its output set to zero everywhere",
+                "effect": round(effect, 3),
+                "unit": "change of the best induction score"
+                if previous
+                else "nats, change of the loss on the repeated tokens",
+            }
+            found.append(((layer, head), role, position, evidence))
+    return found
 
 
 def backup_effect(
@@ -232,6 +288,8 @@ def find_roles(model: TransformerBridge, data: IOIDataset) -> list[dict[str, Any
     - *duplicate token*, *induction*: S2 to S1, S2 to S1+1; effect of its output at S2 from the
       other order.
     - *previous token*: S1+1 to S1; effect of its output at S1+1 from the ABC prompts.
+    - *previous token* and *induction* as well: on random tokens repeated once (`repeat_heads`),
+      where IOI makes no use of them.
     - *backup name mover*: not a name mover, but its direct attribution rises when the strongest
       name mover is taken out at END, interval above zero.
     """
@@ -303,6 +361,11 @@ def find_roles(model: TransformerBridge, data: IOIDataset) -> list[dict[str, Any
     by_effect("induction", "S2", s2[..., 1], "S2 to S1+1", swapped, order)
     by_effect("previous_token", "S1+1", after_s1[..., 0], "S1+1 to S1", abc, three)
 
+    known = {(h["head"], h["role"]) for h in found}
+    for head, role, position, evidence in repeat_heads(model):
+        if (f"L{head[0]}H{head[1]}", role) not in known:
+            add(head, role, position, evidence.pop("attention"), **evidence)
+
     strongest = max(everyone, key=lambda head: float(direct[head]))
     rise = backup_effect(model, data, strongest)
     for head in everyone:
@@ -347,9 +410,17 @@ def measure(
         return {"logit_diff": float(diff.mean()), "moved": float((diff < 0).float().mean())}
 
     movers = [head for head in with_role("name_mover") if float(looks[head]) > 0.4]
-    early = with_role("duplicate_token", "induction")
+    early = [
+        (h["layer"], h["head_index"])
+        for h in registry
+        if h["role"] in ("duplicate_token", "induction") and "on" not in h["evidence"]
+    ]
+    # Of the S-inhibition heads that move a third of the logit difference, the one that looks most.
     inhibition = [h for h in registry if h["role"] == "s_inhibition"]
-    inhibition.sort(key=lambda h: h["evidence"]["effect"])
+    inhibition.sort(
+        key=lambda h: (-h["evidence"]["effect"] > total / 3, h["evidence"]["attention"]),
+        reverse=True,
+    )
     early_diff = total
     if early:
         own, other = (head_outputs(model, each, "S2") for each in (plain, plain.abc()))
@@ -393,7 +464,7 @@ def measure(
                 "head": heads.head_labels(model)[int(scores.argmax())],
                 "score": float(scores.max()),
             }
-            for role, scores in repeated_token_scores(model).items()
+            for role, scores in run_on_repeats(model)[0].items()
         },
         "backup": {
             "ablated": f"L{strongest[0]}H{strongest[1]}",
