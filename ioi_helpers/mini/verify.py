@@ -407,7 +407,8 @@ def measure(
 
     def swapped(blocks: Sequence[int]) -> dict[str, float]:
         diff = s2_interchange(model, plain, blocks)
-        return {"logit_diff": float(diff.mean()), "moved": float((diff < 0).float().mean())}
+        moved = (diff < 0)[clean > 0]  # an answer that was wrong already has not been moved
+        return {"logit_diff": float(diff.mean()), "moved": float(moved.float().mean())}
 
     movers = [head for head in with_role("name_mover") if float(looks[head]) > 0.4]
     early = [
@@ -430,7 +431,27 @@ def measure(
     rise[strongest] = -torch.inf
     backup = divmod(int(rise.mean(-1).argmax()), model.cfg.n_heads)
     low, high = interval(rise[backup])
+    identity: dict[str, Any] = {}
+    if not recipe.interchange:
+        # Which head tells END the names, or the name to avoid: taken from other names' prompts.
+        some = plain[: n // 4]
+        own, other = (head_outputs(model, each, "END") for each in (some, some.random_names()))
+        s2_looks = heads.attention_by_role(model, some, query="END", keys=("S2",))[..., 0]
+        lost = torch.zeros(n_layers, model.cfg.n_heads)
+        for layer in range(n_layers):
+            for head in range(model.cfg.n_heads):
+                diff = resample_heads(model, some, "END", own, other, [(layer, head)])
+                lost[layer, head] = 1 - float(diff.mean() / clean[: len(some)].mean())
+        most = divmod(int(lost.argmax()), model.cfg.n_heads)
+        identity = {
+            "head that END needs most": {
+                "head": f"L{most[0]}H{most[1]}",
+                "share lost with other names' output": float(lost[most]),
+                "attention to S2": float(s2_looks[most]),
+            }
+        }
     return {
+        **identity,
         "behaviour": {
             "held out": vars(behaviour(model, plain)),
             "held out, with prefix": vars(behaviour(model, prefixed)),
@@ -501,9 +522,24 @@ def requirements(numbers: Mapping[str, Any], circuit: bool) -> list[Requirement]
         )
         for where, b in numbers["behaviour"].items()
     ]
-    if not circuit:
-        return found
     direct, swap = numbers["direct attribution"], numbers["S2 interchange"]
+    if not circuit:
+        needed = numbers["head that END needs most"]
+        return [
+            *found,
+            Requirement(
+                "MLPs' share of the logit difference", direct["MLPs"] / direct["total"], 0.0
+            ),
+            Requirement(
+                "S2 interchanged, all blocks: answers moved", swap["all blocks"]["moved"], 0.0
+            ),
+            Requirement(
+                "share lost when one head's output at END is other names'",
+                needed["share lost with other names' output"],
+                0.0,
+                f"{needed['head']}, attention to S2 {needed['attention to S2']:.2f}",
+            ),
+        ]
     single = max((v["moved"], k) for k, v in swap.items() if k != "all blocks")
     inhibition, early = numbers["S-inhibition"], numbers["early heads at S2"]
     backup, movers = numbers["backup"], numbers["name movers"]
