@@ -31,9 +31,7 @@ NAMES: tuple[str, ...] = PAPER_NAMES + tuple(
 PLACES: tuple[str, ...] = tuple(
     "store garden restaurant school hospital office house station".split()
 )
-OBJECTS: tuple[str, ...] = tuple(
-    "ring kiss bone basketball computer necklace drink snack".split()
-)
+OBJECTS: tuple[str, ...] = tuple("ring kiss bone basketball computer necklace drink snack".split())
 
 # The IOI paper's 15 templates (Wang et al. 2022, Appendix E, Figure 14), written in BABA form:
 # [A] is the indirect object (IO), [B] the subject (S). The ABBA form exchanges the names in the

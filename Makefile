@@ -1,0 +1,61 @@
+# Everything a reader or a contributor runs. `make help` lists it.
+
+# The model that notebooks run on. It ships with the package and needs no download;
+# `make run IOI_MODEL=gpt2-small` runs the same notebooks on their subject.
+export IOI_MODEL := ioi-mini
+
+# On Linux the package index holds PyTorch with CUDA, several GB. For the small CPU build name
+# PyTorch's own index of CPU wheels ("Get Started" on pytorch.org tells it): make run TORCH_INDEX=...
+TORCH_INDEX :=
+
+# The first Python from 3.11 to 3.13 that can make virtual environments; or make PYTHON=...
+PYTHON := $(shell for python in python3.13 python3.12 python3.11 python3 python; do \
+	"$$python" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	>/dev/null 2>&1 && { echo "$$python"; break; }; done)
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help run test lint lab notebooks mini clean
+.DEFAULT_GOAL := help
+
+help:  ## list these commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+
+run: $(READY)  ## execute every notebook on ioi-mini and write pages to browse to build/
+	$(BIN)/python -m notebooks.tools.run $(NOTEBOOKS)
+
+test: lint  ## everything: checks, unit tests, every notebook's outputs, every exercise
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(READY)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lab: $(READY)  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+notebooks: $(READY)  ## execute notebooks and store their outputs (NOTEBOOKS="01 02" for some)
+	$(BIN)/python -m notebooks.tools.refresh $(NOTEBOOKS)
+
+mini: $(READY)  ## retrain the embedded models (under an hour each on 2 cores)
+	$(BIN)/python -m ioi_helpers.mini.train ioi-mini
+	$(BIN)/python -m ioi_helpers.mini.train ioi-plain
+
+clean:  ## remove the virtual environment, built pages and caches
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+
+# Made once, and again when what it is made from changes.
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 with its venv module was found:" \
+	  "install one, or name it with make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version); this takes a few minutes, once."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+ifneq ($(TORCH_INDEX),)
+	@$(BIN)/python -m pip install --quiet --no-deps --index-url $(TORCH_INDEX) -c constraints.txt torch
+endif
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,225 @@
+"""Try answers to a notebook's exercises, as a reader would who types them into the stub's cell.
+
+A notebook's code cells are executed in this process up to an exercise's stub; every answer starts
+from a copy of what a reader has at that point. An answer is Python source that assigns what the
+stub assigns; it is run between the stub's own lines and its closing `exercises.check` call.
+Solutions come from the notebook itself, other answers from `tests/answers/`, one file a notebook:
+
+    RIGHT = {"01.1": ["answer = ...", "..."]}                       # each must pass
+    WRONG = {"01.1": [("answer = -1", r"sign"), ...]}               # each must be refused so
+    WRONG = {"01.1": [("answer = 2", r"layer", "ioi-mini"), ...]}   # wrong on this model alone
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import os
+import re
+import runpy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from IPython.core.inputtransformer2 import TransformerManager
+from nbformat import NotebookNode
+
+from notebooks.tools.stored_outputs import NOT_ATTEMPTED, read, tags
+
+MODELS = ("ioi-mini", "ioi-plain")
+ANSWERS = Path(__file__).parent / "answers"
+SOLUTION = re.compile(
+    r"<details>\s*<summary>\s*Solution\s*</summary>.*?```python\n(.*?)```.*?</details>", re.DOTALL
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer's source; `refusal` is what the message of a wrong one must match."""
+
+    source: str
+    refusal: str | None = None
+    model: str | None = None  # the only model on which it is wrong
+
+    @classmethod
+    def wrong(cls, source: str, refusal: str, model: str | None = None) -> Answer:
+        """An entry of a bank's `WRONG`."""
+        return cls(source, refusal, model)
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """An exercise of a notebook: its stub, its solution, and the answers to try on it."""
+
+    identifier: str
+    stub: str
+    task: str  # the Markdown above the stub
+    solution: str
+    right: list[Answer] = field(default_factory=list)
+    wrong: list[Answer] = field(default_factory=list)
+
+    def wrong_on(self, model: str) -> list[Answer]:
+        """The wrong answers for a model."""
+        return [answer for answer in self.wrong if answer.model in (None, model)]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the check said: `passed` (None: not attempted), its message, and what was printed."""
+
+    passed: bool | None
+    message: str
+    printed: str
+
+
+def load_exercises(path: Path, answers: Path | None = None) -> list[Exercise]:
+    """The exercises of the notebook at `path` with their bank of answers.
+
+    Raises ValueError where the notebook and the bank do not fit together.
+    """
+    bank_file = answers or ANSWERS / f"{path.name[:2]}.py"
+    bank = runpy.run_path(str(bank_file)) if bank_file.exists() else {}
+    right, wrong = bank.get("RIGHT", {}), bank.get("WRONG", {})
+    exercises: list[Exercise] = []
+    cells = read(path).cells
+    for place, cell in enumerate(cells):
+        if "exercise" not in tags(cell):
+            continue
+        identifier = cell.metadata.get("exercise", {}).get("id")
+        if not identifier or any(known.identifier == identifier for known in exercises):
+            raise ValueError(f"{path.name}: an exercise has no id of its own in its metadata.")
+        split_check(cell.source, identifier)
+        exercises.append(
+            Exercise(
+                identifier,
+                cell.source,
+                cells[place - 1].source if place else "",
+                _solution(cells, place, identifier),
+                [Answer(source) for source in right.get(identifier, [])],
+                [Answer.wrong(*entry) for entry in wrong.get(identifier, [])],
+            )
+        )
+    unknown = {*right, *wrong} - {exercise.identifier for exercise in exercises}
+    if unknown:
+        raise ValueError(f"{bank_file.name} answers exercises that {path.name} lacks: {unknown}.")
+    return exercises
+
+
+def _solution(cells: list[NotebookNode], place: int, identifier: str) -> str:
+    below = cells[place + 1] if place + 1 < len(cells) else None
+    if below is None or "solution" not in tags(below):
+        raise ValueError(f"Below the stub of {identifier} there is no cell tagged 'solution'.")
+    blocks = SOLUTION.findall(below.source)
+    if len(blocks) != 1 or below.source.count("```python") != 1:
+        raise ValueError(
+            f"The solution of {identifier} must be one ```python block in "
+            "<details><summary>Solution</summary>."
+        )
+    return blocks[0]
+
+
+def split_check(source: str, identifier: str) -> tuple[str, str]:
+    """Cut a cell in two: what comes before its closing check call, and that call.
+
+    Raises ValueError if the last statement is not `exercises.check("<identifier>", ...)`.
+    """
+    statements = ast.parse(source).body
+    last = statements[-1] if statements else None
+    if isinstance(last, ast.Expr) and isinstance(last.value, ast.Call):
+        call = last.value
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else None
+        first = call.args[0] if call.args else None
+        if name == "check" and isinstance(first, ast.Constant) and first.value == identifier:
+            lines = source.splitlines(keepends=True)
+            check = ast.get_source_segment(source, last) or ""
+            return "".join(lines[: last.lineno - 1]), check
+    raise ValueError(f'The cell must end with exercises.check("{identifier}", ...).')
+
+
+class NotebookSession:
+    """A notebook executed in this process on one model, as far as the exercise being tried.
+
+    Exercises are best tried in their order: going back starts the notebook anew.
+    """
+
+    def __init__(self, path: Path, model: str) -> None:
+        self.path = path
+        self.model = model
+        self._cells = [cell for cell in read(path).cells if cell.cell_type == "code"]
+        self._restart()
+
+    def _restart(self) -> None:
+        self._next = 0
+        self._namespace: dict[str, Any] = {
+            "__name__": "__main__",
+            "display": lambda *_, **__: None,
+        }
+
+    def run_until(self, identifier: str | None) -> None:
+        """Execute the cells before the stub of an exercise (None: all cells)."""
+        stops = {
+            cell.metadata["exercise"]["id"]: place
+            for place, cell in enumerate(self._cells)
+            if "exercise" in tags(cell)
+        }
+        stop = len(self._cells) if identifier is None else stops[identifier]
+        if stop < self._next:
+            self._restart()
+        for place in range(self._next, stop):
+            source = TransformerManager().transform_cell(self._cells[place].source)
+            with self._as_a_kernel(io.StringIO()):
+                where = f"{self.path.name}, code cell {place + 1}"
+                exec(compile(source, where, "exec"), self._namespace)
+            self._next = place + 1
+
+    def attempt(self, exercise: Exercise, source: str | None) -> Verdict:
+        """Run the stub with `source` (None: nothing) before its check call, and the check.
+
+        The source may end with the check call itself, as a solution to copy does.
+        """
+        stub, check = split_check(exercise.stub, exercise.identifier)
+        answer = source or ""
+        with contextlib.suppress(ValueError):
+            answer, check = split_check(answer, exercise.identifier)
+        self.run_until(exercise.identifier)
+        namespace = dict(self._namespace)
+        printed = io.StringIO()
+        with self._as_a_kernel(printed):
+            for body in (stub, answer):
+                exec(compile(body, f"answer to {exercise.identifier}", "exec"), namespace)
+            result = eval(check, namespace)
+        return Verdict(result.passed, str(result.message), printed.getvalue())
+
+    @contextlib.contextmanager
+    def _as_a_kernel(self, printed: io.StringIO) -> Any:
+        """The notebook's folder, its model, and its standard output in `printed`."""
+        with (
+            mock.patch.dict(os.environ, {"IOI_MODEL": self.model}),
+            contextlib.chdir(self.path.parent),
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(io.StringIO()),  # progress bars
+        ):
+            yield
+
+
+def complaint(verdict: Verdict, expected: str, refusal: str | None = None) -> str | None:
+    """Why a verdict is not as expected, or None.
+
+    `expected` is "untouched", "right" or "wrong"; a wrong answer's message must match `refusal`.
+    """
+    said = f"the check said {verdict.message!r}"
+    if expected == "untouched":
+        if verdict.passed is not None or NOT_ATTEMPTED not in verdict.printed.lower():
+            return f"an untouched stub must print '{NOT_ATTEMPTED}', but {said}"
+    elif expected == "right":
+        if verdict.passed is not True:
+            return f"a right answer was refused: {said}"
+    elif verdict.passed is not False:
+        return f"a wrong answer was not refused: {said}"
+    elif not re.search(refusal or "", verdict.message, re.IGNORECASE | re.DOTALL):
+        return f"the refusal does not name the mistake ({refusal}): {said}"
+    if verdict.message not in verdict.printed:
+        return f"the message was not printed: {said}, but printed {verdict.printed!r}"
+    return None

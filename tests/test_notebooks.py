@@ -1,0 +1,58 @@
+"""Every notebook: what it stores is sound, its frame is as agreed, and it runs on ioi-plain too.
+
+That its outputs are right is tested by nbval, cell by cell (see notebooks/conftest.py).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from notebooks.tools.execution import execute, find_notebooks
+from notebooks.tools.refresh import CARD_BEGIN, CARD_END
+from notebooks.tools.stored_outputs import code_cells, problems, read, tags
+
+NOTEBOOKS = find_notebooks()
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+LARGEST = 3_000_000  # bytes; GitHub shows notebooks up to a few megabytes
+
+
+def test_there_are_notebooks() -> None:
+    assert [path.name[:2] for path in NOTEBOOKS] == [
+        f"{i:02}" for i in range(1, len(NOTEBOOKS) + 1)
+    ]
+    assert NOTEBOOKS
+
+
+@each_notebook
+def test_stored_outputs_are_sound(path: Path) -> None:
+    assert problems(read(path)) == []
+    assert path.stat().st_size < LARGEST
+
+
+@each_notebook
+def test_the_set_up_cell_is_the_same_everywhere(path: Path) -> None:
+    assert code_cells(read(path))[0].source == code_cells(read(NOTEBOOKS[0]))[0].source
+
+
+@each_notebook
+def test_the_budget_card_is_there(path: Path) -> None:
+    cards = [cell.source for cell in read(path).cells if "budget" in tags(cell)]
+    assert len(cards) == 1
+    card = cards[0].partition(CARD_BEGIN)[2].partition(CARD_END)[0]
+    for row in (r"to read \| about \d+ minutes?", r"`ioi-mini` \| \d+ s", r"`ioi-plain` \| \d+ s"):
+        assert re.search(row, card), row
+
+
+@each_notebook
+def test_it_begins_with_a_title_and_a_question(path: Path) -> None:
+    first = read(path).cells[0]
+    assert first.cell_type == "markdown"
+    assert re.match(r"# \S", first.source)
+
+
+@each_notebook
+def test_it_runs_on_ioi_plain(path: Path) -> None:
+    assert execute(path, {"IOI_MODEL": "ioi-plain"}).cells == len(code_cells(read(path)))
