@@ -8,8 +8,9 @@ export IOI_MODEL := ioi-mini
 # PyTorch's own index of CPU wheels ("Get Started" on pytorch.org tells it): make run TORCH_INDEX=...
 TORCH_INDEX :=
 
-# The first Python from 3.11 to 3.13 that can make virtual environments; or make PYTHON=...
-PYTHON := $(shell for python in python3.13 python3.12 python3.11 python3 python; do \
+# The first Python from 3.11, the one tested, to 3.13 that can make virtual environments; or make
+# PYTHON=...
+PYTHON := $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
 	"$$python" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	>/dev/null 2>&1 && { echo "$$python"; break; }; done)
 

@@ -31,6 +31,7 @@ from transformer_lens import ActivationCache
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers.metrics import mean_and_stderr
+from ioi_helpers.models import refuse_too_long
 
 if TYPE_CHECKING:
     from ioi_helpers.dataset import IOIDataset
@@ -438,6 +439,7 @@ def _run_and_gather(
 
     # By causality nothing after the last position that is read can matter.
     tokens = tokens[:, : int(positions.max()) + 1].to(model.cfg.device)
+    refuse_too_long(model, tokens)
     with torch.no_grad():
         # logits_to_keep: one position's logits are cheaper than all, and none are used here.
         model.run_with_hooks(

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers.models import EMBEDDED, embedded_folder, is_gpt2_small
+from ioi_helpers.models import EMBEDDED, embedded_folder, is_gpt2_small, refuse_too_long
 
 if TYPE_CHECKING:
     from ioi_helpers.dataset import IOIDataset
@@ -121,6 +121,7 @@ def attention_by_role(
         raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
     if model.training:
         raise ValueError("The model is in training mode, where dropout is random; call eval().")
+    refuse_too_long(model, data.tokens)
     query_at = data.positions[query]
     keys_at = torch.stack([data.positions[key] for key in keys], dim=-1)
     parts = []

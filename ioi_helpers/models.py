@@ -7,9 +7,12 @@ replaced by another: where it cannot be had, :class:`ModelUnavailable` says what
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,9 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from jaxtyping import Int
 from safetensors import SafetensorError
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers.mini.tokenizer import WordTokenizer
@@ -100,11 +105,14 @@ def load_model(
         if revision is not None:
             raise ValueError(f"{name} ships with the package and has no revisions; leave it out.")
         source = str(embedded_folder(name))
+        _check_embedded(name)
         # TransformerLens prepends BOS through the tokenizer; one that does not say so is replaced.
         tokenizer = WordTokenizer.from_pretrained(source, add_bos_token=True)
         boot_arguments.setdefault("tokenizer", tokenizer)
     else:
         source = _HUB_NAMES.get(name, name)
+        if _is_path(source):
+            source = str(Path(source).expanduser())
     if _is_path(source) and not (Path(source) / "config.json").is_file():
         raise ModelUnavailable(
             f"There is no model in the folder {source!r} (no config.json); give the folder that "
@@ -125,8 +133,13 @@ def load_model(
     model.enable_compatibility_mode(disable_warnings=True)
     model.eval()
     for parameter in model.parameters():
+        if not parameter.isfinite().all():
+            raise ModelUnavailable(
+                f"The weights of {name} are damaged (not all of them are finite numbers); "
+                "get them anew."
+            )
         parameter.requires_grad_(False)
-    model.ioi_name = name if not _is_path(source) or name in EMBEDDED else Path(source).name
+    model.ioi_name = _goes_by(name, source, boot_arguments)
     if verbose:
         print(_announcement(model, name, reason))
     return model
@@ -135,6 +148,19 @@ def load_model(
 def is_gpt2_small(model: TransformerBridge) -> bool:
     """Whether published numbers for GPT-2 small apply: its weights were loaded by their name."""
     return getattr(model, "ioi_name", "") in ("gpt2-small", *_GPT2_REPOSITORIES)
+
+
+def refuse_too_long(model: TransformerBridge, tokens: Int[Tensor, "batch pos"]) -> None:
+    """Refuse prompts that do not fit into the model's context.
+
+    Raises:
+        ValueError: There are more positions than the model has.
+    """
+    if tokens.shape[-1] > model.cfg.n_ctx:
+        raise ValueError(
+            f"The prompts are {tokens.shape[-1]} tokens long, but this model's context holds "
+            f"{model.cfg.n_ctx}; use shorter or fewer prefix sentences."
+        )
 
 
 def print_versions() -> None:
@@ -152,19 +178,57 @@ def _is_path(source: str) -> bool:
     return Path(source).is_dir() or source.startswith((".", "~", os.sep))
 
 
+def _goes_by(name: str, source: str, boot_arguments: Mapping[str, Any]) -> str:
+    """The name under which published numbers and registries of roles are looked up.
+
+    Only weights loaded by their own name may carry it: neither a folder that happens to be called
+    like a known model, nor a known shape with random weights.
+    """
+    known = (*EMBEDDED, *_HUB_NAMES, *_GPT2_REPOSITORIES)
+    if name not in EMBEDDED and _is_path(source):
+        folder = Path(source).resolve().name
+        name = f"{folder} (a folder)" if folder in known else folder
+    if boot_arguments.get("load_weights") is False:
+        name = f"{name} (random weights)"
+    return name
+
+
+def _check_embedded(name: str) -> None:
+    """Refuse an embedded model whose weights are not the ones that its card was measured on."""
+    folder = embedded_folder(name)
+    try:
+        known = json.loads((folder / "measured.json").read_text(encoding="utf8"))["sha256"]
+        found = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelUnavailable(
+            f"Files of {name} are missing or damaged ({error}); reinstall the package."
+        ) from error
+    if found != known:
+        raise ModelUnavailable(
+            f"The weights of {name} are damaged: they are not the ones that its card was measured "
+            "on; reinstall the package, or after training them anew run "
+            f"python -m ioi_helpers.mini.verify {name}."
+        )
+
+
 def _boot(name: str, source: str, **arguments: Any) -> TransformerBridge:
     try:
         return TransformerBridge.boot_transformers(source, **arguments)
     except SafetensorError as error:
         raise ModelUnavailable(
-            f"The weights of {name} are damaged ({error}); "
-            + (
-                "reinstall the package."
-                if name in EMBEDDED
-                else "delete that file, or its folder in the cache, and load the model again."
-            )
+            f"The weights of {name} are damaged ({error}); delete that file, or its folder in the "
+            "cache, and get them anew."
         ) from error
-    except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+    except Exception as error:
+        # What else is wrong with a folder's files (a truncated JSON, shapes that do not fit, an
+        # unknown architecture, no weights) comes as one of a dozen exceptions of several libraries.
+        if _is_path(source):
+            what = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+            raise ModelUnavailable(
+                f"The folder {source!r} does not hold a model that can be loaded ({what})."
+            ) from error
+        if not isinstance(error, (OSError, HfHubHTTPError, LocalEntryNotFoundError)):
+            raise
         raise ModelUnavailable(
             f"{name!r} could not be loaded: it is neither a folder here, nor in the local cache, "
             "nor could it be downloaded. Check the name and the network, point HF_HOME at a cache "

@@ -100,7 +100,7 @@ def test_ioi_mini_has_heads_of_every_class_but_one() -> None:
 
 def test_ioi_mini_has_no_negative_name_mover() -> None:
     """Wished for, not found: no head's direct attribution is below -2 % of the logit difference."""
-    direct = stored("ioi-mini")["direct attribution"]
+    direct = measured("ioi-mini")["direct attribution"]
     assert direct["of the most negative head"] > -0.02 * direct["total"]
 
 
@@ -146,7 +146,7 @@ def test_the_two_models_differ_in_depth_and_share_their_words() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_prompt_of_250_tokens_runs_and_is_answered(name: str) -> None:
+def test_a_prompt_near_the_whole_context_runs(name: str) -> None:
     model = model_of(name)
     long = " ".join(stimuli.PREFIXES[::5])[:2000].rsplit(".", 1)[0]
     data = IOIDataset.generate(model.tokenizer, 4, prefixes=[" ".join(long.split()[:190]) + "."])

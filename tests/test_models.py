@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from ioi_helpers import load_model, models
+from ioi_helpers import IOIDataset, load_model, models
+from ioi_helpers.attribution import head_attribution
+from ioi_helpers.heads import attention_by_role, roles
 from ioi_helpers.models import (
     ModelUnavailable,
     default_model,
@@ -129,8 +132,6 @@ def test_a_folder_is_loaded_and_goes_by_its_name(tmp_path: Path) -> None:
     model = load_model(str(folder), device="cpu", verbose=False)
     assert model.ioi_name == "mine"
     assert not is_gpt2_small(model)
-    from ioi_helpers import IOIDataset
-
     assert len(IOIDataset.demo(model.tokenizer)) == 8
 
 
@@ -182,13 +183,68 @@ def test_damaged_weights_are_one_sentence(tmp_path: Path, damage: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("damage", ["shape", "NaN", "tokenizer", "no weights", "config"])
+def test_other_damage_is_one_sentence_too(tmp_path: Path, damage: str) -> None:
+    folder = shutil.copytree(embedded_folder("ioi-plain"), tmp_path / "damaged")
+    weights = folder / "model.safetensors"
+    if damage == "shape":
+        tensors = load_file(weights)
+        tensors["transformer.wpe.weight"] = tensors["transformer.wpe.weight"][:10].clone()
+        save_file(tensors, weights, {"format": "pt"})
+    elif damage == "NaN":
+        tensors = load_file(weights)
+        tensors["transformer.h.0.attn.c_attn.bias"][0] = torch.nan
+        save_file(tensors, weights, {"format": "pt"})
+    elif damage == "tokenizer":
+        (folder / "tokenizer.json").write_text("{")
+    elif damage == "no weights":
+        weights.unlink()
+    else:
+        (folder / "config.json").write_text("{")
+    with pytest.raises(ModelUnavailable, match="damaged") as error:
+        load_model(str(folder), device="cpu")
+    one_sentence(error)
+
+
+def test_an_embedded_model_with_a_tensor_missing_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(embedded_folder("ioi-plain"), tmp_path / "ioi-plain")
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop("transformer.h.1.attn.c_attn.bias")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    monkeypatch.setattr(models, "embedded_folder", lambda name: folder)
+    with pytest.raises(ModelUnavailable, match="damaged") as error:
+        load_model("ioi-plain", device="cpu")
+    one_sentence(error)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "ioi-mini"])
+def test_a_folder_does_not_pass_for_a_model_that_it_is_called_like(
+    tmp_path: Path, name: str
+) -> None:
+    folder = shutil.copytree(embedded_folder("ioi-plain"), tmp_path / name)
+    model = load_model(str(folder), device="cpu", verbose=False)
+    assert not is_gpt2_small(model)
+    with pytest.raises(ValueError, match="registry"):
+        roles(model)
+
+
+def test_prompts_longer_than_the_context_are_refused() -> None:
+    model = load_model("ioi-plain", device="cpu", verbose=False)
+    data = IOIDataset.generate(model.tokenizer, 2, prefixes=["The dog slept. " * 80])
+    for ask in (head_attribution, attention_by_role):
+        with pytest.raises(ValueError, match="context holds 256") as error:
+            ask(model, data)
+        one_sentence(error)
+
+
 @pytest.mark.skipif(not SKELETON.is_dir(), reason="GPT-2's tokenizer and shape are not here")
 def test_gpt2_smalls_true_shape_loads_with_random_weights() -> None:
-    from ioi_helpers import IOIDataset
-
     model = load_model(str(SKELETON), load_weights=False, device="cpu", verbose=False)
     assert (model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_model) == (12, 12, 768)
     assert not model.training and not is_gpt2_small(model)
+    assert "random weights" in model.ioi_name
     data = IOIDataset.generate(model.tokenizer, 4, prefixes="bundled")
     assert model(data.tokens).shape == (*data.tokens.shape, model.cfg.d_vocab)
 

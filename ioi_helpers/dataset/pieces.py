@@ -65,7 +65,10 @@ def name_pieces(
     Raises:
         ValueError: a name is not a single token that the tokenizer knows.
     """
-    indices = pieces.add([f" {name}" for name in names])
+    try:
+        indices = pieces.add([f" {name}" for name in names])
+    except ValueError as error:  # a word-level tokenizer refuses unknown words itself
+        raise ValueError(f"Not every name is a single token: {error}") from error
     unknown_id = getattr(pieces.tokenizer, "unk_token_id", None)
     for name, index in zip(names, indices, strict=True):
         ids = pieces.ids[index]

@@ -29,7 +29,6 @@ from __future__ import annotations
 import argparse
 import math
 import random
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -103,6 +102,7 @@ RECIPES = {
     ),
     "ioi-plain": Recipe(
         "ioi-plain",
+        bit_block=0,
         layers=4,
         heads=6,
         width=96,
@@ -508,6 +508,7 @@ class Trainer:
             "readouts": [self.order_readout.state_dict(), self.repeat_readout.state_dict()],
             "optimizer": self.optimizer.state_dict(),
             "counters": (self.step, self.readout_loss, self.use_from),
+            "recipe": repr((self.recipe, self.cycles)),
             "rng": (self.rng.getstate(), torch.get_rng_state()),
         }
         partial = path.with_suffix(".partial")
@@ -515,8 +516,16 @@ class Trainer:
         partial.replace(path)
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint that :meth:`save` wrote on this machine."""
+        """Go on from a checkpoint that :meth:`save` wrote on this machine.
+
+        Raises:
+            ValueError: It is of another recipe.
+        """
         state = torch.load(path, weights_only=False)
+        if state["recipe"] != repr((self.recipe, self.cycles)):
+            raise ValueError(
+                f"The checkpoint {path} was made by another recipe; begin anew with --fresh."
+            )
         self.model.load_state_dict(state["model"])
         self.order_readout.load_state_dict(state["readouts"][0])
         self.repeat_readout.load_state_dict(state["readouts"][1])
@@ -544,6 +553,7 @@ def train(recipe: Recipe, folder: Path, checkpoints: Path, steps: int | None = N
     trainer.model.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
     build(folder, CONTEXT)
+    checkpoint.unlink()  # a finished run must not be "gone on with" after the recipe has changed
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -557,7 +567,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     folder = given.folder or Path(__file__).parent / given.model
     if given.fresh:
-        shutil.rmtree(given.checkpoints, ignore_errors=True)
+        (given.checkpoints / f"{given.model}.pt").unlink(missing_ok=True)
     train(RECIPES[given.model], folder, given.checkpoints, given.steps)
 
 

@@ -11,6 +11,7 @@ on the same prompt with something changed, and the logit difference is read agai
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from ioi_helpers.mini.train import RECIPES, Recipe
 from ioi_helpers.models import embedded_folder, load_model
 
 # A head has a role when it looks where the role's heads look and when taking its output away
-# there moves the logit difference by this share of it. Stated here, before any model was looked at.
+# there moves the logit difference by this share of it.
 ATTENTION_THRESHOLD = 0.3
 EFFECT_THRESHOLD = 0.02
 
@@ -518,7 +519,8 @@ def requirements(numbers: Mapping[str, Any], circuit: bool) -> list[Requirement]
             f"IO above S, {where}",
             b["io_preferred"],
             1.0 if where == "demo" else 0.99,
-            f"{b['prompts']} prompts, logit difference {b['logit_diff']:.2f}",
+            f"{b['prompts']} prompts, logit difference {b['logit_diff']:.2f}, "
+            f"probability of IO {b['io_probability']:.2f}",
         )
         for where, b in numbers["behaviour"].items()
     ]
@@ -608,10 +610,13 @@ def with_table(card: str, found: Sequence[Requirement]) -> str:
 
 def write(name: str) -> None:
     """Measure an embedded model; write `roles.json`, `measured.json` and the card's table."""
-    model = load_model(name, device="cpu", verbose=False)
     folder = embedded_folder(name)
+    # As a folder: load_model refuses an embedded model that has not been measured yet.
+    model = load_model(str(folder), device="cpu", verbose=False)
     registry = find_roles(model, held_out_prompts(model, 400, prefixes=False))
     numbers = measure(model, RECIPES[name], registry)
+    weights = (folder / "model.safetensors").read_bytes()
+    numbers["sha256"] = hashlib.sha256(weights).hexdigest()
     for file, content in (
         ("roles.json", {"model": name, "heads": registry}),
         ("measured.json", numbers),
