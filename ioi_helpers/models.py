@@ -112,7 +112,7 @@ def load_model(
     else:
         source = _HUB_NAMES.get(name, name)
         if _is_path(source):
-            source = str(Path(source).expanduser())
+            source = os.path.expanduser(source)  # not Path, which would drop a leading "."
     if _is_path(source) and not (Path(source) / "config.json").is_file():
         raise ModelUnavailable(
             f"There is no model in the folder {source!r} (no config.json); give the folder that "

@@ -226,7 +226,7 @@ def test_a_folder_does_not_pass_for_a_model_that_it_is_called_like(
     folder = shutil.copytree(embedded_folder("ioi-plain"), tmp_path / name)
     model = load_model(str(folder), device="cpu", verbose=False)
     assert not is_gpt2_small(model)
-    with pytest.raises(ValueError, match="registry"):
+    with pytest.raises(ValueError, match="No roles are recorded"):
         roles(model)
 
 

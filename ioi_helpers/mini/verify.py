@@ -285,6 +285,8 @@ def find_roles(model: TransformerBridge, data: IOIDataset) -> list[dict[str, Any
     ``ATTENTION_THRESHOLD`` and the effect above ``EFFECT_THRESHOLD`` of the clean logit difference:
 
     - *name mover*: END to IO; its direct attribution. *Negative name mover*: the same, negative.
+      (What the logit difference loses without its output, from the ABC prompts, is recorded too: it
+      can be less, where others make up for it.)
     - *S-inhibition*: END to S2; effect of its output at END from the other order.
     - *duplicate token*, *induction*: S2 to S1, S2 to S1+1; effect of its output at S2 from the
       other order.
@@ -316,21 +318,25 @@ def find_roles(model: TransformerBridge, data: IOIDataset) -> list[dict[str, Any
         )
 
     everyone = [(i, j) for i in range(model.cfg.n_layers) for j in range(model.cfg.n_heads)]
+    swapped, abc = data.swap_order(), data.abc()
+    order, three = "the prompt in the other order", "the prompt with three different names"
+    own_end, abc_end = (head_outputs(model, each, "END") for each in (data, abc))
     movers = []
     for head in everyone:
-        looks, effect = float(end[head][0]), float(direct[head])
-        if looks > ATTENTION_THRESHOLD and abs(effect) > EFFECT_THRESHOLD * total:
-            role = "name_mover" if effect > 0 else "negative_name_mover"
+        looks, writes = float(end[head][0]), float(direct[head])
+        if looks > ATTENTION_THRESHOLD and abs(writes) > EFFECT_THRESHOLD * total:
             movers.append(head)
+            changed = resample_heads(model, data, "END", own_end, abc_end, [head])
             add(
                 head,
-                role,
+                "name_mover" if writes > 0 else "negative_name_mover",
                 "END",
                 looks,
                 attends="END to IO",
-                intervention="none needed: direct attribution to the logit difference",
-                effect=round(effect, 3),
-                unit="logits",
+                direct_attribution=round(writes, 3),
+                intervention=f"its output at END taken from {three}",
+                effect=round(float((changed - clean).mean()), 3),
+                unit="logits, change of the mean logit difference",
             )
 
     def by_effect(
@@ -355,8 +361,6 @@ def find_roles(model: TransformerBridge, data: IOIDataset) -> list[dict[str, Any
                     unit="logits, change of the mean logit difference",
                 )
 
-    swapped, abc = data.swap_order(), data.abc()
-    order, three = "the prompt in the other order", "the prompt with three different names"
     by_effect("s_inhibition", "END", end[..., 2], "END to S2", swapped, order)
     by_effect("duplicate_token", "S2", s2[..., 0], "S2 to S1", swapped, order)
     by_effect("induction", "S2", s2[..., 1], "S2 to S1+1", swapped, order)
