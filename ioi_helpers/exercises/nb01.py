@@ -20,6 +20,7 @@ from ioi_helpers.exercises.registry import Context, exercise
 from ioi_helpers.exercises.verdicts import (
     Refused,
     Verdict,
+    as_array,
     as_heads,
     as_number,
     numeric,
@@ -58,6 +59,13 @@ def _many_heads(ctx: Context) -> Float[Tensor, "layer head batch"]:
     )
 
 
+def _demo_logit_diff(ctx: Context) -> float:
+    return ctx.once(
+        "demo logit difference",
+        lambda: float(metrics.logit_diff(ctx.model(ctx.demo.tokens), ctx.demo)),
+    )
+
+
 def _best_head(ctx: Context) -> tuple[int, int]:
     """The head of largest attribution on the demo's prompts: `best` in the notebook."""
     return _strongest(_demo_heads(ctx).mean(-1))
@@ -65,6 +73,16 @@ def _best_head(ctx: Context) -> tuple[int, int]:
 
 def _strongest(values: Float[Tensor, "layer head"]) -> tuple[int, int]:
     return divmod(int(values.argmax()), values.shape[1])
+
+
+def _one_axis(answer: Any) -> Any:
+    """The answer without axes of size one, as `keepdim=True` leaves them; else as it was."""
+    try:
+        given = as_array(answer)
+    except Refused:
+        return answer  # text, a stub, or something else that the check itself refuses
+    flat = given.squeeze()
+    return flat if given.ndim > 1 and flat.ndim == 1 else answer
 
 
 def _at(data: IOIDataset, values: Tensor, positions: Tensor) -> Tensor:
@@ -86,7 +104,7 @@ def _logit_difference(answer: Any, ctx: Context) -> Verdict:
 
     last_column = torch.full_like(end, sample.tokens.shape[1] - 1)
     return tensor_close(
-        answer,
+        _one_axis(answer),
         read(logits, end),
         axes=("prompt",),
         absolute=1e-3,
@@ -126,7 +144,9 @@ def _hardest_template(answer: Any, ctx: Context) -> Verdict:
     hardest = min(by_template, key=by_template.__getitem__)
     chosen = _template_number(answer, many)
     if chosen == hardest:
-        return Verdict(True, f"It reads: {many.templates[hardest]!r}.")
+        return Verdict(
+            True, f"It reads: {many.templates[hardest]!r}. {_two_lowest(diffs, many, by_template)}"
+        )
     if chosen == max(by_template, key=by_template.__getitem__):
         return Verdict(
             False,
@@ -157,13 +177,33 @@ def _hardest_template(answer: Any, ctx: Context) -> Verdict:
     return Verdict(False, f"On {harder} of the other templates the mean is lower still.")
 
 
+def _two_lowest(
+    diffs: Float[Tensor, " batch"], many: IOIDataset, by_template: dict[int, float]
+) -> str:
+    """The lowest mean and the runner-up's, each with its standard error over pairs of prompts."""
+    groups = many.groups("template")
+    first, second = sorted(by_template, key=by_template.__getitem__)[:2]
+    lowest, runner_up = (
+        metrics.mean_and_stderr(diffs[groups[t]], clusters=many.pair_ids[groups[t]])
+        for t in (first, second)
+    )
+    return (
+        f"Its mean is {lowest.mean:.2f} (standard error {lowest.stderr:.2f}); the runner-up is "
+        f"template {second} with {runner_up.mean:.2f} ({runner_up.stderr:.2f})."
+    )
+
+
 def _template_number(answer: Any, many: IOIDataset) -> int:
     """A template's number from its number or its text. Raises Refused for anything else."""
+    if isinstance(answer, (list, tuple)) and len(answer) == 1:
+        answer = answer[0]
+    if isinstance(answer, str) and answer.strip().isdecimal():
+        answer = int(answer)
     if isinstance(answer, str):
         wanted = " ".join(answer.split())
         found = [i for i, text in enumerate(many.templates) if " ".join(text.split()) == wanted]
         if not found:
-            raise Refused("No template reads like this; give its number in data.templates.")
+            raise Refused("No template reads like this; give its number in many.templates.")
         return found[0]
     value = as_number(answer)
     if value != int(value):
@@ -267,7 +307,7 @@ def _head_by_hand(answer: Any, ctx: Context) -> Verdict:
                 False, "This is the mean over the prompts; give one number a prompt, as a tensor."
             )
     return tensor_close(
-        answer,
+        _one_axis(answer),
         truth,
         axes=("prompt",),
         absolute=1e-4,
@@ -336,6 +376,19 @@ def _smallest_set(answer: Any, ctx: Context) -> Verdict:
     reached = float(values.flatten()[list(chosen)].sum())
     if reached >= goal and len(chosen) == smallest:
         return Verdict(True, f"Together they write {reached:.2f} of {total:.2f} logits.")
+    if len(chosen) == layers * n_heads:
+        return Verdict(
+            False,
+            "These are all heads of the model. Rank them and add up from the top: how many are "
+            "needed, if the sum gets there at all?",
+        )
+    best = set(ranking[: len(chosen)].tolist())
+    if chosen != best and chosen == _few_on_demo(ctx):
+        return Verdict(
+            False,
+            "This is the set for the few prompts of `demo`. Average the attributions over `many`, "
+            "and compare with 80 % of the mean logit difference on `many`.",
+        )
     negative = [i for i in chosen if values.flatten()[i] < 0]
     by_size = values.flatten().abs().argsort(descending=True)[: len(chosen)].tolist()
     if negative and chosen == set(by_size):
@@ -349,7 +402,6 @@ def _smallest_set(answer: Any, ctx: Context) -> Verdict:
             f"Your set holds {len(negative)} head(s) with negative attribution, which take away "
             "from the sum.",
         )
-    best = set(ranking[: len(chosen)].tolist())
     if reached < goal and chosen == best and smallest:
         return Verdict(
             False,
@@ -369,6 +421,14 @@ def _smallest_set(answer: Any, ctx: Context) -> Verdict:
             "a step late, or compared with all that heads write instead of the logit difference.",
         )
     return Verdict(False, "They reach it, but a smaller set does too: take stronger heads.")
+
+
+def _few_on_demo(ctx: Context) -> set[int]:
+    """The answer that the eight prompts of the demo would give, as places in the flat map."""
+    values = _demo_heads(ctx).mean(-1).flatten()
+    ranking = values.argsort(descending=True)
+    enough = (values[ranking].cumsum(0) >= WANTED_SHARE * _demo_logit_diff(ctx)).nonzero()
+    return set(ranking[: int(enough[0]) + 1].tolist()) if len(enough) else set()
 
 
 # --- 01.6 -----------------------------------------------------------------------------------------
@@ -442,16 +502,26 @@ def _looks_and_writes(answer: Any, ctx: Context) -> Verdict:
             ),
         },
         hint="Check, prompt by prompt, which name comes first.",
-        right=_what_it_writes(truth),
+        right=_what_it_writes(truth, [_correlation(x[of], y[of]) for of in (io_first, ~io_first)]),
     )
 
 
-def _what_it_writes(correlation: float) -> str:
-    if correlation > 0.8:
-        return "The more it looks at a name, the more it writes that name."
-    if correlation < -0.8:
-        return "The more it looks at a name, the more it writes against it."
-    return "So this head's writing is only loosely tied to which of the two names it looks at."
+def _what_it_writes(correlation: float, within: list[float]) -> str:
+    """What the correlation says, beside those within the ABBA and within the BABA prompts."""
+    said = (
+        f"Within ABBA prompts alone it is {within[0]:.2f}, within BABA prompts {within[1]:.2f}"
+        if all(math.isfinite(value) for value in within)
+        else "Within prompts of one order one of the two does not vary"
+    )
+    if abs(correlation) <= 0.8:
+        return (
+            "So this head's writing is only loosely tied to which of the two names it looks at. "
+            f"{said}."
+        )
+    does = "it writes that name" if correlation > 0 else "it writes against that name"
+    between = all(not abs(value) > 0.5 for value in within)
+    end = ": the correlation is between the two kinds of prompts." if between else "."
+    return f"On prompts where it looks at a name, {does}. {said}{end}"
 
 
 def _correlation(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> float:
@@ -488,10 +558,15 @@ def _silence(answer: Any, ctx: Context) -> Verdict:
         )
         return float(metrics.logit_diff(logits, demo))
 
-    clean = ctx.once(
-        "demo logit difference", lambda: float(metrics.logit_diff(model(demo.tokens), demo))
-    )
+    clean = _demo_logit_diff(ctx)
     after = ctx.once("silenced", silenced)
+    margin = max(2e-3, 0.01 * abs(clean - after))
+
+    def drop_of(**changed: Any) -> float:
+        """The drop that a mistake leads to; NaN, which no answer equals, where it is about zero."""
+        drop = clean - silenced(**changed)
+        return drop if abs(drop) > 2 * margin else math.nan
+
     predicted = float(_demo_heads(ctx)[layer, head].mean())
     return numeric(
         answer,
@@ -508,15 +583,16 @@ def _silence(answer: Any, ctx: Context) -> Verdict:
                 clean - predicted
             ),
             "You silenced the head at all positions; only its output at END is to be zero."
-            "": lambda: clean - silenced(role=None),
-            "You silenced all heads of the layer; only one is to be zero.": lambda: (
-                clean - silenced(only_head=None)
+            "": lambda: drop_of(role=None),
+            "You silenced all heads of the layer; only one is to be zero.": lambda: drop_of(
+                only_head=None
             ),
-            "You silenced the head at S2 instead of END.": lambda: clean - silenced(role="S2"),
-            "You silenced another head of that layer.": lambda: (
-                clean - silenced(only_head=(head + 1) % model.cfg.n_heads)
+            "You silenced the head at S2 instead of END.": lambda: drop_of(role="S2"),
+            "You silenced another head of that layer.": lambda: drop_of(
+                only_head=(head + 1) % model.cfg.n_heads
             ),
-            "Nothing has changed: does your hook return the changed z?": 0.0,
+            "Almost nothing has changed: does your hook return the changed z? Check the block, the "
+            "position and the head index, too.": 0.0,
             "This is the fall as a share of the logit difference; give it in logits.": lambda: (
                 (clean - after) / clean
             ),

@@ -137,6 +137,7 @@ def budget_card(notebook: NotebookNode, timed: Mapping[str, Execution]) -> str:
     words = reading_words(notebook)
     minutes = max(1, round(words / WORDS_A_MINUTE))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    plural = "" if cores == 1 else "s"
     rows = [f"| to read | about {minutes} minutes ({words:,} words) |"]
     tasks = [c.metadata.get("exercise", {}).get("minutes") for c in code_cells(notebook)]
     if any(tasks):
@@ -147,7 +148,7 @@ def budget_card(notebook: NotebookNode, timed: Mapping[str, Execution]) -> str:
         )
         download = "" if model == "gpt2-small" else ", nothing to download"
         rows.append(
-            f"| to run on `{model}` | {math.ceil(execution.seconds)} s on {cores} CPU cores"
+            f"| to run on `{model}` | {math.ceil(execution.seconds)} s on {cores} CPU core{plural}"
             f"{memory}{download} |"
         )
     if "gpt2-small" not in timed:

@@ -55,6 +55,7 @@ def run_without(positions, heads_off=head, block=layer):
 RIGHT = {
     "01.1": [
         AT_END + f"per_prompt = {IO_MINUS_S}",
+        AT_END + f"per_prompt = {IO_MINUS_S}[:, None]",
         # Log-probabilities have the same difference.
         AT_END + f"end = end.log_softmax(-1)\nper_prompt = {IO_MINUS_S}.tolist()",
         SAMPLE + "per_prompt = []\n"
@@ -70,6 +71,8 @@ RIGHT = {
     "01.2": [
         BY_TEMPLATE + "hardest = means.argmin()",
         BY_TEMPLATE + "hardest = many.templates[int(means.argmin())]",
+        BY_TEMPLATE + "hardest = str(int(means.argmin()))",
+        BY_TEMPLATE + "hardest = [int(means.argmin())]",
         "table = pd.DataFrame({'t': many.template_ids.tolist(), 'd': many_diffs.tolist()})\n"
         "hardest = table.groupby('t')['d'].mean().idxmin()",
     ],
@@ -85,6 +88,7 @@ RIGHT = {
     ],
     "01.4": [
         OUTPUT + "head_by_hand = (output / size[:, -1] * directions).sum(-1).tolist()",
+        OUTPUT + "head_by_hand = (output / size[:, -1] * directions).sum(-1, keepdim=True)",
         "layer, head = best\n"
         "results = cache.stack_head_results(layer=-1, pos_slice=-1)\n"
         "scaled = cache.apply_ln_to_stack(results, layer=-1, pos_slice=-1)\n"
@@ -169,7 +173,10 @@ WRONG = {
             r"1 of the other|hardest single|probability",
         ),
         (BY_TEMPLATE + "hardest = means", r"single number"),
-        ('hardest = "When [B] and [A] sat down, [B] sang for [A]"', r"No template"),
+        (
+            'hardest = "When [B] and [A] sat down, [B] sang for [A]"',
+            r"No template.*many\.templates",
+        ),
         ("hardest = 15", r"from 0 to 14"),
     ],
     "01.3": [
@@ -230,6 +237,15 @@ WRONG = {
         ),
         (MANY + "few_heads = [names[i] for i in chosen[-5:]]", r"negative|absolute"),
         ("few_heads = []", r"empty list", "ioi-mini"),
+        ("few_heads = names", r"all heads"),
+        (
+            "ranks = by_head.flatten().argsort(descending=True)\n"
+            "running = by_head.flatten()[ranks].cumsum(0)\n"
+            "count = int((running >= 0.8 * demo_diff).int().argmax()) + 1\n"
+            "few_heads = [names[i] for i in ranks[:count]]",
+            r"prompts of `demo`",
+            "ioi-mini",
+        ),
         ("few_heads = ['L99H0']", r"no L99H0"),
         ("few_heads = 3.5", r"list of heads"),
     ],
@@ -269,5 +285,6 @@ WRONG = {
             r"another head|nothing",
         ),
         ("drop = demo_diff - by_head[best]", r"would be left"),
+        ("drop = 0.0", r"Almost nothing.*block"),
     ],
 }
