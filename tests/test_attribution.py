@@ -27,7 +27,7 @@ from ioi_helpers.attribution import (
     logit_lens,
 )
 from ioi_helpers.dataset import IOIDataset
-from ioi_helpers.models import EMBEDDED, default_model, embedded_folder, load_model
+from ioi_helpers.models import EMBEDDED, default_model, load_model
 from tests import handbuilt
 
 SKELETON = Path(__file__).parents[2] / "shared" / "gpt2-skeleton"
@@ -174,8 +174,6 @@ def test_labels(model: TransformerBridge, data: IOIDataset) -> None:
 
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_adds_up_on_embedded_models(name: str) -> None:
-    if not embedded_folder(name).is_dir():
-        pytest.skip(f"{name} is not trained yet")
     model = load_model(name, device="cpu", verbose=False)
     data = IOIDataset.generate(model.tokenizer, 40, prefixes="bundled", seed=0)
     expected = logit_diff_at(model, data)
