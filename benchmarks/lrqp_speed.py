@@ -1,0 +1,231 @@
+"""LRQP's exact solver against OSQP, in one process and taking turns: speed, and who is right.
+
+    python benchmarks/lrqp_speed.py
+
+Activations are synthetic, with a residual stream's marks: as wide as GPT-2 small's, centred (so
+that the sample covariance is singular), with variances that fall off as a power of their rank, and
+classes a few standard deviations apart. The probe is fitted by logistic regression and the
+covariance by Ledoit-Wolf, both on other rows. Every row is moved to another class. Four
+contestants, each through `lrqp.intervene`, its check of the optimality conditions included:
+
+- exact: all rows at once;
+- OSQP whitened: row by row, in coordinates and at tolerances at which it is right;
+- OSQP as the post: the problem as it stands, at OSQP's default tolerances;
+- OSQP direct, tight: the same with eps 1e-9 and polishing.
+
+What depends on the covariance alone (its eigendecomposition) is timed apart and given to all of
+them; the exact solver does not use it. An answer's error is its distance from the exact one, by the
+length of the move. It is refused where a residual of the optimality conditions is above 1e-6, which
+`intervene` does by default and is kept from doing here.
+
+The results go to lrqp_speed.json and lrqp_speed.md beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ioi_helpers import lrqp, probing
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One problem: a probe, a covariance, and rows to intervene on."""
+
+    probe: probing.Probe
+    covariance: probing.Covariance
+    x0: Tensor
+    true: list[int]
+    target: list[int]
+
+
+def synthetic(width: int, classes: int, rows: int, train: int, seed: int) -> Setting:
+    """Activations of some classes, split into rows to fit on and rows to intervene on."""
+    rng = np.random.default_rng(seed)
+    n = train + rows
+    labels = np.arange(n) % classes
+    basis = np.linalg.qr(rng.normal(size=(width, width)))[0]
+    deviations = 30 * np.arange(1, width + 1) ** -0.5
+    # Class means lie among directions of middling variance, as a residual stream's do.
+    means = np.zeros((classes, width))
+    means[:, 10:60] = rng.normal(size=(classes, 50)) * deviations[10:60]
+    values = (means[labels] + rng.normal(size=(n, width)) * deviations) @ basis.T
+    values -= values.mean(axis=1, keepdims=True)
+    x = torch.as_tensor(values)
+    probe = probing.fit_probe(x[:train], labels[:train])
+    covariance = probing.fit_covariance(x[:train])
+    true = labels[train:].tolist()
+    target = [(label + 1 + row % (classes - 1)) % classes for row, label in enumerate(true)]
+    return Setting(probe, covariance, x[train:], true, target)
+
+
+def contestants(setting: Setting) -> dict[str, Callable[[int], lrqp.Solution]]:
+    """name -> a call on the first so many rows."""
+
+    def solve(n: int, **arguments: Any) -> lrqp.Solution:
+        return lrqp.intervene(
+            setting.x0[:n],
+            setting.probe,
+            setting.target[:n],
+            setting.covariance,
+            true=setting.true[:n],
+            tolerance=math.inf,
+            **arguments,
+        )
+
+    tight = {"eps_abs": 1e-9, "eps_rel": 1e-9, "polishing": True, "max_iter": 100_000}
+    return {
+        "exact": solve,
+        "OSQP whitened": lambda n: solve(n, solver="osqp"),
+        "OSQP as the post": lambda n: solve(n, solver="osqp", whiten=False),
+        "OSQP direct, tight": lambda n: solve(n, solver="osqp", whiten=False, **tight),
+    }
+
+
+def measure(setting: Setting, counts: dict[str, int], rounds: int) -> list[dict[str, Any]]:
+    """Time and judge every contestant on its number of rows, in turns."""
+    called = contestants(setting)
+    answers = {name: call(min(2, counts[name])) for name, call in called.items()}  # warm up
+    seconds: dict[str, list[float]] = {name: [] for name in called}
+    for _ in range(rounds):
+        for name, call in called.items():
+            start = time.perf_counter()
+            answers[name] = call(counts[name])
+            seconds[name].append((time.perf_counter() - start) / counts[name])
+    exact = answers["exact"]
+    found = []
+    for name, answer in answers.items():
+        wanted = exact.move[: counts[name]]
+        error = (answer.move - wanted).norm(dim=-1) / wanted.norm(dim=-1).clamp_min(1e-12)
+        ratios = [one / two for one, two in zip(seconds[name], seconds["exact"], strict=True)]
+        found.append(
+            {
+                "solver": name,
+                "rows": counts[name],
+                "seconds_per_prompt": statistics.median(seconds[name]),
+                "times_exact": statistics.median(ratios),
+                "times_exact_range": [min(ratios), max(ratios)],
+                "median_error": error.median().item(),
+                "largest_error": error.max().item(),
+                "largest_residual": answer.kkt.worst.max().item(),
+                "refused": int((answer.kkt.worst > 1e-6).sum()),
+            }
+        )
+    return found
+
+
+def factorisation(covariance: probing.Covariance) -> float:
+    """Seconds for the eigendecomposition of a covariance."""
+    fresh = probing.Covariance(covariance.matrix)
+    start = time.perf_counter()
+    _ = fresh.factor, fresh.whitener
+    return time.perf_counter() - start
+
+
+def as_page(report: dict[str, Any]) -> str:
+    """The report as a Markdown page."""
+    settings, machine = report["settings"], report["machine"]
+    lines = [
+        "# LRQP: the exact solver against OSQP",
+        "",
+        f"{settings['width']} dimensions, {settings['train']} training rows, "
+        f"{settings['rounds']} rounds; {machine['cores']} cores, {machine['threads']} threads; "
+        f"Python {machine['python']}, torch {machine['torch']}, osqp {machine['osqp']}, "
+        f"qpsolvers {machine['qpsolvers']}. Made by `python benchmarks/lrqp_speed.py`, which says "
+        "what is compared.",
+        "",
+    ]
+    for classes, part in report["classes"].items():
+        lines += [
+            f"## K = {classes}",
+            "",
+            f"Eigendecomposition of the covariance, once: {part['factorisation_seconds']:.2f} s.",
+            "",
+            "| solver | rows | time per prompt | times exact (range over rounds) "
+            "| error, median | error, largest | residual, largest | refused |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        for one in part["solvers"]:
+            low, high = one["times_exact_range"]
+            lines.append(
+                f"| {one['solver']} | {one['rows']} | {one['seconds_per_prompt'] * 1e6:,.1f} µs "
+                f"| {one['times_exact']:,.0f} ({low:,.0f} to {high:,.0f}) "
+                f"| {one['median_error']:.1e} | {one['largest_error']:.1e} "
+                f"| {one['largest_residual']:.1e} | {one['refused']} of {one['rows']} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark and write its results."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--classes", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--rows", type=int, default=1000, help="for the exact solver, at once")
+    parser.add_argument("--osqp-rows", type=int, default=40, help="for whitened OSQP")
+    parser.add_argument("--direct-rows", type=int, default=6, help="for OSQP called directly")
+    parser.add_argument("--train", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=None, help="PyTorch's threads")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=HERE / "lrqp_speed")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+
+    report: dict[str, Any] = {
+        "settings": {
+            name: getattr(options, name)
+            for name in ("width", "rows", "osqp_rows", "direct_rows", "train", "rounds", "seed")
+        },
+        "machine": {
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "numpy", "osqp", "qpsolvers")},
+        },
+        "classes": {},
+    }
+    counts = {
+        "exact": options.rows,
+        "OSQP whitened": min(options.osqp_rows, options.rows),
+        "OSQP as the post": min(options.direct_rows, options.rows),
+        "OSQP direct, tight": min(options.direct_rows, options.rows),
+    }
+    for classes in options.classes:
+        setting = synthetic(options.width, classes, options.rows, options.train, options.seed)
+        apart = factorisation(setting.covariance)
+        _ = setting.covariance.factor, setting.covariance.whitener
+        report["classes"][str(classes)] = {
+            "factorisation_seconds": apart,
+            "solvers": measure(setting, counts, options.rounds),
+        }
+    page = as_page(report)
+    options.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    options.output.with_suffix(".md").write_text(page)
+    print(page)
+
+
+if __name__ == "__main__":
+    main()
