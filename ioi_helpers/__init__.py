@@ -1,8 +1,9 @@
 """Mechanistic interpretability of the Indirect Object Identification circuit, hands on.
 
 The rooms of this package: ``models`` (load and describe a model), ``dataset`` (IOI prompts, roles,
-counterfactuals), ``metrics``, ``attribution``, ``heads``, ``plotting``, ``reference`` (published
-numbers), ``exercises`` (checks) and ``mini`` (the embedded models).
+counterfactuals), ``metrics``, ``attribution``, ``forward`` and ``patching`` (exact sweeps),
+``heads``, ``probing``, ``lrqp``, ``plotting``, ``reference`` (published numbers), ``exercises``
+(checks) and ``mini`` (the embedded models).
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def solve_qp(
         options: Passed to the solver, before the defaults above.
 
     Returns:
-        The moves, the multipliers, and the moves' squared Mahalanobis lengths.
+        The new activations, the multipliers, and the moves' squared Mahalanobis lengths.
 
     Raises:
         ValueError: The solver is not installed, or ``whiten=False`` with a singular covariance.
@@ -114,12 +114,11 @@ def solve_qp(
     if gave_up:
         # Either there is no solution, and this says so, or the optimality check refuses the rows.
         solve_exact(problem.take(torch.tensor(gave_up, device=problem.x0.device)))
-    moves = found_at - start
-    cost = np.square(moves if whiten else moves @ whitener.T).sum(axis=1)
-    moves = moves @ basis.T if whiten else moves
+    cost = np.square(found_at if whiten else (found_at - start) @ whitener.T).sum(axis=1)
+    x = problem.x0.cpu().numpy() + found_at @ basis.T if whiten else found_at
     device = problem.x0.device
     return (
-        torch.as_tensor(moves, device=device),
+        torch.as_tensor(x, device=device),
         torch.as_tensor(multipliers, device=device),
         torch.as_tensor(cost, device=device),
     )

@@ -18,7 +18,7 @@ from ioi_helpers.lrqp.problem import Problem, infeasible
 
 
 def solve_exact(problem: Problem) -> Float[Tensor, "batch class"]:
-    """The multipliers of every row's optimum; :meth:`Problem.move` turns them into moves.
+    """The multipliers of every row's optimum; :meth:`Problem.moved` turns them into activations.
 
     Raises:
         InfeasibleTarget: Rows that have no solution.

@@ -101,10 +101,10 @@ def intervene(
     )
     if solver == "exact":
         multipliers = solve_exact(problem)
-        solution = judge(problem, problem.move(multipliers), multipliers, solver)
+        solution = judge(problem, problem.moved(multipliers), multipliers, solver)
     else:
-        moves, multipliers, cost = solve_qp(problem, solver, whiten=whiten, **solver_options)
-        solution = judge(problem, moves, multipliers, solver, cost)
+        x, multipliers, cost = solve_qp(problem, solver, whiten=whiten, **solver_options)
+        solution = judge(problem, x, multipliers, solver, cost)
     require_optimal(solution, tolerance)
     return solution
 

@@ -113,11 +113,11 @@ class Problem:
         short = self.log_alpha[:, None] - self.log_odds
         return short.scatter(1, self.target[:, None], -torch.inf)
 
-    def move(self, multipliers: Float[Tensor, "batch class"]) -> Float[Tensor, "batch d_model"]:
-        """S A' mu: the move that belongs to multipliers."""
+    def moved(self, multipliers: Float[Tensor, "batch class"]) -> Float[Tensor, "batch d_model"]:
+        """x0 + S A' mu: the activations that belong to multipliers."""
         by_target = multipliers.new_zeros(len(multipliers), *self.gram.shape[:2])
         by_target[torch.arange(len(multipliers), device=by_target.device), self.slot] = multipliers
-        return by_target.flatten(1) @ self.slopes.flatten(0, 1)
+        return torch.addmm(self.x0, by_target.flatten(1), self.slopes.flatten(0, 1))
 
     def take(self, rows: Int[Tensor, " rows"]) -> Problem:
         """Some of the rows, as a problem."""
@@ -171,8 +171,7 @@ class Solution:
     """What came of an intervention. Float64, on the device of the activations.
 
     Attributes:
-        x: ``[batch d_model]``, the new activations.
-        move: ``[batch d_model]``, x - x0.
+        x0, x: ``[batch d_model]``, the activations and the new ones.
         multipliers: ``[batch class]``, of the constraints "target rather than class"; 0 in the
             target's own column. How much cost a nat more of alpha would take, by half.
         cost: ``[batch]``, the objective: squared Mahalanobis length of the move.
@@ -185,8 +184,8 @@ class Solution:
         solver: Which solver found it.
     """
 
+    x0: Float[Tensor, "batch d_model"]
     x: Float[Tensor, "batch d_model"]
-    move: Float[Tensor, "batch d_model"]
     multipliers: Float[Tensor, "batch class"]
     cost: Float[Tensor, " batch"]
     log_odds_before: Float[Tensor, "batch class"]
@@ -196,6 +195,11 @@ class Solution:
     classes: tuple[Any, ...]
     kkt: KKT
     solver: str
+
+    @property
+    def move(self) -> Float[Tensor, "batch d_model"]:
+        """``[batch d_model]``, x - x0."""
+        return self.x - self.x0
 
     @property
     def moved(self) -> Bool[Tensor, " batch"]:
@@ -222,42 +226,44 @@ class Solution:
 
 def judge(
     problem: Problem,
-    move: Float[Tensor, "batch d_model"],
+    x: Float[Tensor, "batch d_model"],
     multipliers: Float[Tensor, "batch class"],
     solver: str,
     cost: Float[Tensor, " batch"] | None = None,
 ) -> Solution:
-    """Make a solution of a move and its multipliers, with its residuals, measured from scratch.
+    """Make a solution of activations and multipliers, with its residuals, measured from scratch.
 
     Args:
         cost: The move's squared Mahalanobis length. Left out, it is mu' A move, which equals it
             where the stationarity residual is zero.
     """
-    x = problem.x0 + move
-    logits = problem.probe.logits(x)
-    log_odds = logits.gather(1, problem.target[:, None]) - logits
-    is_target = torch.zeros_like(log_odds, dtype=torch.bool).scatter(
+    is_target = torch.zeros_like(multipliers, dtype=torch.bool).scatter(
         1, problem.target[:, None], True
     )
+    # A' mu as one combination of the probe's own rows: by another way than Problem.moved.
+    combined = torch.where(is_target, multipliers.sum(dim=-1, keepdim=True), -multipliers)
+    reach = problem.probe.weights @ problem.covariance.matrix
+    logits, length, apart = torch.empty_like(multipliers), x.new_empty(len(x)), x.new_empty(len(x))
+    # On the CPU in parts that stay in its cache while they are looked at from all sides.
+    size = 128 if x.device.type == "cpu" else len(x)
+    for part in (slice(start, start + size) for start in range(0, len(x), size)):
+        logits[part] = problem.probe.logits(x[part])
+        move = x[part] - problem.x0[part]
+        length[part] = move.norm(dim=-1)
+        apart[part] = move.addmm_(combined[part], reach, alpha=-1).norm(dim=-1)
+
+    log_odds = logits.gather(1, problem.target[:, None]) - logits
     slack = (log_odds - problem.log_alpha[:, None]).masked_fill(is_target, torch.inf)
     gained = log_odds - problem.log_odds
     if cost is None:
         cost = (multipliers * gained).sum(dim=-1)
 
-    tiny = torch.finfo(move.dtype).tiny
+    tiny = torch.finfo(x.dtype).tiny
     # Log odds are differences of numbers of about this size.
     scale = torch.maximum(problem.log_alpha.abs(), problem.log_odds.abs().amax(dim=-1))
     scale = scale.clamp_min(1.0)
     total = multipliers.abs().sum(dim=-1)
-
-    # A' mu as one combination of the probe's own rows: by another way than Problem.move.
-    combined = torch.where(is_target, multipliers.sum(dim=-1, keepdim=True), -multipliers)
-    reach = problem.probe.weights @ problem.covariance.matrix
-    # In parts, so that what is only looked at stays in the processor's cache.
-    parts = [slice(start, start + 256) for start in range(0, len(move), 256)]
-    apart = [torch.addmm(move[p], combined[p], reach, alpha=-1).norm(dim=-1) for p in parts]
-    length = [move[p].norm(dim=-1) for p in parts]
-    # A millionth of the activations' own spread counts as not moving.
+    # A ten-thousandth of the activations' own spread counts as not moving.
     spread = problem.covariance.matrix.diagonal().sum().sqrt()
     short = problem.shortfall.masked_fill(is_target, 0.0)
     pull = (problem.gram[problem.slot] @ multipliers[..., None])[..., 0]
@@ -265,14 +271,14 @@ def judge(
     kkt = KKT(
         primal=(-slack).amax(dim=-1).clamp_min(0) / scale,
         dual=(-multipliers).amax(dim=-1).clamp_min(0) / total.clamp_min(tiny),
-        stationarity=torch.cat(apart) / torch.cat(length).clamp_min(1e-6 * spread),
+        stationarity=apart / length.clamp_min(1e-4 * spread),
         complementarity=(multipliers * slack.masked_fill(is_target, 0.0)).abs().sum(dim=-1)
         / (total * scale).clamp_min(tiny),
         gap=(cost - dual_objective).abs() / torch.maximum(total * scale, cost).clamp_min(tiny),
     )
     return Solution(
+        x0=problem.x0,
         x=x,
-        move=move,
         multipliers=multipliers,
         cost=cost,
         log_odds_before=problem.log_odds,
