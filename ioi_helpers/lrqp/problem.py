@@ -70,9 +70,8 @@ class Problem:
         log_alpha: ``[batch]``, the log odds wanted over every other class, in nats.
         covariance: On the same device.
         log_odds: ``[batch class]``, log P[target] - log P[class] at x0, in nats.
+        reach: ``[class d_model]``, S w of each class.
         normals: ``[target class d_model]``, a_l for each target that occurs.
-        slopes: ``[target class d_model]``, S a_l: where a unit of each multiplier moves an
-            activation.
         gram: ``[target class class]``, G for each target that occurs.
         slot: ``[batch]``, which of those targets each row has.
     """
@@ -83,8 +82,8 @@ class Problem:
     log_alpha: Float[Tensor, " batch"]
     covariance: Covariance
     log_odds: Float[Tensor, "batch class"]
+    reach: Float[Tensor, "class d_model"]
     normals: Float[Tensor, "target class d_model"]
-    slopes: Float[Tensor, "target class d_model"]
     gram: Float[Tensor, "target class class"]
     slot: Int[Tensor, " batch"]
 
@@ -103,9 +102,8 @@ class Problem:
         present, slot = torch.unique(target, return_inverse=True)
         normals = probe.weights[present][:, None] - probe.weights
         reach = probe.weights @ covariance.matrix
-        slopes = reach[present][:, None] - reach
-        gram = slopes @ normals.transpose(1, 2)
-        return cls(x0, probe, target, log_alpha, covariance, log_odds, normals, slopes, gram, slot)
+        gram = (reach[present][:, None] - reach) @ normals.transpose(1, 2)
+        return cls(x0, probe, target, log_alpha, covariance, log_odds, reach, normals, gram, slot)
 
     @property
     def shortfall(self) -> Float[Tensor, "batch class"]:
@@ -115,9 +113,20 @@ class Problem:
 
     def moved(self, multipliers: Float[Tensor, "batch class"]) -> Float[Tensor, "batch d_model"]:
         """x0 + S A' mu: the activations that belong to multipliers."""
-        by_target = multipliers.new_zeros(len(multipliers), *self.gram.shape[:2])
-        by_target[torch.arange(len(multipliers), device=by_target.device), self.slot] = multipliers
-        return torch.addmm(self.x0, by_target.flatten(1), self.slopes.flatten(0, 1))
+        return plus_combination(
+            self.x0, self.per_class(multipliers), self.reach[:-1] - self.reach[-1]
+        )
+
+    def per_class(
+        self, multipliers: Float[Tensor, "batch class"]
+    ) -> Float[Tensor, "batch class_but_the_last"]:
+        """A' mu in terms of w_k - w_last, for every class k but the last.
+
+        A' mu adds up to zero over the classes' weights (the target gains what the others lose), so
+        the last class needs no coefficient; for two classes one number a row is left.
+        """
+        total = multipliers.sum(dim=-1, keepdim=True)
+        return (-multipliers).scatter(1, self.target[:, None], total)[:, :-1]
 
     def take(self, rows: Int[Tensor, " rows"]) -> Problem:
         """Some of the rows, as a problem."""
@@ -128,11 +137,23 @@ class Problem:
             self.log_alpha[rows],
             self.covariance,
             self.log_odds[rows],
+            self.reach,
             self.normals,
-            self.slopes,
             self.gram,
             self.slot[rows],
         )
+
+
+def plus_combination(
+    x: Float[Tensor, "batch d_model"],
+    coefficients: Float[Tensor, "batch row"],
+    rows: Float[Tensor, "row d_model"],
+    sign: int = 1,
+) -> Float[Tensor, "batch d_model"]:
+    """x plus (or minus) ``coefficients @ rows``."""
+    if len(rows) == 1:  # an outer product, which a matrix product takes several times as long for
+        return torch.addcmul(x, coefficients, rows, value=sign)
+    return torch.addmm(x, coefficients, rows, alpha=sign)
 
 
 @dataclass(frozen=True)
@@ -237,20 +258,16 @@ def judge(
         cost: The move's squared Mahalanobis length. Left out, it is mu' A move, which equals it
             where the stationarity residual is zero.
     """
+    probe = problem.probe
     is_target = torch.zeros_like(multipliers, dtype=torch.bool).scatter(
         1, problem.target[:, None], True
     )
-    # A' mu as one combination of the probe's own rows: by another way than Problem.moved.
-    combined = torch.where(is_target, multipliers.sum(dim=-1, keepdim=True), -multipliers)
-    reach = problem.probe.weights @ problem.covariance.matrix
-    logits, length, apart = torch.empty_like(multipliers), x.new_empty(len(x)), x.new_empty(len(x))
-    # On the CPU in parts that stay in its cache while they are looked at from all sides.
-    size = 128 if x.device.type == "cpu" else len(x)
-    for part in (slice(start, start + size) for start in range(0, len(x), size)):
-        logits[part] = problem.probe.logits(x[part])
-        move = x[part] - problem.x0[part]
-        length[part] = move.norm(dim=-1)
-        apart[part] = move.addmm_(combined[part], reach, alpha=-1).norm(dim=-1)
+    logits = probe.logits(x)
+    # S A' mu anew from the definition, not with what the solution was made of.
+    differences = (probe.weights[:-1] - probe.weights[-1]) @ problem.covariance.matrix
+    move = x - problem.x0
+    length = move.norm(dim=-1)
+    apart = plus_combination(move, problem.per_class(multipliers), differences, -1).norm(dim=-1)
 
     log_odds = logits.gather(1, problem.target[:, None]) - logits
     slack = (log_odds - problem.log_alpha[:, None]).masked_fill(is_target, torch.inf)
@@ -284,8 +301,8 @@ def judge(
         log_odds_before=problem.log_odds,
         log_odds=log_odds,
         log_alpha=problem.log_alpha,
-        target=tuple(problem.probe.classes[code] for code in problem.target.tolist()),
-        classes=problem.probe.classes,
+        target=tuple(probe.classes[code] for code in problem.target.tolist()),
+        classes=probe.classes,
         kkt=kkt,
         solver=solver,
     )
