@@ -1,0 +1,311 @@
+"""What heads do on random tokens that are repeated once.
+
+Random tokens hold nothing to predict but the repetition, so a head's attention there says which
+simple pattern it follows (Olsson et al. 2022, "In-context Learning and Induction Heads"):
+
+- a *previous-token head* looks one token back;
+- a *duplicate-token head* looks at the earlier copy of the token it stands on;
+- an *induction head* looks at the token after that copy, which is what comes next.
+
+A score is the mean attention along such a diagonal. It is superficial: it does not ask what the
+head writes. :attr:`RepeatScores.repeated_logit` does, as far as the direct effect goes: a head with
+a high induction score that *lowers* the logit of the token it looks at is an anti-induction head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from ioi_helpers.heads.registry import parse_head
+from ioi_helpers.models import refuse_too_long
+
+PATTERNS: tuple[str, ...] = ("previous_token", "duplicate_token", "induction")
+"""The patterns that are scored."""
+DEFINITIONS: tuple[str, ...] = ("robust", "demo", "detect_head")
+DEFAULT_SEEDS = tuple(range(8))
+
+
+@dataclass(frozen=True)
+class RepeatScores:
+    """Scores of every head on repeated tokens.
+
+    ``scores["induction"]`` is ``scores.induction``. Standard errors are over sequences, each drawn
+    with its own seed; they are NaN for a single sequence.
+
+    Attributes:
+        previous_token, duplicate_token, induction: Mean attention along the pattern, 0 to 1.
+        repeated_logit: What each head adds directly to the logit of the token that comes next in
+            the second copy, against the mean of all tokens, with the final LayerNorm's scale of the
+            run; in logits.
+        stderr: The standard error of each of the four.
+        chance: What attention that is spread evenly over the tokens so far scores.
+        loss: Mean cross-entropy on the second copy's tokens from the second one on, in nats.
+        first_loss: The same on the first copy, where nothing can be known.
+        definition: Which definition of the scores; see :func:`repeat_scores`.
+    """
+
+    previous_token: Float[Tensor, "layer head"]
+    duplicate_token: Float[Tensor, "layer head"]
+    induction: Float[Tensor, "layer head"]
+    repeated_logit: Float[Tensor, "layer head"]
+    stderr: dict[str, Float[Tensor, "layer head"]]
+    chance: dict[str, float]
+    loss: float
+    first_loss: float
+    definition: str
+
+    def __getitem__(self, name: str) -> Float[Tensor, "layer head"]:
+        """The scores by name."""
+        if name not in (*PATTERNS, "repeated_logit"):
+            raise ValueError(
+                f"{name!r} is not a score; use one of {', '.join((*PATTERNS, 'repeated_logit'))}."
+            )
+        values: Tensor = getattr(self, name)
+        return values
+
+    def anti_induction(self, least: float = 0.3, sigmas: float = 3.0) -> list[str]:
+        """Heads that look like induction heads and lower the logit of the token they look at.
+
+        Args:
+            least: The smallest induction score.
+            sigmas: How many standard errors the effect must lie below zero.
+        """
+        error = self.stderr["repeated_logit"].nan_to_num(0.0)
+        found = (self.induction >= least) & (self.repeated_logit < -sigmas * error)
+        return [f"L{layer}H{head}" for layer, head in found.nonzero().tolist()]
+
+
+def random_tokens(
+    model: TransformerBridge, seeds: Sequence[int] = DEFAULT_SEEDS, length: int = 50
+) -> Int[Tensor, "seed length"]:
+    """Random tokens for one copy, one sequence a seed; no token twice, no special token.
+
+    Raises:
+        ValueError: No seeds, or a length that is below 3 or more than there are tokens.
+    """
+    special = set(model.tokenizer.all_special_ids) if model.tokenizer is not None else set()
+    ordinary = torch.tensor([i for i in range(model.cfg.d_vocab) if i not in special])
+    if isinstance(seeds, int) or not len(seeds):
+        raise ValueError(f"seeds must list one or more whole numbers, not {seeds!r}.")
+    if not 3 <= length <= len(ordinary):
+        raise ValueError(f"length must be from 3 to {len(ordinary)} tokens, not {length}.")
+    rows = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        rows.append(ordinary[torch.randperm(len(ordinary), generator=generator)[:length]])
+    return torch.stack(rows).to(model.cfg.device)
+
+
+@torch.no_grad()
+def repeat_scores(
+    model: TransformerBridge,
+    tokens: Int[Tensor, "row length"] | None = None,
+    *,
+    definition: Literal["robust", "demo", "detect_head"] | str = "robust",
+    seeds: Sequence[int] = DEFAULT_SEEDS,
+    length: int = 50,
+    prepend_bos: bool | None = None,
+    silenced: Sequence[str | tuple[int, int]] = (),
+    batch_size: int = 8,
+) -> RepeatScores:
+    """Previous-token, duplicate-token and induction score of every head.
+
+    The induction score by the demo's definition, in plain TransformerLens, for ``tokens``
+    ``[row length]``::
+
+        repeated = torch.cat([tokens, tokens], dim=1)
+        _, cache = model.run_with_cache(repeated)
+        stripe = cache["pattern", layer].diagonal(-(length - 1), dim1=-2, dim2=-1)
+        stripe.mean(dim=(0, -1))                                     # one score a head
+
+    Three definitions:
+
+    - ``"demo"`` is that of TransformerLens' Exploratory Analysis demo: no BOS, and the mean over
+      the whole diagonal 1, ``length`` or ``length - 1`` below the main one. The first diagonal so
+      counts both copies, the last one token of the first copy.
+    - ``"detect_head"`` is that of TransformerLens' function of this name: the share of *all*
+      attention, of all positions, that goes along the pattern. Duplicate-token and induction scores
+      cannot pass one half there, as the first copy has nothing to look back at.
+    - ``"robust"`` (the default) reads all three at the same tokens, those of the second copy that
+      have a known successor, and never counts attention to the first position, at which heads rest
+      (BOS, or the first token where there is none). So it hardly depends on BOS or on ``length``.
+
+    Args:
+        model: A GPT-2-style model.
+        tokens: What is repeated, without BOS; ``None`` draws :func:`random_tokens`.
+        definition: See above.
+        seeds, length: Of the tokens that are drawn.
+        prepend_bos: Put BOS in front; by default only for the robust definition. The demo's has
+            none.
+        silenced: Heads whose output (``z``) is set to zero everywhere, such as ``["L1H1"]``; hooks
+            that are on the model already stay on.
+        batch_size: Sequences run at once.
+
+    Returns:
+        The scores, each head's direct effect on the repeated token's logit, and the loss.
+
+    Raises:
+        ValueError: An unknown definition; tokens that are no ``[row length]`` with at least 3
+            columns, or too long for the model; BOS with the demo's definition; a head that the
+            model does not have; or a model in training mode.
+    """
+    if definition not in DEFINITIONS:
+        raise ValueError(
+            f"{definition!r} is not a definition; use one of {', '.join(DEFINITIONS)}."
+        )
+    if tokens is None:
+        tokens = random_tokens(model, seeds, length)
+    if tokens.ndim != 2 or tokens.shape[1] < 3 or not len(tokens):
+        raise ValueError(
+            "tokens must be [row length] with at least 3 columns, one copy of what is repeated, "
+            f"not of shape {tuple(tokens.shape)}."
+        )
+    bos = definition == "robust" if prepend_bos is None else prepend_bos
+    if bos and definition == "demo":
+        raise ValueError("The demo's definition has no BOS; use 'robust' where there is one.")
+    if model.training:
+        raise ValueError("The model is in training mode, where dropout is random; call eval().")
+    silent = [_existing(model, head) for head in silenced]
+    tokens = tokens.to(model.cfg.device)
+    whole = torch.cat([tokens, tokens], dim=1)
+    if bos:
+        start = torch.full_like(whole[:, :1], model.tokenizer.bos_token_id)
+        whole = torch.cat([start, whole], dim=1)
+    refuse_too_long(model, whole)
+    places = _places(tokens.shape[1], int(bos), definition)
+    parts = [
+        _run(model, whole[i : i + batch_size], places, tokens.shape[1], silent)
+        for i in range(0, len(whole), batch_size)
+    ]
+    values = {name: torch.cat([part[name] for part in parts], dim=-1) for name in parts[0]}
+    rows = len(tokens)
+    found = {name: value.mean(dim=-1) for name, value in values.items()}
+    heads = (*PATTERNS, "repeated_logit")
+    errors = {
+        name: values[name].std(dim=-1) / rows**0.5
+        if rows > 1
+        else torch.full_like(found[name], float("nan"))
+        for name in heads
+    }
+    return RepeatScores(
+        **{name: found[name] for name in heads},
+        stderr=errors,
+        chance={name: places[name].chance() for name in PATTERNS},
+        loss=float(found["loss"]),
+        first_loss=float(found["first_loss"]),
+        definition=definition,
+    )
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Which cells of an attention pattern are summed, and what the sum is divided by."""
+
+    queries: Int[Tensor, " cell"]
+    keys: Int[Tensor, " cell"]
+    count: int
+
+    def chance(self) -> float:
+        """The score of a head that looks at all tokens so far alike."""
+        return float((1 / (self.queries + 1)).sum() / self.count)
+
+
+def _places(length: int, bos: int, definition: str) -> dict[str, _Places]:
+    end = bos + 2 * length
+    found = {}
+    back = {"previous_token": 1, "duplicate_token": length, "induction": length - 1}
+    for name, offset in back.items():
+        if definition == "robust":
+            # The second copy without its first token, whose copy may be the first position, and
+            # without its last, whose successor is not in the text.
+            queries = torch.arange(bos + length + 1, end - 1)
+        elif definition == "demo" or name == "previous_token":
+            queries = torch.arange(offset, end)
+        else:
+            queries = torch.arange(bos + length, end)
+        count = end if definition == "detect_head" else len(queries)
+        found[name] = _Places(queries, queries - offset, count)
+    return found
+
+
+def _existing(model: TransformerBridge, head: str | tuple[int, int]) -> tuple[int, int]:
+    layer, index = parse_head(head) if isinstance(head, str) else head
+    if not (0 <= layer < model.cfg.n_layers and 0 <= index < model.cfg.n_heads):
+        raise ValueError(
+            f"There is no L{layer}H{index}; the model has {model.cfg.n_layers} layers of "
+            f"{model.cfg.n_heads} heads, counted from 0."
+        )
+    return layer, index
+
+
+def _run(
+    model: TransformerBridge,
+    tokens: Int[Tensor, "row pos"],
+    places: dict[str, _Places],
+    length: int,
+    silent: Sequence[tuple[int, int]],
+) -> dict[str, Tensor]:
+    """One value a row: scores and direct effects ``[layer head row]``, losses ``[row]``."""
+    n_layers, last = model.cfg.n_layers, tokens.shape[1] - 1
+    scores: dict[str, list[Tensor]] = {name: [torch.empty(0)] * n_layers for name in PATTERNS}
+    outputs: list[Tensor] = [torch.empty(0)] * n_layers
+    scale: list[Tensor] = []
+    # The second copy's tokens that have a known successor, but the first.
+    second = slice(last - length + 2, last)
+
+    def read_pattern(pattern: Float[Tensor, "row head query key"], hook: Any, layer: int) -> None:
+        for name, at in places.items():
+            total = pattern[:, :, at.queries, at.keys].sum(dim=-1) / at.count
+            scores[name][layer] = total.T.to(tokens.device)
+
+    def read_output(z: Float[Tensor, "row pos head d_head"], hook: Any, layer: int) -> Tensor:
+        here = [head for at, head in silent if at == layer]
+        if here:
+            z = z.clone()
+            z[:, :, here] = 0
+        outputs[layer] = z[:, second].to(tokens.device)
+        return z
+
+    def read_scale(value: Tensor, hook: Any) -> None:
+        scale.append(value[:, second])
+
+    hooks: list[tuple[str, Any]] = [("ln_final.hook_scale", read_scale)]
+    for layer in range(n_layers):
+        attn = f"blocks.{layer}.attn."
+        hooks += [
+            (attn + "hook_pattern", partial(read_pattern, layer=layer)),
+            (attn + "hook_z", partial(read_output, layer=layer)),
+        ]
+    logits = model.run_with_hooks(tokens, fwd_hooks=hooks).to(tokens.device)
+    found = {name: torch.stack(values) for name, values in scores.items()}
+
+    following = tokens[:, second.start + 1 : second.stop + 1]
+    unembed = model.W_U
+    directions = unembed.T[following] - unembed.mean(dim=-1)
+    weight = getattr(model.ln_final, "weight", None)
+    if weight is not None:
+        directions = directions * weight
+    directions = directions / scale[-1]
+    # Written and read without the mean over d_model, as the final LayerNorm takes it away.
+    directions = directions - directions.mean(dim=-1, keepdim=True)
+    effects = [
+        torch.einsum("rphe,hem,rpm->hr", z, model.blocks[layer].attn.W_O, directions)
+        / directions.shape[1]
+        for layer, z in enumerate(outputs)
+    ]
+    found["repeated_logit"] = torch.stack(effects)
+
+    log_probabilities = logits[:, :-1].log_softmax(dim=-1)
+    loss = -log_probabilities.gather(2, tokens[:, 1:, None])[..., 0]
+    # From the second token of each copy on: loss[i] is that of token i + 1.
+    found["loss"] = loss[:, last - length + 1 :].mean(dim=-1)
+    found["first_loss"] = loss[:, last - 2 * length + 1 : last - length].mean(dim=-1)
+    return found

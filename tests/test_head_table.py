@@ -1,0 +1,156 @@
+"""The table of heads: roles from evidence agree with what was built, trained, or destroyed."""
+
+from __future__ import annotations
+
+import io
+from functools import cache
+
+import pandas as pd
+import pytest
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from ioi_helpers import attribution, heads, load_model
+from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.heads import table as table_module
+from ioi_helpers.mini import verify
+from ioi_helpers.patching import patch_sweep
+from tests import handbuilt
+from tests.test_head_scores import random_model
+
+
+@cache
+def mini() -> TransformerBridge:
+    return load_model("ioi-mini", device="cpu", verbose=False)
+
+
+@cache
+def mini_table(seed: int = 0) -> tuple[IOIDataset, pd.DataFrame]:
+    data = IOIDataset.generate(mini().tokenizer, 100, seed=seed)
+    return data, heads.head_table(mini(), data, progress=False)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_roles_from_evidence_agree_with_the_registry(seed: int) -> None:
+    _, table = mini_table(seed)
+    assert (table["role"] == table["registry role"]).all()
+    assert (table["role"] != "").sum() == len(heads.roles(mini()))
+
+
+def test_the_registry_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, with_registry = mini_table(0)
+
+    def none_recorded(model: TransformerBridge) -> list[heads.HeadRole]:
+        raise ValueError
+
+    monkeypatch.setattr(table_module, "roles", none_recorded)
+    without = heads.head_table(mini(), mini_table(0)[0], progress=False)
+    assert without["role"].equals(with_registry["role"])
+    assert set(without["registry role"]) == {""}
+
+
+def test_a_shortcut_model_gets_no_roles() -> None:
+    model = load_model("ioi-plain", device="cpu", verbose=False)
+    data = IOIDataset.generate(model.tokenizer, 100, seed=1)
+    assert set(heads.head_table(model, data, progress=False)["role"]) == {""}
+
+
+def test_permuted_weights_get_no_roles() -> None:
+    """The same numbers in every tensor, in random places."""
+    model = load_model("ioi-mini", device="cpu", verbose=False)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            order = torch.randperm(parameter.numel(), generator=generator)
+            parameter.copy_(parameter.flatten()[order].reshape(parameter.shape))
+    data = IOIDataset.generate(model.tokenizer, 60, seed=1)
+    table = heads.head_table(model, data, progress=False)
+    assert not torch.equal(model.W_E, mini().W_E)
+    assert abs(table.attrs["logit difference"][0]) < 1
+    assert set(table["role"]) == {""}
+
+
+def test_hand_built_heads_get_the_roles_they_were_built_for(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    model = handbuilt.boot(handbuilt.save(tmp_path_factory.mktemp("handbuilt")))
+    data = IOIDataset.generate(model.tokenizer, 80, seed=1, names=handbuilt.NAMES)
+    table = heads.head_table(model, data, progress=False)
+    built = dict(handbuilt.ROLES)
+    # Its backup wakes when no name is written at END. Another name's output, as from the prompts
+    # with three names, lets it sleep.
+    del built["L4H1"]
+    # This one carries the identity of S, which is the same in the other order.
+    del built["L2H3"]
+    assert dict(table["role"][table["role"] != ""]) == built
+    assert set(table["registry role"]) == {""}
+
+
+def test_columns_are_what_the_other_functions_measure() -> None:
+    data, table = mini_table(0)
+    assert list(table.columns) == list(heads.COLUMNS)
+    assert list(table.index) == heads.head_labels(mini())
+
+    def close(column: str, expected: torch.Tensor, tolerance: float = 1e-4) -> None:
+        ours = torch.tensor(table[column].to_numpy(dtype="float64")).float()
+        torch.testing.assert_close(ours, expected.flatten(), atol=tolerance, rtol=1e-3)
+
+    close("direct", attribution.head_attribution(mini(), data))
+    close("induction", heads.repeat_scores(mini()).induction)
+    close("END to S2", heads.attention_by_role(mini(), data, "END", ("S2",))[..., 0])
+    close("S2 to S1+1", heads.attention_by_role(mini(), data, "S2", ("S1+1",))[..., 0])
+    close("copying", heads.copying_scores(mini(), data[:12]))
+    close("negative copying", heads.copying_scores(mini(), data[:12], negative=True))
+    best = heads.composition_scores(mini(), "K").flatten(2).flatten(0, 1).amax(dim=0)
+    shown = torch.tensor(table["K composition"].fillna(0).to_numpy())
+    torch.testing.assert_close(shown.float(), best, atol=1e-5, rtol=0)
+    first = data[:48]
+    swept = patch_sweep(
+        mini(),
+        first,
+        first.abc(),
+        "z",
+        ("layer", "head", "role"),
+        roles=("S1+1",),
+        direction="noising",
+    )
+    change = (swept.values - swept.clean).mean(dim=-1).flatten()
+    shown = torch.tensor(table["S1+1, other names"].to_numpy())
+    measured = ~shown.isnan()
+    looks = torch.tensor((table["S1+1 to S1"] >= table_module.LOOKS_AT_LEAST).to_numpy())
+    assert measured.any() and torch.equal(measured, looks)
+    torch.testing.assert_close(shown[measured].float(), change[measured], atol=1e-4, rtol=1e-3)
+
+
+def test_backup_rise_is_that_of_the_card() -> None:
+    data = verify.held_out_prompts(mini(), 20, prefixes=False)
+    ours = heads.backup_rise(mini(), data, "L4H4", batch_size=7)
+    expected = verify.backup_effect(mini(), data, (4, 4))
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_the_table_sorts_and_exports() -> None:
+    _, table = mini_table(0)
+    best = table.sort_values("induction", ascending=False).index[0]
+    assert "induction" in table.loc[best, "role"]
+    again = pd.read_csv(io.StringIO(table.to_csv()), index_col="name", keep_default_na=True)
+    assert list(again.index) == list(table.index)
+    assert table.attrs["rules"] == heads.ROLE_RULES
+    assert set(heads.ROLE_RULES) == set(heads.CLASSES)
+
+
+def test_another_shape_with_random_weights(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """GPT-2 small's twelve layers of twelve heads, narrower."""
+    model = random_model(
+        tmp_path_factory.mktemp("wide"), n_layer=12, n_head=12, n_embd=96, n_positions=128
+    )
+    data = IOIDataset.generate(model.tokenizer, 8, seed=1)
+    table = heads.head_table(model, data, seeds=(0, 1), length=20, progress=False)
+    assert table.shape == (144, len(heads.COLUMNS))
+    assert set(table["role"]) == {""}
+
+
+def test_too_few_prompts_are_refused() -> None:
+    data = IOIDataset.generate(mini().tokenizer, 2)
+    with pytest.raises(ValueError, match="two pairs"):
+        heads.head_table(mini(), data)
