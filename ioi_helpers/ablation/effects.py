@@ -1,0 +1,312 @@
+"""What an ablation does to the logit difference, split into its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from ioi_helpers import attribution, forward
+from ioi_helpers.ablation import fast
+from ioi_helpers.ablation.components import Component, Spec, parse_components
+from ioi_helpers.ablation.context import ablate
+from ioi_helpers.ablation.replacements import replacements
+from ioi_helpers.ablation.sweep import model_logit_diffs, usable_weights
+from ioi_helpers.metrics import mean_and_stderr
+from ioi_helpers.models import refuse_too_long
+
+if TYPE_CHECKING:
+    from ioi_helpers.dataset import IOIDataset
+
+
+@dataclass(frozen=True)
+class AblationEffects:
+    """The change of the logit difference under an ablation: every tensor has a batch axis.
+
+    All changes are ablated minus clean, in logits; negative is a loss. Each is computed on its own,
+    none by subtraction, so that two identities are checks (in float32 they hold within 1e-4)::
+
+        total        = direct + later heads + later MLPs + layer_norm
+        frozen_total = direct + later heads + later MLPs
+
+    Attributes:
+        ablated_components: What was ablated.
+        clean, ablated: ``[batch]``, the logit difference of the two runs.
+        direct: ``[batch]``, the change of what the ablated components write themselves at END, at
+            the clean run's LayerNorm scale.
+        heads: ``[layer head batch]``, the change of every other head's direct attribution, at the
+            clean scale: what later heads do about it. Zero for those that come before.
+        mlps: ``[layer batch]``, likewise for MLPs.
+        layer_norm: ``[batch]``, what it changes that the final LayerNorm divides the ablated run's
+            stream by another number.
+        frozen_total: ``[batch]``, the change with the final LayerNorm's scale frozen at its clean
+            value.
+        scale, ablated_scale: ``[batch]``, the final LayerNorm's scale at END in the two runs.
+        attribution: ``[layer head batch]``, every head's direct attribution in the clean run.
+        ablated_attribution: ``[layer head batch]``, the same in the ablated run, at its own scale.
+    """
+
+    ablated_components: tuple[Component, ...]
+    clean: Float[Tensor, " batch"]
+    ablated: Float[Tensor, " batch"]
+    direct: Float[Tensor, " batch"]
+    heads: Float[Tensor, "layer head batch"]
+    mlps: Float[Tensor, "layer batch"]
+    layer_norm: Float[Tensor, " batch"]
+    frozen_total: Float[Tensor, " batch"]
+    scale: Float[Tensor, " batch"]
+    ablated_scale: Float[Tensor, " batch"]
+    attribution: Float[Tensor, "layer head batch"]
+    ablated_attribution: Float[Tensor, "layer head batch"]
+
+    @property
+    def total(self) -> Float[Tensor, " batch"]:
+        """The change of the logit difference, LayerNorm free, as the model runs: ``[batch]``."""
+        return self.ablated - self.clean
+
+    @property
+    def later_heads(self) -> Float[Tensor, " batch"]:
+        """The sum of ``heads``: ``[batch]``."""
+        return self.heads.sum(dim=(0, 1))
+
+    @property
+    def later_mlps(self) -> Float[Tensor, " batch"]:
+        """The sum of ``mlps``: ``[batch]``."""
+        return self.mlps.sum(dim=0)
+
+    @property
+    def indirect(self) -> Float[Tensor, " batch"]:
+        """What later heads and MLPs change, LayerNorm frozen: ``[batch]``."""
+        return self.later_heads + self.later_mlps
+
+    def terms(self) -> dict[str, Float[Tensor, " batch"]]:
+        """The four terms of the identity by name, in order."""
+        return {
+            "direct effect": self.direct,
+            "later heads": self.later_heads,
+            "later MLPs": self.later_mlps,
+            "LayerNorm": self.layer_norm,
+        }
+
+    def table(self, data: IOIDataset) -> pd.DataFrame:
+        """The terms and the total, a row each: ``mean`` and ``stderr`` over prompts, in logits.
+
+        Args:
+            data: The prompts, whose pairs count as one observation each.
+        """
+        rows = {**self.terms(), "total": self.total}
+        estimates = {
+            name: mean_and_stderr(values, clusters=data.pair_ids) for name, values in rows.items()
+        }
+        return pd.DataFrame(
+            {
+                "mean": {name: estimate.mean for name, estimate in estimates.items()},
+                "stderr": {name: estimate.stderr for name, estimate in estimates.items()},
+            }
+        )
+
+
+def ablation_effects(
+    model: TransformerBridge,
+    data: IOIDataset,
+    heads: Spec | Iterable[Spec],
+    how: Literal["mean", "zero", "resample"] | str = "mean",
+    *,
+    reference: IOIDataset | None = None,
+    engine: Literal["auto", "fast", "hooks"] | str = "auto",
+    batch_size: int = 64,
+) -> AblationEffects:
+    """Ablate, and say which part of the model changed the logit difference by how much.
+
+    The logit difference is a sum over components, divided by the final LayerNorm's scale
+    (:mod:`ioi_helpers.attribution`). So is its change: what the ablated components no longer
+    write (the *direct effect*), what every later head and MLP writes differently because it reads
+    another residual stream (the *indirect effect*), and the new scale. A naive reading of direct
+    attribution predicts the first term; a model that repairs itself makes up for it in the others
+    (McGrath et al. 2023, "The Hydra effect"; Rushing and Nanda 2024, "Explorations of self-repair
+    in language models", who also find the share of LayerNorm).
+
+    A component ablated elsewhere than at END has no direct effect; its own later change at END
+    counts among ``heads`` or ``mlps``.
+
+    Args:
+        model: A GPT-2-style model.
+        data: Prompts; they may differ in length.
+        heads: What to ablate, all of it at once; for a name mover ``("L9H9", "END")``.
+        how, reference: As for :func:`~ioi_helpers.ablation.ablate`.
+        engine: ``"fast"`` refuses models that :mod:`ioi_helpers.forward` cannot run, ``"hooks"``
+            uses :func:`~ioi_helpers.ablation.ablate` and
+            :func:`~ioi_helpers.attribution.decompose`, and ``"auto"`` does that where it must.
+        batch_size: Prompts run at once.
+
+    Returns:
+        The terms, in logits, one value a prompt.
+
+    Raises:
+        ValueError: As for :func:`~ioi_helpers.ablation.ablate` and
+            :func:`~ioi_helpers.attribution.decompose`.
+    """
+    if engine not in ("auto", "fast", "hooks"):
+        raise ValueError(f"engine must be 'auto', 'fast' or 'hooks', not {engine!r}.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
+    components = parse_components(model, heads)
+    refuse_too_long(model, data.tokens)
+    gpt, obstacle = usable_weights(model)
+    if gpt is None and engine == "fast":
+        raise ValueError(f"The fast path cannot run this model: {obstacle}; use engine='auto'.")
+    if gpt is None or engine == "hooks":
+        return _with_hooks(model, data, components, how, reference, batch_size)
+    return _fast(model, gpt, data, components, how, reference, batch_size)
+
+
+def _own(components: Iterable[Component]) -> list[Component]:
+    """Those that are ablated at END: what they write there is the direct effect."""
+    return [c for c in components if c.role in (None, "END")]
+
+
+def _assemble(
+    components: tuple[Component, ...],
+    heads: Float[Tensor, "layer head batch"],
+    mlps: Float[Tensor, "layer batch"],
+    rest: dict[str, Tensor],
+) -> AblationEffects:
+    """Move the ablated components' own changes into the direct effect."""
+    heads, mlps = heads.clone(), mlps.clone()
+    direct = torch.zeros_like(rest["clean"])
+    # One that is ablated both everywhere and at END is counted once.
+    for layer, head in dict.fromkeys((c.layer, c.head) for c in _own(components)):
+        own = mlps[layer] if head is None else heads[layer, head]
+        direct += own
+        own.zero_()
+    return AblationEffects(
+        ablated_components=components, direct=direct, heads=heads, mlps=mlps, **rest
+    )
+
+
+# --- GPT-2-style models --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """Contributions at END before they are divided by the scale, and that scale."""
+
+    heads: Float[Tensor, "layer head batch"]
+    mlps: Float[Tensor, "layer batch"]
+    stream: Float[Tensor, " batch"]
+    scale: Float[Tensor, " batch"]
+
+
+@torch.no_grad()
+def _fast(
+    model: TransformerBridge,
+    gpt: forward.GPT2,
+    data: IOIDataset,
+    components: tuple[Component, ...],
+    how: str,
+    reference: IOIDataset | None,
+    batch_size: int,
+) -> AblationEffects:
+    values = replacements(model, components, how, reference, data, gpt=gpt, batch_size=batch_size)
+    directions = attribution.logit_diff_directions(model, data).to(gpt.device)
+    # LayerNorm subtracts the mean of the stream, so only the rest of a direction can read it.
+    directions = directions - directions.mean(dim=-1, keepdim=True)
+    parts: list[dict[str, Tensor]] = []
+    for start in range(0, len(data), batch_size):
+        rows = slice(start, start + batch_size)
+        tokens, base = fast.clean_run(gpt, data, rows)
+        chosen = torch.arange(len(data))[rows].to(gpt.device)
+        here = [value.rows(chosen) for value in values]
+        ablated = fast.ablated_run(gpt, tokens, base, here, ("z", "mlp_out"))
+        before = _terms(gpt, base, directions[rows])
+        after = _terms(gpt, ablated, directions[rows])
+        parts.append(
+            {
+                "heads": (after.heads - before.heads) / before.scale,
+                "mlps": (after.mlps - before.mlps) / before.scale,
+                "clean": fast.logit_diffs(gpt, base.final, data, rows),
+                "ablated": fast.logit_diffs(gpt, ablated.final, data, rows),
+                "layer_norm": after.stream * (1 / after.scale - 1 / before.scale),
+                "frozen_total": (after.stream - before.stream) / before.scale,
+                "scale": before.scale,
+                "ablated_scale": after.scale,
+                "attribution": before.heads / before.scale,
+                "ablated_attribution": after.heads / after.scale,
+            }
+        )
+    whole = {name: torch.cat([part[name] for part in parts], dim=-1) for name in parts[0]}
+    return _assemble(components, whole.pop("heads"), whole.pop("mlps"), whole)
+
+
+def _terms(
+    gpt: forward.GPT2, run: forward.Run, directions: Float[Tensor, "batch d_model"]
+) -> _Terms:
+    prompts = torch.arange(len(run.last), device=run.last.device)
+    wide = fast.at_least_float32(run.final.dtype)
+    directions = directions.to(wide)
+    heads, mlps = [], []
+    for layer, block in enumerate(gpt.blocks):
+        z = run["z"][layer][prompts, run.last].to(wide)  # [batch head d_head]
+        W_O = block.W_O.unflatten(0, (gpt.n_heads, -1)).to(wide)
+        # What each head reads out of its z, for each prompt, and only then the product with z.
+        readers = torch.einsum("hed,bd->bhe", W_O, directions)
+        heads.append((z * readers).sum(dim=-1).T)
+        mlp_out = run["mlp_out"][layer][prompts, run.last].to(wide)
+        mlps.append((mlp_out * directions).sum(dim=-1))
+    final = run.final.to(wide)
+    scale = (final.var(dim=-1, unbiased=False) + gpt.ln_final.eps).sqrt()
+    stream = (final * directions).sum(dim=-1)
+    return _Terms(torch.stack(heads), torch.stack(mlps), stream, scale)
+
+
+# --- other models, and models with hooks ---------------------------------------------------------
+
+
+def _with_hooks(
+    model: TransformerBridge,
+    data: IOIDataset,
+    components: tuple[Component, ...],
+    how: str,
+    reference: IOIDataset | None,
+    batch_size: int,
+) -> AblationEffects:
+    n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
+
+    def by_head(parts: attribution.Decomposition) -> Float[Tensor, "layer head batch"]:
+        rows = [parts[f"L{layer}H{head}"] for layer in range(n_layers) for head in range(n_heads)]
+        return torch.stack(rows).unflatten(0, (n_layers, n_heads))
+
+    def by_mlp(parts: attribution.Decomposition) -> Float[Tensor, "layer batch"]:
+        if model.cfg.attn_only:
+            return parts.values.new_zeros(n_layers, len(data))
+        return torch.stack([parts[f"{layer}_mlp_out"] for layer in range(n_layers)])
+
+    decompose = partial(attribution.decompose, model, data, batch_size=batch_size)
+    measure = partial(attribution.final_layer_norm_scale, model, data, batch_size=batch_size)
+    diffs = partial(model_logit_diffs, model, data, batch_size)
+    scale, clean, before = measure(), diffs(), decompose()
+    with ablate(model, components, how, reference=reference, data=data):
+        ablated, ablated_scale = diffs(), measure()
+        frozen, free = decompose(scale=scale), decompose()
+    return _assemble(
+        components,
+        by_head(frozen) - by_head(before),
+        by_mlp(frozen) - by_mlp(before),
+        {
+            "clean": clean,
+            "ablated": ablated,
+            "layer_norm": (free.values - frozen.values).sum(dim=0),
+            "frozen_total": frozen.total - before.total,
+            "scale": scale,
+            "ablated_scale": ablated_scale,
+            "attribution": by_head(before),
+            "ablated_attribution": by_head(free),
+        },
+    )

@@ -1,0 +1,115 @@
+"""Ablated runs of GPT-2-style models, in which only what can have changed is computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ioi_helpers import forward
+from ioi_helpers.ablation.replacements import Replacement
+
+if TYPE_CHECKING:
+    from ioi_helpers.dataset import IOIDataset
+
+KEEP: tuple[str, ...] = (*forward.BASE_SITES, "z", "mlp_out")
+"""What the unablated run keeps."""
+
+
+def clean_run(gpt: forward.GPT2, data: IOIDataset, rows: slice) -> tuple[Tensor, forward.Run]:
+    """Tokens of some prompts, and the run with nothing ablated."""
+    tokens = data.tokens[rows, : int(data.lengths.max())].to(gpt.device)
+    return tokens, forward.run(gpt, tokens, data.lengths[rows].to(gpt.device) - 1, KEEP)
+
+
+def ablated_run(
+    gpt: forward.GPT2,
+    tokens: Int[Tensor, "batch pos"],
+    base: forward.Run,
+    values: Sequence[Replacement],
+    keep: Iterable[str] = (),
+) -> forward.Run:
+    """A run with all these components replaced, from the first position at which one is.
+
+    Args:
+        values: What replaces them, for the prompts of `tokens` only.
+        keep: Sites to keep.
+    """
+    first = torch.stack([first_position(value, base.last) for value in values]).amin(dim=0)
+    return forward.run(gpt, tokens, base.last, keep, base=base, first=first, edit=editor(values))
+
+
+def first_position(value: Replacement, last: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+    """Where each prompt is changed first."""
+    if value.at is None:
+        return torch.zeros_like(last)
+    at = value.at.to(last.device)
+    return torch.where(at >= 0, at, last[:, None]).amin(dim=1)
+
+
+def editor(values: Sequence[Replacement]) -> forward.Editor:
+    """The same replacements as an edit of a run whose rows are the prompts, in order."""
+    by_place: dict[tuple[str, int], list[Replacement]] = {}
+    for value in values:
+        by_place.setdefault((value.component.site, value.component.layer), []).append(value)
+
+    def edit(site: str, layer: int, activation: Tensor, spans: forward.Spans) -> Tensor:
+        for value in by_place.get((site, layer), ()):
+            activation = activation.clone()
+            head = value.component.head
+            target = activation if head is None else activation[:, head]
+            tokens, index = _tokens(value, spans)
+            target[tokens] = value.table[index].to(target)
+        return activation
+
+    return edit
+
+
+def _tokens(value: Replacement, spans: forward.Spans) -> tuple[Tensor, Tensor]:
+    """Which tokens of the spans are replaced, and by which row of the table."""
+    if value.at is None or value.index is None:
+        tokens = torch.arange(len(spans.row), device=spans.row.device)
+        return tokens, torch.zeros_like(tokens)
+    device = spans.row.device
+    at, index = value.at.to(device)[spans.prompt], value.index.to(device)[spans.prompt]
+    row, place = ((at >= spans.first[:, None]) & (at <= spans.last[:, None])).nonzero(as_tuple=True)
+    return (spans.starts - spans.first)[row] + at[row, place], index[row, place]
+
+
+def residual_edit(gpt: forward.GPT2, base: forward.Run, value: Replacement) -> forward.Edit:
+    """One component's replacement, as an edit of the residual stream that it writes to."""
+    component, last = value.component, base.last
+    prompts = torch.arange(len(last), device=last.device)
+    spans = forward.Spans(prompts, first_position(value, last), last)
+    tokens, index = _tokens(value, spans)
+    prompt, pos = spans.prompt[spans.row[tokens]], spans.pos[tokens]
+    new = value.table[index].to(base.final)
+    layer, head = component.layer, component.head
+    if head is None:
+        stream = base["resid_pre"][layer + 1][prompt, pos]
+        values = stream + new - base["mlp_out"][layer][prompt, pos]
+        return forward.Edit(layer + 1, False, spans, tokens, values)
+    change = new - base["z"][layer][prompt, pos, head]
+    d_head = change.shape[-1]
+    W_O = gpt.blocks[layer].W_O[head * d_head : (head + 1) * d_head]
+    values = base["resid_mid"][layer][prompt, pos] + change @ W_O
+    return forward.Edit(layer, True, spans, tokens, values)
+
+
+def logit_diffs(
+    gpt: forward.GPT2, final: Float[Tensor, "*run batch d_model"], data: IOIDataset, rows: slice
+) -> Float[Tensor, "*run batch"]:
+    """Logit difference of final residual streams at END, from two columns of ``W_U`` only."""
+    io, s = data.io_tokens[rows].to(gpt.device), data.s_tokens[rows].to(gpt.device)
+    wide = at_least_float32(final.dtype)
+    normed = forward.normalise_final(gpt, final).to(wide)
+    direction = (gpt.W_U.T[io] - gpt.W_U.T[s]).to(wide)
+    return (normed * direction).sum(dim=-1) + (gpt.b_U[io] - gpt.b_U[s]).to(wide)
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """What logit differences are added up in: 16 bits are too few."""
+    return torch.promote_types(dtype, torch.float32)

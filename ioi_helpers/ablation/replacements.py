@@ -1,0 +1,292 @@
+"""What an ablated component writes instead: nothing, a mean, or what it writes elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from ioi_helpers import forward
+from ioi_helpers.ablation.components import Component
+from ioi_helpers.models import refuse_too_long
+
+if TYPE_CHECKING:
+    from ioi_helpers.dataset import IOIDataset
+
+METHODS: tuple[str, ...] = ("zero", "mean", "resample")
+"""What a component's output can be replaced by."""
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """New values of one component on every prompt of a dataset.
+
+    Attributes:
+        component: What is replaced.
+        at: ``[batch place]``, the positions; -1 fills up shorter prompts. None: at every position
+            of whatever the model is run on.
+        index: ``[batch place]``, the row of ``table`` that stands there.
+        table: ``[value d]``, in units of a head's ``z`` or of an MLP's output.
+    """
+
+    component: Component
+    at: Int[Tensor, "batch place"] | None
+    index: Int[Tensor, "batch place"] | None
+    table: Float[Tensor, "value d"]
+
+    def rows(self, chosen: Int[Tensor, " rows"] | slice) -> Replacement:
+        """The same for some of the prompts."""
+        if self.at is None or self.index is None:
+            return self
+        return Replacement(self.component, self.at[chosen], self.index[chosen], self.table)
+
+    def apply(self, activation: Float[Tensor, "batch pos *rest"]) -> None:
+        """Write the values into an activation (a head's layer's z, or the MLP's output)."""
+        head = self.component.head
+        target = activation if head is None else activation[:, :, head]
+        table = self.table.to(activation)
+        if self.at is None or self.index is None:
+            target[:] = table[0]
+            return
+        at, index = self.at.to(activation.device), self.index.to(activation.device)
+        row, place = ((at >= 0) & (at < activation.shape[1])).nonzero(as_tuple=True)
+        target[row, at[row, place]] = table[index[row, place]]
+
+
+def replacements(
+    model: TransformerBridge,
+    components: Sequence[Component],
+    how: str,
+    reference: IOIDataset | None,
+    data: IOIDataset | None,
+    *,
+    gpt: forward.GPT2 | None = None,
+    batch_size: int = 64,
+) -> list[Replacement]:
+    """The values that stand in for each component.
+
+    A mean is taken over the reference's prompts of the same template and order (in which the IOI
+    paper counts the orders of a sentence as two templates), and at the same *place*: at the role's
+    position where the component has a role. Where it has none, every position is replaced, and two
+    positions are the same place if they stand equally far behind the same role (before the first
+    role: equally far before it); BOS is a place of its own. Without prefix sentences that is the
+    paper's "same template, same position".
+
+    Args:
+        model: The model, for what it writes on the reference.
+        components: What is to be replaced.
+        how: One of :data:`METHODS`.
+        reference: Prompts to take values from. None for ``"zero"``.
+        data: The prompts that will be run. None: those that the reference was made from
+            (``reference.clean``).
+        gpt: The model's weights, if it is one that :mod:`ioi_helpers.forward` can run.
+        batch_size: Prompts of the reference that are run at once.
+
+    Raises:
+        ValueError: The reference is missing, has other templates or (resampling) another size or
+            other lengths, or lacks a template; or a prompt lacks a role.
+    """
+    if how not in METHODS:
+        raise ValueError(f"how must be one of {', '.join(METHODS)}, not {how!r}.")
+    if model.training:
+        raise ValueError("The model is in training mode, where dropout is random; call eval().")
+    if data is None and reference is not None:
+        data = reference.clean
+    if how == "zero":
+        return [_zeros(model, component, data) for component in components]
+    if reference is None or data is None:
+        raise ValueError(
+            f"how={how!r} takes values from other prompts; give them as reference=, such as "
+            "data.abc()."
+        )
+    refuse_too_long(model, reference.tokens)
+    if how == "resample":
+        places = {c.role: _partners(data, reference, c.role) for c in components}
+    else:
+        if reference.templates != data.templates:
+            raise ValueError(
+                "The reference has other templates than the data, and a mean is taken over prompts "
+                "of the same template; make it from the data itself, such as data.abc()."
+            )
+        places = {c.role: _same_places(data, reference, c.role) for c in components}
+
+    sums = {c: _empty_table(model, c, places[c.role].n_values) for c in components}
+    counts = {role: torch.zeros(p.n_values, device=model.W_E.device) for role, p in places.items()}
+    for rows, activations in _activations(model, gpt, reference, components, batch_size):
+        for role, place in places.items():
+            at, index = place.source_at[rows], place.source_index[rows]
+            row, k = (at >= 0).nonzero(as_tuple=True)
+            counts[role].index_add_(0, index[row, k], torch.ones_like(row, dtype=torch.float))
+            for component in (c for c in components if c.role == role):
+                values = activations[component.site, component.layer]
+                if component.head is not None:
+                    values = values[:, :, component.head]
+                sums[component].index_add_(
+                    0, index[row, k], values[row, at[row, k]].to(sums[component])
+                )
+    tables = {c: sums[c] / counts[c.role].to(sums[c])[:, None].clamp(min=1) for c in components}
+    return [
+        Replacement(c, places[c.role].at, places[c.role].index, tables[c].to(model.W_E.dtype))
+        for c in components
+    ]
+
+
+def _empty_table(model: TransformerBridge, component: Component, n: int) -> Tensor:
+    # Means of float32 values are added up in float64, which makes them the same however prompts are
+    # cut into batches. (Apple's MPS has none.)
+    device = model.W_E.device
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    width = model.cfg.d_model if component.head is None else model.cfg.d_head
+    return torch.zeros(n, width, dtype=dtype, device=device)
+
+
+def _zeros(model: TransformerBridge, component: Component, data: IOIDataset | None) -> Replacement:
+    table = _empty_table(model, component, 1).to(model.W_E.dtype)
+    if component.role is None:
+        return Replacement(component, None, None, table)
+    if data is None:
+        raise ValueError(
+            f"Where {component.role} stands depends on the prompts; give those that the model will "
+            "run on as data=."
+        )
+    at = role_positions(data, component.role)[:, None].to(table.device)
+    return Replacement(component, at, torch.zeros_like(at), table)
+
+
+# --- what corresponds to what --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where values are taken from in the reference, and where they go to in the data."""
+
+    at: Int[Tensor, "batch place"]
+    index: Int[Tensor, "batch place"]
+    source_at: Int[Tensor, "source_batch source_place"]
+    source_index: Int[Tensor, "source_batch source_place"]
+    n_values: int
+
+
+def role_positions(data: IOIDataset, role: str) -> Int[Tensor, " batch"]:
+    """The positions of a role.
+
+    Raises:
+        ValueError: The role is unknown, or a prompt lacks it.
+    """
+    at = data.positions[role]
+    missing = (at < 0) | (at >= data.lengths)
+    if missing.any():
+        row = int(missing.int().argmax())
+        raise ValueError(
+            f"Prompt {row} has no {role}: {data.prompts[row]!r}; leave out the role or the prompt."
+        )
+    return at
+
+
+def _partners(data: IOIDataset, reference: IOIDataset, role: str | None) -> _Places:
+    """Each prompt's values are those of the reference's prompt in the same row."""
+    if len(data) != len(reference):
+        raise ValueError(
+            f"The reference has {len(reference)} prompts but the data {len(data)}; resampling "
+            "takes them row by row, such as from data.abc()."
+        )
+    device = data.tokens.device
+    equal = data.lengths == reference.lengths.to(device)
+    if role is not None:
+        at = role_positions(data, role)[:, None]
+        # A prompt and its counterfactual correspond token by token; of others only roles do.
+        own = role_positions(reference, role)[:, None].to(device)
+        source_at = at if bool(equal.all()) else own
+    else:
+        if not bool(equal.all()):
+            row = int((~equal).int().argmax())
+            raise ValueError(
+                f"Prompt {row} has {int(data.lengths[row])} tokens, but its partner in the "
+                f"reference {int(reference.lengths[row])}, so their positions do not correspond; "
+                "ablate at a role, or resample from a counterfactual such as data.abc()."
+            )
+        at = source_at = _all_positions(data)
+    index = torch.arange(at.numel(), device=device).reshape(at.shape)
+    places = _Places(at, index, source_at, index, at.numel())
+    return places
+
+
+def _same_places(data: IOIDataset, reference: IOIDataset, role: str | None) -> _Places:
+    """Values are shared by equal places of prompts of the same template and order."""
+    at, keys = _keyed(data, role)
+    source_at, source_keys = (x.to(at.device) for x in _keyed(reference, role))
+    known, source_index = source_keys.flatten().unique(return_inverse=True)
+    index = torch.searchsorted(known, keys).clamp(max=len(known) - 1)
+    missing = (at >= 0) & (known[index] != keys)
+    if missing.any():
+        row, place = missing.nonzero()[0].tolist()
+        where = "" if role is not None else f", at the place of its token {int(at[row, place])}"
+        raise ValueError(
+            f"The reference has no prompt like prompt {row} (template "
+            f"{int(data.template_ids[row])}, order {data.orders[row]}{where}), so there is no mean "
+            "to replace it by; use data.abc(), or more reference prompts."
+        )
+    return _Places(at, index, source_at, source_index.reshape(source_at.shape), len(known))
+
+
+def _all_positions(data: IOIDataset) -> Int[Tensor, "batch pos"]:
+    positions = torch.arange(int(data.lengths.max()), device=data.tokens.device)
+    return torch.where(positions < data.lengths[:, None], positions, -1)
+
+
+def _keyed(
+    data: IOIDataset, role: str | None
+) -> tuple[Int[Tensor, "batch place"], Int[Tensor, "batch place"]]:
+    """Positions, and a number for each that says which place it is (see `replacements`)."""
+    device = data.tokens.device
+    abba = torch.tensor([order == "ABBA" for order in data.orders], device=device)
+    group = data.template_ids.to(device) * 2 + abba.long()
+    if role is not None:
+        return role_positions(data, role)[:, None], group[:, None]
+    at = _all_positions(data)
+    marks = torch.stack([data.positions[mark] for mark in data.positions], dim=1)  # [batch role]
+    marks = marks.sort(dim=1).values
+    segment = (at[:, :, None] >= marks[:, None]).sum(dim=-1)  # roles at or before each position
+    opened_by = marks.gather(1, (segment - 1).clamp(min=0))
+    offset = at - opened_by
+    if data.prepend_bos:
+        first = at == 0
+        segment, offset = segment.masked_fill(first, -1), offset.masked_fill(first, 0)
+    most = 2**20  # more than any offset
+    keys = ((group[:, None] * 8 + segment + 1) * 2 + 1) * most + offset
+    # What only fills up shorter prompts is nobody's place.
+    return at, keys.masked_fill(at < 0, -1)
+
+
+# --- what the model writes on the reference ------------------------------------------------------
+
+
+def _activations(
+    model: TransformerBridge,
+    gpt: forward.GPT2 | None,
+    data: IOIDataset,
+    components: Sequence[Component],
+    batch_size: int,
+) -> Iterator[tuple[slice, dict[tuple[str, int], Tensor]]]:
+    """The layers' z or mlp_out, [batch pos ...], part by part. Without hooks that are on the model,
+    if its weights are at hand: nested ablations all take their values from the whole model."""
+    wanted = {(c.site, c.layer): c.hook for c in components}
+    device = model.W_E.device
+    width = int(data.lengths.max())
+    for start in range(0, len(data), batch_size):
+        rows = slice(start, start + batch_size)
+        tokens = data.tokens[rows, :width].to(device)
+        if gpt is not None:
+            last = data.lengths[rows].to(device) - 1
+            run = forward.run(gpt, tokens, last, {site for site, _ in wanted})
+            yield rows, {(site, layer): run[site][layer] for site, layer in wanted}
+            continue
+        names = list(wanted.values())
+        with torch.no_grad():
+            _, cache = model.run_with_cache(tokens, names_filter=names)
+        yield rows, {key: cache[name].to(device) for key, name in wanted.items()}

@@ -1,0 +1,550 @@
+"""Ablation replaces what it says, finds what was built by hand, and leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+from ioi_helpers import load_model, metrics
+from ioi_helpers.ablation import ablate, ablation_effects, ablation_sweep, parse_components
+from ioi_helpers.ablation.context import find_prompts
+from ioi_helpers.attribution import head_attribution
+from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.heads import heads_with_role, parse_head
+from ioi_helpers.models import embedded_folder
+from tests import handbuilt
+from tests.test_forward import random_model
+
+TRAINED = [
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(
+            not (embedded_folder(name) / "model.safetensors").is_file(),
+            reason=f"{name} is not in the package yet",
+        ),
+    )
+    for name in ("ioi-mini", "ioi-plain")
+]
+HOW = ("zero", "mean", "resample")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
+    return handbuilt.boot(handbuilt.save(tmp_path_factory.mktemp("built")))
+
+
+@pytest.fixture(scope="module")
+def random(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
+    return random_model(tmp_path_factory.mktemp("random"))
+
+
+@pytest.fixture(scope="module")
+def unfolded(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
+    return random_model(tmp_path_factory.mktemp("unfolded"), fold=False)
+
+
+@pytest.fixture(scope="module", params=["hand-built", "random", "not folded", *TRAINED])
+def model(
+    request: pytest.FixtureRequest,
+    built: TransformerBridge,
+    random: TransformerBridge,
+    unfolded: TransformerBridge,
+) -> TransformerBridge:
+    own = {"hand-built": built, "random": random, "not folded": unfolded}
+    if request.param in own:
+        return own[request.param]
+    return load_model(request.param, device="cpu", verbose=False)
+
+
+def prompts_for(model: TransformerBridge, n: int = 8, **options: Any) -> IOIDataset:
+    options = {"prefixes": "bundled", "seed": 1, **options}
+    return IOIDataset.generate(model.tokenizer, n, **options)
+
+
+@pytest.fixture(scope="module")
+def data(built: TransformerBridge) -> IOIDataset:
+    """Prompts of different lengths for the hand-built model."""
+    data = prompts_for(built)
+    assert data.lengths.unique().numel() > 1
+    return data
+
+
+def diffs(model: TransformerBridge, data: IOIDataset) -> Tensor:
+    return metrics.logit_diff(model(data.tokens), data, per_prompt=True)
+
+
+def hooks_on(model: TransformerBridge) -> int:
+    points = model.hook_dict.values()
+    return sum(len(point.fwd_hooks) + len(point.bwd_hooks) for point in points)
+
+
+def component_sets(model: TransformerBridge) -> list[list[Any]]:
+    last = model.cfg.n_layers - 1
+    return [
+        ["L0H1"],
+        ["MLP0"],
+        [(f"L{last}H0", "END")],
+        [("MLP1", "S2")],
+        [("L0H0", "S1+1"), "L1H2", (f"MLP{last}", "END"), (f"L{last}H1", "END")],
+    ]
+
+
+# --- what is replaced ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_only_what_is_ablated_changes_and_to_what_it_should(
+    random: TransformerBridge, how: str
+) -> None:
+    data = prompts_for(random)
+    reference = data.abc()
+    name, layer, head = "blocks.1.attn.hook_z", 1, 2
+    _, clean = random.run_with_cache(data.tokens)
+    _, other = random.run_with_cache(reference.tokens)
+    with ablate(random, {(f"L{layer}H{head}", "S2")}, how, reference=reference, data=data):
+        _, ablated = random.run_with_cache(data.tokens)
+    rows, at = torch.arange(len(data)), data.positions["S2"]
+    expected = clean[name].clone()
+    if how == "zero":
+        expected[rows, at, head] = 0
+    else:
+        own = other[name][rows, at, head]
+        if how == "mean":
+            groups = data.groups("template and order").values()
+            for group in groups:
+                own[group] = own[group].mean(dim=0)
+        expected[rows, at, head] = own
+    real = data.attention_mask.bool()
+    torch.testing.assert_close(ablated[name][real], expected[real], atol=1e-5, rtol=1e-5)
+
+
+def test_whole_head_mean_is_that_of_the_template_and_position(random: TransformerBridge) -> None:
+    """Without prefixes, where prompts of a template are equally long, that is the paper's mean."""
+    data = prompts_for(random, 40, prefixes=None, templates=["Then, [A] and [B] met. [B] spoke to"])
+    assert data.lengths.unique().numel() == 1
+    reference = data.abc()
+    _, other = random.run_with_cache(reference.tokens)
+    z = other["blocks.2.attn.hook_z"][:, :, 3]
+    with ablate(random, "L2H3", reference=reference):
+        _, ablated = random.run_with_cache(data.tokens)
+    for group in data.groups("order").values():
+        found = ablated["blocks.2.attn.hook_z"][group][:, :, 3]
+        torch.testing.assert_close(found, z[group].mean(0).expand_as(found), atol=1e-5, rtol=1e-5)
+
+
+def test_equal_places_share_a_mean_although_lengths_differ(random: TransformerBridge) -> None:
+    """Two prefixes of unequal length: places are counted from the nearest role before."""
+    templates = ["Then, [A] and [B] met. [B] spoke to"]
+    prefixes = ["It was late.", "The rain had stopped."]
+    data = prompts_for(random, 24, prefixes=prefixes, templates=templates)
+    assert data.lengths.unique().numel() == 2
+    reference = data.abc()
+    _, other = random.run_with_cache(reference.tokens)
+    z = other["blocks.1.hook_mlp_out"]
+    with ablate(random, "MLP1", reference=reference):
+        _, ablated = random.run_with_cache(data.tokens)
+    found = ablated["blocks.1.hook_mlp_out"]
+    rows = torch.arange(len(data))
+    groups = data.groups("order").values()
+    for at in (data.positions["S2"] + 1, data.positions["IO"], torch.zeros_like(rows)):
+        for group in groups:
+            mean = z[group, at[group]].mean(dim=0)
+            values = found[group, at[group]]
+            torch.testing.assert_close(values, mean.expand_as(values), atol=1e-5, rtol=1e-5)
+
+
+def test_padding_of_the_reference_is_nobodys_mean(random: TransformerBridge) -> None:
+    """Without BOS the padding of a short prompt could pass for the first token of a long one."""
+    templates = ["Then, [A] and [B] met. [B] spoke to"]
+    options: dict[str, Any] = {"templates": templates, "prepend_bos": False}
+    both = prompts_for(random, 40, prefixes=["It was late.", "The rain had stopped."], **options)
+    short = both.lengths == both.lengths.min()
+    abba = torch.tensor([order == "ABBA" for order in both.orders])
+    reference = both[(short | abba).nonzero()[:, 0]].abc()
+    data = both[(~short & ~abba).nonzero()[:, 0]]
+    assert len(data) > 0 and int(data.lengths[0] - both.lengths.min()) == 1
+    with (
+        pytest.raises(ValueError, match="at the place of its token 0"),
+        ablate(random, "L1H1", reference=reference, data=data),
+    ):
+        pass
+
+
+def test_any_rows_of_the_data_may_be_run(model: TransformerBridge) -> None:
+    data = prompts_for(model)
+    reference = data.abc()
+    heads: Any = {("L1H1", "S2"), "L0H0"}
+    with ablate(model, heads, "resample", reference=reference):
+        whole = diffs(model, data)
+        order = torch.tensor([5, 0, 0, 3])
+        some = metrics.logit_diff(model(data.tokens[order]), data[order], per_prompt=True)
+        one = metrics.logit_diff(
+            model(data.tokens[2:3, : int(data.lengths[2])]), data[2:3], per_prompt=True
+        )
+    torch.testing.assert_close(some, whole[order], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(one, whole[2:3], atol=1e-4, rtol=1e-4)
+
+
+def test_equal_prompts_in_order_keep_their_own_partners(data: IOIDataset) -> None:
+    twice = data[[0, 1, 0, 1]]
+    assert find_prompts(twice, twice.tokens).tolist() == [0, 1, 2, 3]
+    assert find_prompts(twice, twice.tokens[2:]).tolist() == [0, 1]
+    assert find_prompts(data, data.tokens[[3, 1], :-3]).tolist() == [3, 1]
+
+
+def test_contexts_can_be_nested(random: TransformerBridge) -> None:
+    data = prompts_for(random)
+    options: dict[str, Any] = {"how": "mean", "reference": data.abc()}
+    heads = [("L0H1", "END"), ("L1H3", "S2")]
+    with ablate(random, heads, **options):
+        together = diffs(random, data)
+    with ablate(random, heads[:1], **options), ablate(random, heads[1:], **options):
+        nested = diffs(random, data)
+    torch.testing.assert_close(nested, together)
+
+
+def test_everything_resampled_from_itself_changes_nothing(model: TransformerBridge) -> None:
+    data = prompts_for(model, 4)
+    every = [f"L{i}H{j}" for i in range(model.cfg.n_layers) for j in range(model.cfg.n_heads)]
+    every += [f"MLP{i}" for i in range(model.cfg.n_layers)]
+    clean = diffs(model, data)
+    with ablate(model, every, "resample", reference=data, data=data):
+        torch.testing.assert_close(diffs(model, data), clean, atol=1e-4, rtol=1e-5)
+
+
+# --- the model as before -------------------------------------------------------------------------
+
+
+def test_the_model_is_as_before_also_after_an_error(random: TransformerBridge) -> None:
+    data = prompts_for(random)
+    clean, before = diffs(random, data), hooks_on(random)
+
+    def fail_inside() -> None:
+        with ablate(random, ["L0H0", ("L1H1", "END")], reference=data.abc()) as same:
+            assert same is random
+            assert hooks_on(random) > before
+            assert not torch.allclose(diffs(random, data), clean)
+            raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fail_inside()
+    assert hooks_on(random) == before
+    assert torch.equal(diffs(random, data), clean)
+
+
+def test_an_error_of_the_run_itself_leaves_nothing(random: TransformerBridge) -> None:
+    data = prompts_for(random)
+    other = prompts_for(random, seed=9)
+    clean, before = diffs(random, data), hooks_on(random)
+    with (
+        pytest.raises(ValueError, match="Prompt 0 of this run is not in the data"),
+        ablate(random, ("L1H1", "END"), reference=data.abc()),
+    ):
+        random(other.tokens)
+    assert hooks_on(random) == before
+    assert torch.equal(diffs(random, data), clean)
+
+
+def test_hooks_of_the_caller_stay(random: TransformerBridge) -> None:
+    data = prompts_for(random)
+    seen = []
+    with random.hooks(fwd_hooks=[("blocks.0.hook_mlp_out", lambda x, hook: seen.append(1))]):
+        with ablate(random, "L0H0", "zero"):
+            random(data.tokens)
+        random(data.tokens)
+    assert len(seen) == 2
+
+
+# --- the sweep -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_sweep_equals_hooks_on_every_prompt(model: TransformerBridge, how: str) -> None:
+    data = prompts_for(model)
+    options: dict[str, Any] = {"how": how, "reference": data.abc(), "batch_size": 3}
+    fast, slow = (
+        ablation_sweep(model, data, component_sets(model), engine=engine, **options)
+        for engine in ("fast", "hooks")
+    )
+    torch.testing.assert_close(fast.values, slow.values, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(fast.baseline, diffs(model, data), atol=1e-4, rtol=1e-5)
+    effect = fast.effect()
+    assert effect.abs().amax(dim=-1).max() > 1e-3
+
+
+@pytest.mark.parametrize("role", [None, "END", "S2"])
+@pytest.mark.parametrize("what", ["heads", "mlps"])
+def test_sweep_of_all_equals_hooks(random: TransformerBridge, what: str, role: str | None) -> None:
+    data = prompts_for(random)
+    options: dict[str, Any] = {"reference": data.abc(), "role": role}
+    fast = ablation_sweep(random, data, what, engine="fast", **options)
+    slow = ablation_sweep(random, data, what, engine="hooks", **options)
+    torch.testing.assert_close(fast.values, slow.values, atol=1e-4, rtol=1e-5)
+    assert fast.axis_names == (["layer", "head"] if what == "heads" else ["layer"])
+    assert fast.values.shape[-1] == len(data)
+    assert len(fast.to_dataframe()) == fast.values.numel()
+
+
+def test_sweep_names_its_sets(random: TransformerBridge) -> None:
+    data = prompts_for(random, 4)
+    listed = ablation_sweep(random, data, [["L0H1", ("MLP1", "S2")]], how="zero", role="END")
+    assert listed.labels == ["L0H1 at END + MLP1 at S2"]
+    named = ablation_sweep(random, data, {"two": ["L0H1", "L1H1"]}, how="zero")
+    assert named.labels == ["two"]
+    assert named.effect().shape == (1, 4)
+
+
+def test_sweep_finds_what_was_built(built: TransformerBridge) -> None:
+    data = prompts_for(built, 40)
+    sweep = ablation_sweep(built, data, reference=data.abc(), role="END")
+    effect = sweep.effect().mean(dim=-1)
+    named = dict(zip(sweep.labels, effect.flatten().tolist(), strict=True))
+    found = {name for name, value in named.items() if abs(value) > 0.02}
+    # The backup is asleep, so nothing is lost with it; earlier heads do not work at END.
+    expected = {
+        f"{head} at END"
+        for head, role in handbuilt.ROLES.items()
+        if role in ("s_inhibition", "name_mover", "negative_name_mover")
+    }
+    assert found == expected
+    assert named["L3H2 at END"] > 1.0, "without the negative name mover the answer is clearer"
+
+
+# --- the effects ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_effects_add_up_on_every_prompt(model: TransformerBridge, how: str) -> None:
+    data = prompts_for(model, 10)
+    last = model.cfg.n_layers - 1
+    sets: list[Any] = [
+        [(f"L{last - 1}H0", "END")],
+        ["L0H1", ("MLP1", "S2"), (f"L{last}H1", "END")],
+    ]
+    for heads in sets:
+        for engine in ("fast", "hooks"):
+            found = ablation_effects(
+                model, data, heads, how, reference=data.abc(), engine=engine, batch_size=4
+            )
+            total = sum(found.terms().values())
+            torch.testing.assert_close(total, found.total, atol=1e-4, rtol=1e-5)
+            frozen = found.direct + found.later_heads + found.later_mlps
+            torch.testing.assert_close(frozen, found.frozen_total, atol=1e-4, rtol=1e-5)
+            torch.testing.assert_close(frozen, found.direct + found.indirect)
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_fast_effects_equal_those_of_hooks(model: TransformerBridge, how: str) -> None:
+    data = prompts_for(model, 10)
+    heads: Any = ["L0H1", ("MLP1", "S2"), (f"L{model.cfg.n_layers - 1}H1", "END")]
+    options: dict[str, Any] = {"how": how, "reference": data.abc()}
+    fast = ablation_effects(model, data, heads, engine="fast", **options)
+    slow = ablation_effects(model, data, heads, engine="hooks", **options)
+    for name in vars(fast):
+        if name != "ablated_components":
+            torch.testing.assert_close(
+                getattr(fast, name), getattr(slow, name), atol=1e-4, rtol=1e-4, msg=name
+            )
+
+
+def test_double_precision_stays_double(random: TransformerBridge) -> None:
+    model = copy.deepcopy(random).to(torch.float64, print_details=False)
+    data = prompts_for(model, 4)
+    heads: Any = ["L0H1", ("MLP1", "S2")]
+    for engine in ("fast", "hooks"):
+        found = ablation_effects(model, data, heads, reference=data.abc(), engine=engine)
+        assert found.ablated.dtype == torch.float64
+        gap = (sum(found.terms().values()) - found.total).abs().max()
+        assert gap < 1e-9
+        sweep = ablation_sweep(model, data, [heads], reference=data.abc(), engine=engine)
+        torch.testing.assert_close(sweep.values[0], found.ablated)
+
+
+def test_direct_effect_of_zero_ablation_is_minus_the_attribution(model: TransformerBridge) -> None:
+    data = prompts_for(model)
+    layer = model.cfg.n_layers - 2
+    found = ablation_effects(model, data, (f"L{layer}H1", "END"), "zero")
+    expected = head_attribution(model, data, per_prompt=True)
+    torch.testing.assert_close(found.attribution, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.direct, -expected[layer, 1], atol=1e-4, rtol=1e-4)
+    assert (found.heads[: layer + 1].abs() < 1e-5).all(), "what comes before cannot change"
+    assert (found.mlps[:layer].abs() < 1e-5).all()
+    assert (found.ablated_attribution[layer, 1].abs() < 1e-6).all()
+
+
+def test_backup_of_the_hand_built_model_is_found(built: TransformerBridge) -> None:
+    data = prompts_for(built, 20)
+    found = ablation_effects(built, data, ("L3H0", "END"), "zero")
+    spread = found.heads.mean(dim=-1)
+    layer, head = parse_head("L4H1")
+    gain = handbuilt.COPY_STRENGTH["L4H1"] * handbuilt.ATTENTION_DIFFERENCE
+    assert spread[layer, head] == pytest.approx(gain, abs=0.02)
+    spread[layer, head] = 0
+    assert spread.abs().max() < 1e-3, "and nobody else changes"
+    loss = handbuilt.COPY_STRENGTH["L3H0"] * handbuilt.ATTENTION_DIFFERENCE
+    assert found.direct.mean() == pytest.approx(-loss, abs=0.02)
+    table = found.table(data)
+    assert list(table.index) == [*found.terms(), "total"]
+
+
+@pytest.mark.skipif(
+    not (embedded_folder("ioi-mini") / "model.safetensors").is_file(),
+    reason="ioi-mini is not in the package yet",
+)
+def test_heads_of_the_reference_circuit_are_found() -> None:
+    """On ioi-mini: S-inhibition heads cost most at END, and the registered backups step in."""
+    mini = load_model("ioi-mini", device="cpu", verbose=False)
+    data = prompts_for(mini, 100, prefixes=None)
+    reference = data.abc()
+    sweep = ablation_sweep(mini, data, reference=reference, role="END")
+    effect = sweep.effect().mean(dim=-1).flatten()
+    lost_most = [sweep.labels[i].split()[0] for i in effect.argsort()[:2].tolist()]
+    assert set(lost_most) <= set(heads_with_role(mini, "s_inhibition"))
+    movers = heads_with_role(mini, "name_mover")
+    direct = head_attribution(mini, data).flatten()
+    top = mini.all_head_labels[int(direct.argmax())]
+    assert top in movers
+    found = ablation_effects(mini, data, (top, "END"), "mean", reference=reference)
+    for name in heads_with_role(mini, "backup_name_mover"):
+        layer, head = parse_head(name)
+        change = metrics.mean_and_stderr(found.heads[layer, head], clusters=data.pair_ids)
+        assert change.mean > 4 * change.stderr > 0
+    assert found.total.mean() > found.direct.mean(), "less is lost than the head wrote"
+
+
+def test_ablated_elsewhere_than_at_end_has_no_direct_effect(random: TransformerBridge) -> None:
+    data = prompts_for(random)
+    found = ablation_effects(random, data, ("L0H1", "S2"), reference=data.abc())
+    assert torch.equal(found.direct, torch.zeros(len(data)))
+    assert found.indirect.abs().max() > 1e-3
+
+
+# --- other architectures -------------------------------------------------------------------------
+
+
+def test_other_architectures_go_through_hooks(tmp_path: Path, built: TransformerBridge) -> None:
+    handbuilt.save(tmp_path)
+    config = GPTNeoXConfig(
+        vocab_size=built.cfg.d_vocab,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=96,
+        initializer_range=0.2,
+    )
+    torch.manual_seed(0)
+    GPTNeoXForCausalLM(config).save_pretrained(tmp_path)
+    other = TransformerBridge.boot_transformers(str(tmp_path), device="cpu").eval()
+    data = prompts_for(other, 4)
+    sweep = ablation_sweep(other, data, reference=data.abc(), role="END", progress=False)
+    assert sweep.values.shape == (2, 4, 4)
+    assert sweep.effect().abs().max() > 1e-4
+    with pytest.raises(ValueError, match="fast path cannot run this model"):
+        ablation_sweep(other, data, reference=data.abc(), engine="fast")
+
+
+def test_hooks_on_the_model_take_part(random: TransformerBridge) -> None:
+    data = prompts_for(random)
+    reference = data.abc()
+    with ablate(random, "L0H1", "zero"):
+        inside = ablation_sweep(random, data, [["L1H2"]], reference=reference)
+        effects = ablation_effects(random, data, ("L1H2", "END"), reference=reference)
+        alone = diffs(random, data)
+    torch.testing.assert_close(inside.baseline, alone)
+    torch.testing.assert_close(effects.clean, alone)
+    torch.testing.assert_close(sum(effects.terms().values()), effects.total, atol=1e-4, rtol=1e-5)
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("heads", "says"),
+    [
+        ([], "nothing to ablate"),
+        (set(), "nothing to ablate"),
+        ("L9H9", r"There is no L9H9 in this model: it has 3 layers of 4 heads"),
+        ("L0H4", r"There is no L0H4"),
+        ("MLP3", r"There is no MLP3"),
+        ({("L0H0", "S3")}, "'S3' is not a role"),
+        ("9.9", "names neither a head nor an MLP"),
+        ([(9, 9)], "names neither a head nor an MLP"),
+        (7, "names neither a head nor an MLP"),
+    ],
+)
+def test_unknown_components_are_refused(random: TransformerBridge, heads: Any, says: str) -> None:
+    before = hooks_on(random)
+    with pytest.raises(ValueError, match=says), ablate(random, heads, "zero"):
+        pass
+    assert hooks_on(random) == before
+
+
+def test_forms_of_components(random: TransformerBridge) -> None:
+    def names(heads: Any) -> list[str]:
+        return [str(component) for component in parse_components(random, heads)]
+
+    assert names(("L0H1", "END")) == ["L0H1 at END"]
+    assert names(("L0H1", "L1H1")) == ["L0H1", "L1H1"]
+    assert names(("L0H1", "MLP1")) == ["L0H1", "MLP1"]
+    assert names(["L0H1", "L0H1", ("MLP0", "S2")]) == ["L0H1", "MLP0 at S2"]
+
+
+def test_references_that_do_not_fit(random: TransformerBridge) -> None:
+    data = prompts_for(random, 8)
+
+    def enter(heads: Any = ("L0H0", "END"), how: str = "resample", **options: Any) -> None:
+        with ablate(random, heads, how, **options):
+            pass
+
+    with pytest.raises(ValueError, match="must be one of zero, mean, resample"):
+        enter(how="mode")
+    with pytest.raises(ValueError, match="give them as reference="):
+        enter(how="mean")
+    with pytest.raises(ValueError, match="give those that the model will run on as data="):
+        enter(how="zero")
+    with pytest.raises(ValueError, match="reference has 4 prompts but the data 8"):
+        enter(reference=data.abc()[:4], data=data)
+    with pytest.raises(ValueError, match="so their positions do not correspond"):
+        enter(heads="L0H0", reference=prompts_for(random, 8, seed=4), data=data)
+    with pytest.raises(ValueError, match=r"no prompt like prompt \d"):
+        enter(how="mean", reference=data.abc()[:2], data=data)
+    with pytest.raises(ValueError, match="other templates"):
+        enter(how="mean", reference=IOIDataset.demo(random.tokenizer), data=data)
+    assert hooks_on(random) == 0
+
+
+def test_a_role_that_a_prompt_lacks(random: TransformerBridge) -> None:
+    data = prompts_for(random, 4)
+    data.positions["S1+1"][2] = -1
+    with pytest.raises(ValueError, match=r"Prompt 2 has no S1\+1"):
+        ablation_sweep(random, data, reference=data.abc(), role="S1+1")
+
+
+def test_requests_that_make_no_sense(random: TransformerBridge) -> None:
+    data = prompts_for(random, 4)
+    with pytest.raises(ValueError, match="engine must be"):
+        ablation_sweep(random, data, how="zero", engine="slow")
+    with pytest.raises(ValueError, match="engine must be"):
+        ablation_effects(random, data, "L0H0", engine="slow")
+    with pytest.raises(ValueError, match="what must be"):
+        ablation_sweep(random, data, "neurons", how="zero")
+    with pytest.raises(ValueError, match="nothing to ablate"):
+        ablation_sweep(random, data, [], how="zero")
+    with pytest.raises(ValueError, match="batch_size"):
+        ablation_sweep(random, data, how="zero", batch_size=0)
+    with pytest.raises(ValueError, match="'S3' is not a role"):
+        ablation_sweep(random, data, how="zero", role="S3")
+    random.train()
+    try:
+        with pytest.raises(ValueError, match="training mode"):
+            ablation_sweep(random, data, how="zero")
+    finally:
+        random.eval()
