@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ioi_helpers.plotting.diagram import IOI_ARROWS, Diagram, diagram
 from ioi_helpers.plotting.figure import STATIC_VARIABLE, Figure
 from ioi_helpers.plotting.interactive import (
     OfflineScripts,
@@ -36,10 +37,13 @@ from ioi_helpers.plotting.panels import (
 from ioi_helpers.plotting.summary import describe_attention, number
 
 __all__ = [
+    "IOI_ARROWS",
     "STATIC_VARIABLE",
+    "Diagram",
     "Figure",
     "attention",
     "bar",
+    "diagram",
     "head_heatmap",
     "heatmap",
     "histogram",

@@ -11,7 +11,7 @@ import os
 import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from ioi_helpers.plotting import interactive, static
 from ioi_helpers.plotting.panels import Arrangement, Panel, arrange
@@ -50,7 +50,7 @@ class Figure:
     def _arrangement(self) -> Arrangement:
         return arrange(self.panels, self.title, self.note, self.share_scale)
 
-    def with_note(self, note: str) -> Figure:
+    def with_note(self, note: str) -> Self:
         """The same figure with another line below its title."""
         return replace(self, note=note)
 

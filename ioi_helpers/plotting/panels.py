@@ -188,10 +188,10 @@ def arrange(
         if i % columns and panels[i].y == panels[i - 1].y and panels[i].y.names is not None:
             # The neighbour to the left shows the same labels already.
             ticks[i] = (ticks[i][0], Ticks((), ()))
-    with_bar = [
-        p.kind == "heatmap" and (not share_scale or i == len(panels) - 1 or i % columns == 2)
-        for i, p in enumerate(panels)
-    ]
+    heat_at = [i for i, p in enumerate(panels) if p.kind == "heatmap"]
+    # The bar of a common scale stands at the right end of the first row.
+    shared_bar = ([i for i in heat_at if i < columns] or heat_at)[-1:]
+    with_bar = [i in (shared_bar if share_scale else heat_at) for i in range(len(panels))]
 
     left = [_left_margin(p, t[1]) for p, t in zip(panels, ticks, strict=True)]
     right = [92.0 if bar else 14.0 for bar in with_bar]

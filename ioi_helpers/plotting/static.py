@@ -190,14 +190,17 @@ def _name_points(axes: Axes, panel: Panel, most: int = 10) -> None:
         return
     where = np.array([point[:2] for point in points])
     where = (where - np.median(where, axis=0)) / np.maximum(np.ptp(where, axis=0), 1e-12)
+    low, high = axes.get_xlim()
     named: list[int] = []
     for i in np.argsort(-np.hypot(*where.T), kind="stable"):
         apart = [np.abs(where[i] - where[j]) for j in named]
         if len(named) < most and all(dx > 0.09 or dy > 0.06 for dx, dy in apart):
             named.append(i)
             x, y, label = points[i]
-            offset = {"xytext": (4, 3), "textcoords": "offset points"}
-            axes.annotate(label, (x, y), fontsize=8, **offset)
+            # Near the right edge the name goes to the left, or it would be cut off.
+            right = (x - low) > 0.9 * (high - low)
+            offset = {"xytext": (-4 if right else 4, 3), "textcoords": "offset points"}
+            axes.annotate(label, (x, y), fontsize=8, ha="right" if right else "left", **offset)
 
 
 def _legend(figure: Figure, arrangement: Arrangement) -> None:

@@ -1,0 +1,130 @@
+"""The circuit diagram: placed and linked by its data alone, in the three forms of every figure."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ioi_helpers import plotting, reference
+from ioi_helpers.plotting.diagram import BOX_WIDTH, Box, Diagram
+
+PUBLISHED = reference.published_roles()["heads"]
+
+
+def entry(head: str, role: str, position: str, **evidence: object) -> dict[str, object]:
+    return {"head": head, "role": role, "position": position, "evidence": evidence}
+
+
+def box(figure: Diagram, role: str) -> Box:
+    return next(b for b in figure.boxes if b.role == role)
+
+
+def test_gpt2s_published_circuit_has_26_heads_in_7_boxes() -> None:
+    figure = plotting.diagram(PUBLISHED, "published")
+    assert sum(len(b.heads) for b in figure.boxes) == 26
+    assert len(figure.boxes) == 7
+    assert [row[0] for row in figure.rows] == ["S1+1", "S2", "END"]
+    assert len(figure.arrows) == 6
+    assert "at END: name movers: L9H6, L9H9, L10H0" in figure.summary
+    assert "previous-token heads -> induction heads (keys)" in figure.summary
+
+
+def test_classes_stand_early_to_late_and_in_the_row_of_their_token() -> None:
+    figure = plotting.diagram(PUBLISHED)
+    left = {b.role: b.left for b in figure.boxes}
+    order = ("duplicate_token", "induction", "s_inhibition", "name_mover")
+    assert [left[role] for role in order] == sorted({left[role] for role in order})
+    assert left["previous_token"] == left["duplicate_token"]
+    bands = {name: (top, bottom) for name, top, bottom in figure.rows}
+    for b in figure.boxes:
+        top, bottom = bands[b.position]
+        assert top < b.top and b.top + b.height < bottom
+
+
+def test_boxes_do_not_overlap_and_stay_inside() -> None:
+    figure = plotting.diagram(PUBLISHED)
+    for one in figure.boxes:
+        assert one.left >= 0 and one.left + BOX_WIDTH <= figure.size[0]
+        for other in figure.boxes:
+            if one is not other and one.left == other.left:
+                assert one.top + one.height <= other.top or other.top + other.height <= one.top
+
+
+def test_arrows_are_drawn_between_classes_that_are_there() -> None:
+    entries = [entry("L0H1", "duplicate_token", "S2"), entry("L2H0", "s_inhibition", "END")]
+    figure = plotting.diagram(entries)
+    assert [(a.role, b.role) for a, b, _ in figure.arrows] == [("duplicate_token", "s_inhibition")]
+    for one, other, _ in figure.arrows:
+        assert one.left < other.left
+
+
+def test_classes_set_apart_get_no_arrows_and_are_called_so() -> None:
+    entries = [
+        entry("L0H0", "previous_token", "S1+1"),
+        entry("L1H1", "induction", "S2"),
+        entry("L2H0", "s_inhibition", "END"),
+    ]
+    figure = plotting.diagram(entries, apart=["previous_token", "induction"])
+    assert figure.arrows == ()
+    assert "induction heads (no part in this task known): L1H1" in figure.summary
+    assert "Dashed" in figure.summary
+    assert figure.summary.endswith("arrows: none")
+
+
+def test_other_arrows_give_another_order() -> None:
+    entries = [entry("L0H0", "sender", "S2"), entry("L3H1", "reader", "END")]
+    figure = plotting.diagram(entries, arrows=[("sender", "reader", "values")])
+    assert box(figure, "sender").left < box(figure, "reader").left
+    assert "sender -> reader (values)" in figure.summary
+
+
+def test_an_empty_registry_is_a_sentence_in_every_form() -> None:
+    figure = plotting.diagram([], "ioi-plain")
+    assert figure.summary == (
+        "Circuit diagram: ioi-plain\nNo head has a role on record, so there is no circuit to draw."
+    )
+    assert figure.png().startswith(b"\x89PNG")
+    assert "no circuit to draw" in json.dumps(figure.plotly().to_dict(), default=str)
+
+
+def test_three_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = plotting.diagram(PUBLISHED, "published", note="a note")
+    live = figure._repr_mimebundle_()[0]
+    assert live["text/plain"] == figure.summary
+    spec = live["application/vnd.plotly.v1+json"]
+    assert {text for trace in spec["data"] for text in trace["text"]} == {
+        row["head"] for row in PUBLISHED
+    }
+    assert any("path patching" in text for text in spec["data"][0]["hovertext"])
+    assert len(json.dumps(spec)) < 30_000
+    figure.plotly().to_json()
+    monkeypatch.setenv(plotting.STATIC_VARIABLE, "1")
+    stored, metadata = figure._repr_mimebundle_()
+    assert set(stored) == {"text/plain", "image/png", "application/vnd.plotly.v1+json"}
+    assert metadata["image/png"]["alt"] == figure.summary
+    assert figure.with_note("another").boxes == figure.boxes
+
+
+def test_the_registry_of_the_embedded_models_can_be_drawn() -> None:
+    from ioi_helpers import heads, load_model
+
+    for name in ("ioi-mini", "ioi-plain"):
+        known = heads.roles(load_model(name))
+        figure = plotting.diagram(known, name)
+        assert sum(len(b.heads) for b in figure.boxes) == len(known)
+
+
+@pytest.mark.parametrize(
+    ("entries", "arrows", "said"),
+    [
+        ([{"head": "L0H0"}], (), "does not say head, role and position"),
+        ([entry("L0H0", "name_mover", "S3")], (), "L0H0 works at 'S3'"),
+        ([], [("a", "b", "keys"), ("b", "a", "keys")], "go in a circle"),
+    ],
+)
+def test_bad_input_is_refused_in_a_sentence(
+    entries: list[dict[str, object]], arrows: tuple[tuple[str, str, str], ...], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        plotting.diagram(entries, arrows=arrows)
