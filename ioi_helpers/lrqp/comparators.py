@@ -179,15 +179,11 @@ class LeaceErasure:
         """Fit on training activations.
 
         Raises:
-            ValueError: The package concept-erasure is missing, or a single class.
+            ValueError: A single class.
         """
-        try:
-            from concept_erasure import LeaceFitter
-        except ImportError as error:
-            raise ValueError(
-                "LEACE needs the package concept-erasure; install it with "
-                "'pip install concept-erasure'."
-            ) from error
+        # Here and not above: importing it compiles TorchScript, which takes time and warns.
+        from concept_erasure import LeaceFitter
+
         values = require_activations(activations)
         codes, classes = encode_labels(labels, len(values))
         if len(classes) < 2:
