@@ -1,0 +1,342 @@
+"""Answers to the exercises of notebook 07, right and wrong; tests/exercise_runs.py says how."""
+
+NORMALS = """
+codes = probe.codes(opposite, len(test)).to(probe.weights.device)
+a_rows = probe.weights[codes] - probe.weights[1 - codes]
+biases = probe.bias[codes] - probe.bias[1 - codes]
+log_odds = (a_rows * x0).sum(-1) + biases
+slope = a_rows @ covariance.matrix
+"""
+HOOK = """
+rows = torch.arange(len(test))
+def run(name, at, values):
+    def replace(stream, hook):
+        stream = stream.clone()
+        stream[rows, at] = values
+        return stream
+    return model.run_with_hooks(test.tokens, fwd_hooks=[(name, replace)])
+before = f"blocks.{block}.hook_resid_pre"
+s2, end = test.positions["S2"], test.positions["END"]
+"""
+ALONE = """
+def patterns(chosen, on):
+    found = lrqp.attention_patterns(model, test, chosen, "END", on)
+    return [lrqp.AttentionEdit(h, test.positions["END"], p) for h, p in found.items()]
+injected = edits["counterfactual"]
+"""
+PRICE = """
+normal = probe.weights[1] - probe.weights[0]
+sigma_normal = covariance.matrix @ normal
+inverse_normal = torch.linalg.solve(covariance.matrix, normal)
+"""
+TIMID = """
+timid = probing.fit_probe(x, train.orders, C=0.1)
+"""
+TRIO = """
+sigma3 = trio_covariance.matrix
+gram = normals @ sigma3 @ normals.T
+r = trio_log_alpha - biases - trio_starts @ normals.T
+"""
+
+RIGHT = {
+    "07.1": [
+        "direction = sigma @ a\n"
+        "move = direction * (toy_log_alpha - a @ toy_start - offset) / (a @ direction)\n"
+        "length = (move @ torch.linalg.solve(sigma, move)).sqrt()",
+        "length = toy_covariance.length((by_hand - toy_start)[None])[0].item()",
+        # In whitened coordinates it is an ordinary distance to a line.
+        "reader = toy_covariance.factor.T @ a\n"
+        "length = (toy_log_alpha - a @ toy_start - offset) / reader.norm()",
+    ],
+    "07.2": [
+        "moved = lrqp.intervene(x0, probe, opposite, covariance, log_alpha=10.0).x",
+        NORMALS + "moved = []\n"
+        "for i in range(len(test)):\n"
+        "    a_i = a_rows[i]\n"
+        "    lacks_i = max(0.0, 10 - log_odds[i].item())\n"
+        "    s_i = covariance.matrix @ a_i\n"
+        "    moved.append((x0[i] + s_i * lacks_i / (a_i @ s_i)).tolist())",
+        # One direction and signed steps.
+        NORMALS + "one = covariance.matrix @ (probe.weights[1] - probe.weights[0])\n"
+        "sign = torch.where(codes == 1, 1.0, -1.0).double()\n"
+        "step = sign * (10 - log_odds).clamp(min=0) / ((slope * a_rows).sum(-1))\n"
+        "moved = (x0 + step[:, None] * one).cpu().numpy()",
+    ],
+    "07.3": [
+        HOOK + "hooked = metrics.logit_diff(run(before, s2, new), test)",
+        "edit = lrqp.edit(test, 'S2', f'L{block}.pre', new)\n"
+        "hooked = lrqp.logit_diffs(model, test, [edit]).mean()",
+        # Prompt by prompt, without padding.
+        "values = []\n"
+        "for i in range(len(test)):\n"
+        "    def put(stream, hook):\n"
+        "        stream = stream.clone()\n"
+        "        stream[0, test.positions['S2'][i]] = new[i]\n"
+        "        return stream\n"
+        "    hooks = [(f'blocks.{block}.hook_resid_pre', put)]\n"
+        "    row = test.tokens[i : i + 1, : test.lengths[i]]\n"
+        "    last = model.run_with_hooks(row, fwd_hooks=hooks)[0, -1]\n"
+        "    values.append((last[test.io_tokens[i]] - last[test.s_tokens[i]]).item())\n"
+        "hooked = sum(values) / len(values)",
+    ],
+    "07.4": [
+        ALONE + "share = flipped(lrqp.logit_diffs(model, test, patterns(movers, [injected])))",
+        "put_in = patterns_of(movers, [injected]).values()\n"
+        "share = flipped(lrqp.logit_diffs(model, test, list(put_in)))",
+        ALONE + "run = lrqp.logit_diffs(model, test, patterns(movers, [injected]))\n"
+        "share = sum(value < 0 for value in run.tolist()) / len(test)",
+    ],
+    "07.5": [
+        PRICE + "ratio = ((normal @ inverse_normal) * (normal @ sigma_normal)).sqrt() "
+        "/ (normal @ normal)",
+        "one = lrqp.intervene(x0, probe, opposite, covariance, log_alpha=30.0)\n"
+        "flat = torch.eye(x0.shape[1], dtype=torch.float64)\n"
+        "two = lrqp.intervene(x0, probe, opposite, flat, log_alpha=30.0)\n"
+        "ratio = covariance.length(two.move).mean() / one.length.mean()",
+        PRICE + "straight = normal / (normal @ normal)\n"
+        "cheap = sigma_normal / (normal @ sigma_normal)\n"
+        "white = covariance.whitener\n"
+        "ratio = ((white @ straight).norm() / (white @ cheap).norm()).item()",
+    ],
+    "07.6": [
+        TIMID + "logits = timid.logits(x0)\n"
+        "truth = timid.codes(test.orders, len(test)).to(logits.device)[:, None]\n"
+        "odds = logits.gather(1, truth) - logits.gather(1, 1 - truth)\n"
+        "share = (odds < 10).double().mean()",
+        TIMID + "found = lrqp.intervene(x0, timid, test.orders, covariance, true=test.orders)\n"
+        "share = int((found.move.norm(dim=1) > 0).sum()) / len(test)",
+        TIMID + "found = lrqp.intervene(x0, timid, test.orders, covariance, true=test.orders)\n"
+        "share = found.active.any(dim=1).double().mean().item()",
+    ],
+    "07.7": [
+        "ends = lrqp.intervene(\n"
+        "    trio_starts, trio_probe, 'C', trio_covariance, log_alpha=trio_log_alpha\n"
+        ").x",
+        # Coordinate ascent on the dual.
+        TRIO + "mu = torch.zeros_like(r)\n"
+        "for _ in range(2000):\n"
+        "    for l in (0, 1):\n"
+        "        rest = r[:, l] - mu[:, 1 - l] * gram[l, 1 - l]\n"
+        "        mu[:, l] = (rest / gram[l, l]).clamp(min=0)\n"
+        "ends = (trio_starts + mu @ normals @ sigma3).tolist()",
+        # Non-negative least squares in the dual.
+        TRIO + "from scipy.optimize import nnls\n"
+        "root = torch.linalg.cholesky(gram)\n"
+        "mu = torch.stack([torch.as_tensor(\n"
+        "    nnls(root.T.numpy(), torch.linalg.solve(root, row).numpy())[0]) for row in r])\n"
+        "ends = (trio_starts + mu @ normals @ sigma3).numpy()",
+    ],
+}
+
+WRONG = {
+    "07.1": [
+        ("length = cheapest.cost", r"square"),
+        ("length = lacks / (a @ sigma @ a)", r"root"),
+        ("length = (toy_log_alpha - a @ toy_start) / (a @ sigma @ a).sqrt()", r"biases"),
+        ("length = (0 - offset - a @ toy_start) / (a @ sigma @ a).sqrt()", r"log alpha is missing"),
+        ("length = straight.move.norm()", r"along a"),
+        ("length = cheapest.move.norm()", r"Euclidean length of the move"),
+        ("length = lacks", r"lack, in nats"),
+        ("length = toy_covariance.length(straight.move)", r"straight move"),
+        ("length = -lacks / (a @ sigma @ a).sqrt()", r"sign"),
+        ("length = cheapest.x", r"single number"),
+    ],
+    "07.2": [
+        (
+            NORMALS + "moved = x0 + a_rows * "
+            "((10 - log_odds).clamp(min=0) / (a_rows * a_rows).sum(-1))[:, None]",
+            r"moved along a",
+        ),
+        (
+            "moved = lrqp.intervene(x0, probe, test.orders, covariance, log_alpha=10.0).x",
+            r"control",
+        ),
+        (
+            NORMALS + "moved = x0 - slope * "
+            "((10 - log_odds).clamp(min=0) / (slope * a_rows).sum(-1))[:, None]",
+            r"sign of the move",
+        ),
+        (
+            NORMALS + "moved = x0 + slope * "
+            "((10 - log_odds).clamp(min=0) / (slope * a_rows).sum(-1).sqrt())[:, None]",
+            r"not by its root",
+        ),
+        (
+            NORMALS + "moved = slope * "
+            "((10 - log_odds).clamp(min=0) / (slope * a_rows).sum(-1))[:, None]",
+            r"add the activations",
+        ),
+        ("moved = x0", r"as they were"),
+        ("moved = lrqp.intervene(x0, probe, opposite, covariance, alpha=10.0).x", r"alpha = 10\."),
+        (
+            NORMALS + "inverse_a = torch.linalg.solve(covariance.matrix, a_rows.T).T\n"
+            "size = (inverse_a * a_rows).sum(-1)\n"
+            "moved = x0 + inverse_a * ((10 - log_odds).clamp(min=0) / size)[:, None]",
+            r"inverse of Sigma",
+        ),
+        (
+            "one = probe.weights[1] - probe.weights[0]\n"
+            "gap = 10 - (x0 @ one + probe.bias[1] - probe.bias[0])\n"
+            "one_slope = covariance.matrix @ one\n"
+            "moved = x0 + gap.clamp(min=0)[:, None] * one_slope / (one @ one_slope)",
+            r"same class",
+        ),
+        ("moved = [[1.0, 2.0]]", r"prompt d_model"),
+        (
+            "moved = lrqp.intervene(x0, probe, opposite, covariance, true=test.orders).x",
+            r"default alpha",
+            "ioi-mini",
+        ),
+    ],
+    "07.3": [
+        (HOOK + "hooked = metrics.logit_diff(run(before, end, new), test)", r"at END"),
+        (
+            HOOK + "hooked = metrics.logit_diff(run(before, test.positions['S1'], new), test)",
+            r"at S1",
+            "ioi-mini",
+        ),
+        (HOOK + "hooked = -metrics.logit_diff(run(before, s2, new), test)", r"sign", "ioi-mini"),
+        (
+            "def fill(stream, hook):\n"
+            "    return new[:, None].expand_as(stream)\n"
+            "hooks = [(f'blocks.{block}.hook_resid_pre', fill)]\n"
+            "logits = model.run_with_hooks(test.tokens, fwd_hooks=hooks)\n"
+            "hooked = metrics.logit_diff(logits, test)",
+            r"every position",
+        ),
+        (
+            HOOK + "after = f'blocks.{block}.hook_resid_post'\n"
+            "hooked = metrics.logit_diff(run(after, s2, new), test)",
+            r"after\* the block|changed nothing",
+            "ioi-mini",
+        ),
+        ("hooked = metrics.logit_diff(model(test.tokens), test)", r"changed nothing", "ioi-mini"),
+        (
+            HOOK + "hooked = metrics.logit_diff(run(before, s2, new), test, per_prompt=True)",
+            r"single number",
+        ),
+        (HOOK + "hooked = metrics.logit_diff(run(before, s2[0], new), test)", r"first prompt's S2"),
+    ],
+    "07.4": [
+        (
+            ALONE + "share = 1 - flipped(lrqp.logit_diffs(model, test, patterns(movers, "
+            "[injected])))",
+            r"keeps the right answer|put in",
+        ),
+        (
+            ALONE + "run = lrqp.logit_diffs(model, test, patterns(movers, [injected]))\n"
+            "share = 100 * (run < 0).double().mean() + 2",
+            r"between 0 and 1",
+        ),
+        (
+            ALONE + "share = lrqp.logit_diffs(model, test, patterns(movers, [injected]))",
+            r"single number",
+        ),
+        ('share = "most of them"', r"single number"),
+        (
+            ALONE + "share = flipped(lrqp.logit_diffs(model, test, [injected, "
+            "*patterns(movers, [])]))",
+            r"other way round",
+            "ioi-mini",
+        ),
+        ("share = flipped(diffs['counterfactual'])", r"belief injected", "ioi-mini"),
+        (
+            ALONE + "share = flipped(lrqp.logit_diffs(model, test, patterns(movers, [])))",
+            r"change nothing",
+            "ioi-mini",
+        ),
+    ],
+    "07.5": [
+        (
+            PRICE + "ratio = (normal @ normal) / "
+            "((normal @ inverse_normal) * (normal @ sigma_normal)).sqrt()",
+            r"other way round",
+        ),
+        (
+            PRICE + "ratio = (normal @ inverse_normal) * (normal @ sigma_normal) "
+            "/ (normal @ normal) ** 2",
+            r"take the root",
+        ),
+        (
+            PRICE + "ratio = (normal @ sigma_normal) / (sigma_normal.norm() * normal.norm())",
+            r"Euclidean",
+        ),
+        (
+            PRICE + "lengths = covariance.length(torch.stack([normal, sigma_normal]))\n"
+            "ratio = lengths[0] / lengths[1]",
+            r"Scale both",
+        ),
+        ("ratio = a_real", r"single number"),
+    ],
+    "07.6": [
+        (
+            TIMID + "found = lrqp.intervene(x0, timid, test.orders, covariance, "
+            "true=test.orders)\n"
+            "share = 1 - found.moved.double().mean()",
+            r"left where they are",
+        ),
+        (
+            TIMID + "found = lrqp.intervene(x0, timid, test.orders, covariance, "
+            "true=test.orders)\n"
+            "share = found.moved.sum()",
+            r"between 0 and 1",
+        ),
+        (
+            TIMID + "share = lrqp.intervene(x0, timid, test.orders, covariance).moved",
+            r"single number",
+        ),
+        (
+            "share = lrqp.intervene(x0, probe, test.orders, covariance, "
+            "true=test.orders).moved.double().mean()",
+            r"C = 1",
+            "ioi-mini",
+        ),
+        (
+            TIMID + "share = lrqp.intervene(x0, timid, opposite, covariance, "
+            "true=test.orders).moved.double().mean()",
+            r"counterfactual",
+            "ioi-mini",
+        ),
+    ],
+    "07.7": [
+        (
+            TRIO + "mu = r.clamp(min=0) / gram.diagonal()\n"
+            "ends = trio_starts + mu @ normals @ sigma3",
+            r"one by one",
+        ),
+        (
+            TRIO + "alone = r.clamp(min=0) / gram.diagonal()\n"
+            "worst = (r / gram.diagonal().sqrt()).argmax(dim=1)\n"
+            "mu = torch.zeros_like(r)\n"
+            "pick = torch.arange(len(r))\n"
+            "mu[pick, worst] = alone[pick, worst]\n"
+            "ends = trio_starts + mu @ normals @ sigma3",
+            r"worst constraint",
+        ),
+        (
+            TRIO + "mu = torch.linalg.solve(gram, r.T).T\n"
+            "ends = trio_starts + mu @ normals @ sigma3",
+            r"equalities everywhere",
+        ),
+        (
+            TRIO + "mu = torch.linalg.solve(gram, r.T).T.clamp(min=0)\n"
+            "ends = trio_starts + mu @ normals @ sigma3",
+            r"set to zero",
+        ),
+        (
+            "flat = torch.eye(2, dtype=torch.float64)\n"
+            "ends = lrqp.intervene(\n"
+            "    trio_starts, trio_probe, 'C', flat, log_alpha=trio_log_alpha\n"
+            ").x",
+            r"Euclidean",
+        ),
+        (
+            "ends = lrqp.intervene(\n"
+            "    trio_starts, trio_probe, 'C', trio_covariance, log_alpha=0.0\n"
+            ").x",
+            r"boundary of C",
+        ),
+        ("ends = trio_starts", r"starts"),
+        ("ends = trio.x.T", r"axes are swapped"),
+    ],
+}
