@@ -28,6 +28,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from ioi_helpers.mini.tokenizer import WordTokenizer
 
 EMBEDDED = ("ioi-mini", "ioi-plain")
+VARIANTS = ("ioi-mini-no-head-dropout",)
+"""Models that ship for one comparison with `ioi-mini`: trained as it was but for one thing."""
 _HUB_NAMES = {"gpt2-small": "gpt2"}
 _GPT2_REPOSITORIES = ("gpt2", "openai-community/gpt2")
 _GPT2_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -38,13 +40,14 @@ class ModelUnavailable(RuntimeError):
 
 
 def embedded_folder(name: str) -> Path:
-    """The folder of an embedded model: weights, tokenizer, card (`README.md`), `roles.json`.
+    """The folder of an embedded model: weights, tokenizer, card (`README.md`).
 
     Raises:
         ValueError: ``name`` is not an embedded model.
     """
-    if name not in EMBEDDED:
-        raise ValueError(f"{name!r} is not an embedded model; there are {' and '.join(EMBEDDED)}.")
+    shipped = (*EMBEDDED, *VARIANTS)
+    if name not in shipped:
+        raise ValueError(f"{name!r} is not an embedded model; there are {', '.join(shipped)}.")
     return Path(__file__).parent / "mini" / name
 
 
@@ -77,10 +80,10 @@ def load_model(
     """Load a model, ready for interpretability work.
 
     Args:
-        name: ``"gpt2-small"``, ``"ioi-mini"``, ``"ioi-plain"``, a Hugging Face hub name, or the
-            path of a folder with a GPT-2-style model. ``None`` takes the environment variable
-            ``IOI_MODEL`` if it is set, else GPT-2 small if its weights are in the local cache or
-            this is Colab, else ``ioi-mini``.
+        name: ``"gpt2-small"``, ``"ioi-mini"``, ``"ioi-plain"``, one of :data:`VARIANTS`, a Hugging
+            Face hub name, or the path of a folder with a GPT-2-style model. ``None`` takes the
+            environment variable ``IOI_MODEL`` if it is set, else GPT-2 small if its weights are in
+            the local cache or this is Colab, else ``ioi-mini``.
         device: Where to put it; by default TransformerLens chooses (CUDA if there is one).
         dtype: Of the parameters.
         revision: Branch, tag or commit on the hub.
@@ -101,7 +104,7 @@ def load_model(
         name, reason = default_model()
     if device is not None and device_map is not None:
         raise ValueError("Give either device or device_map, not both.")
-    if name in EMBEDDED:
+    if name in (*EMBEDDED, *VARIANTS):
         if revision is not None:
             raise ValueError(f"{name} ships with the package and has no revisions; leave it out.")
         source = str(embedded_folder(name))
@@ -184,8 +187,9 @@ def _goes_by(name: str, source: str, boot_arguments: Mapping[str, Any]) -> str:
     Only weights loaded by their own name may carry it: neither a folder that happens to be called
     like a known model, nor a known shape with random weights.
     """
-    known = (*EMBEDDED, *_HUB_NAMES, *_GPT2_REPOSITORIES)
-    if name not in EMBEDDED and _is_path(source):
+    embedded = (*EMBEDDED, *VARIANTS)
+    known = (*embedded, *_HUB_NAMES, *_GPT2_REPOSITORIES)
+    if name not in embedded and _is_path(source):
         folder = Path(source).resolve().name
         name = f"{folder} (a folder)" if folder in known else folder
     if boot_arguments.get("load_weights") is False:

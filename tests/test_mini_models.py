@@ -18,7 +18,7 @@ from ioi_helpers.metrics import logit_diff
 from ioi_helpers.mini import verify
 from ioi_helpers.mini.corpus import held_out_pair, held_out_prefixes
 from ioi_helpers.mini.train import RECIPES
-from ioi_helpers.models import EMBEDDED, embedded_folder
+from ioi_helpers.models import EMBEDDED, VARIANTS, embedded_folder
 
 NAMES = sorted(EMBEDDED)
 
@@ -130,12 +130,25 @@ def test_interchanging_a_prompt_with_itself_changes_nothing(name: str) -> None:
 
 
 def test_files_are_small_and_hold_no_pickle() -> None:
-    files = [f for name in NAMES for f in embedded_folder(name).iterdir()]
-    assert sum(f.stat().st_size for f in files) <= 12e6
+    names = [*NAMES, *VARIANTS]
+    files = [f for name in names for f in embedded_folder(name).iterdir()]
+    assert sum(f.stat().st_size for f in files) <= 16e6
     assert {f.suffix for f in files} == {".json", ".md", ".safetensors"}
-    for name in NAMES:
+    for name in names:
         with safe_open(embedded_folder(name) / "model.safetensors", "pt") as weights:
             assert all(torch.isfinite(weights.get_tensor(key)).all() for key in weights.keys())  # noqa: SIM118
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_does_the_task_and_differs_from_ioi_mini_in_one_setting(name: str) -> None:
+    recipe, mini = vars(RECIPES[name]), vars(RECIPES["ioi-mini"])
+    differ = {key for key in mini if recipe[key] != mini[key]} - {"name", "half"}
+    assert len(differ) == 1
+    fresh = {"behaviour": verify.behaviours(model_of(name), n=200)}
+    share = verify.VARIANTS_SHARE
+    assert [r.what for r in verify.task_requirements(fresh, share) if not r.met] == []
+    card = (embedded_folder(name) / "README.md").read_text(encoding="utf8")
+    assert verify.with_table(card, verify.task_requirements(stored(name), share)) == card
 
 
 def test_the_two_models_differ_in_depth_and_share_their_words() -> None:
