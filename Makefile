@@ -14,6 +14,9 @@ PYTHON := $(shell for python in python3.11 python3.12 python3.13 python3 python;
 	"$$python" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	>/dev/null 2>&1 && { echo "$$python"; break; }; done)
 
+# Tests run in this many processes, each with one thread of PyTorch and up to 4 GB of memory.
+JOBS := 2
+
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -28,7 +31,7 @@ run: $(READY)  ## execute every notebook on ioi-mini and write pages to browse t
 	$(BIN)/python -m notebooks.tools.run $(NOTEBOOKS)
 
 test: lint  ## everything: checks, unit tests, every notebook's outputs, every exercise
-	$(BIN)/python -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup $(TESTS)
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .
@@ -44,6 +47,7 @@ notebooks: $(READY)  ## execute notebooks and store their outputs (NOTEBOOKS="01
 mini: $(READY)  ## retrain the embedded models (under an hour each on 2 cores)
 	$(BIN)/python -m ioi_helpers.mini.train ioi-mini
 	$(BIN)/python -m ioi_helpers.mini.train ioi-plain
+	$(BIN)/python -m ioi_helpers.mini.train ioi-mini-no-head-dropout
 
 clean:  ## remove the virtual environment, built pages and caches
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

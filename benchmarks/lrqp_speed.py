@@ -54,6 +54,8 @@ from ioi_helpers.lrqp.exact import solve_exact
 from ioi_helpers.lrqp.problem import Problem
 
 HERE = Path(__file__).resolve().parent
+LEAST_SECONDS = 0.3
+"""A contestant's turn lasts at least so long: a call of a millisecond alone cannot be timed."""
 
 
 @dataclass(frozen=True)
@@ -173,9 +175,11 @@ def measure(setting: Setting, counts: dict[str, int], rounds: int) -> list[dict[
     seconds: dict[str, list[float]] = {name: [] for name in called}
     for _ in range(rounds):
         for name, call in called.items():
-            start = time.perf_counter()
-            answers[name] = call(counts[name])
-            seconds[name].append((time.perf_counter() - start) / counts[name])
+            calls, start = 0, time.perf_counter()
+            while not calls or time.perf_counter() - start < LEAST_SECONDS:
+                answers[name] = call(counts[name])
+                calls += 1
+            seconds[name].append((time.perf_counter() - start) / (calls * counts[name]))
     exact = answers["exact"]
     found = []
     for name, answer in answers.items():

@@ -2,8 +2,8 @@
 
 The rooms of this package: ``models`` (load and describe a model), ``dataset`` (IOI prompts, roles,
 counterfactuals), ``metrics``, ``attribution``, ``forward`` and ``patching`` (exact sweeps),
-``heads``, ``probing``, ``lrqp``, ``plotting``, ``reference`` (published numbers), ``exercises``
-(checks) and ``mini`` (the embedded models).
+``heads``, ``ablation``, ``probing``, ``lrqp``, ``plotting``, ``reference`` (published numbers),
+``exercises`` (checks) and ``mini`` (the embedded models).
 """
 
 from __future__ import annotations

@@ -149,11 +149,12 @@ def plus_combination(
     coefficients: Float[Tensor, "batch row"],
     rows: Float[Tensor, "row d_model"],
     sign: int = 1,
+    out: Float[Tensor, "batch d_model"] | None = None,
 ) -> Float[Tensor, "batch d_model"]:
     """x plus (or minus) ``coefficients @ rows``."""
     if len(rows) == 1:  # an outer product, which a matrix product takes several times as long for
-        return torch.addcmul(x, coefficients, rows, value=sign)
-    return torch.addmm(x, coefficients, rows, alpha=sign)
+        return torch.addcmul(x, coefficients, rows, value=sign, out=out)
+    return torch.addmm(x, coefficients, rows, alpha=sign, out=out)
 
 
 @dataclass(frozen=True)
@@ -267,7 +268,8 @@ def judge(
     differences = (probe.weights[:-1] - probe.weights[-1]) @ problem.covariance.matrix
     move = x - problem.x0
     length = move.norm(dim=-1)
-    apart = plus_combination(move, problem.per_class(multipliers), differences, -1).norm(dim=-1)
+    rest = plus_combination(move, problem.per_class(multipliers), differences, -1, out=move)
+    apart = rest.norm(dim=-1)
 
     log_odds = logits.gather(1, problem.target[:, None]) - logits
     slack = (log_odds - problem.log_alpha[:, None]).masked_fill(is_target, torch.inf)
