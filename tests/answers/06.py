@@ -1,0 +1,321 @@
+"""Answers to the exercises of notebook 06: what readers write that is right, and what is not.
+
+Each is source for the stub's cell, run where the stub stands (see `tests/exercise_runs.py`). A
+wrong answer comes with a pattern that the refusal must match and, where it is wrong on one model
+only, that model.
+"""
+
+from __future__ import annotations
+
+CLOUD = """\
+x = at_s2[point].cpu().double()
+y = torch.tensor([o == "ABBA" for o in order]).double()
+def with_order(coordinates):
+    return torch.corrcoef(torch.stack([coordinates, y]))[0, 1]
+U, S, Vh = torch.linalg.svd(x - x.mean(dim=0), full_matrices=False)
+"""
+
+HITS = """\
+right = torch.tensor([said == o for said, o in zip(score.predicted, order)]).double()
+templates = grouped["template"]
+"""
+
+SUMS = (
+    HITS
+    + """\
+k = len(templates.unique())
+sums = torch.stack([(right - right.mean())[templates == t].sum() for t in range(k)])
+"""
+)
+
+TRUNK = """\
+template, pairs = grouped["template"], grouped["names"]
+rows = torch.arange(len(messy))
+"""
+
+TOKENS = """\
+rows = torch.arange(len(messy))
+baba = torch.tensor([o == "BABA" for o in order])
+def texts(at):
+    return {model.tokenizer.decode([t]) for t in at.tolist()}
+"""
+
+GUESS = """\
+from collections import Counter
+def guess(data, *facts):
+    keys = list(zip(*facts)) if facts else [()] * len(data)
+    at = data.positions["IO"].tolist()
+    return {
+        key: Counter(p for p, k in zip(at, keys) if k == key) for key in set(keys)
+    }
+def score_of(counters):
+    return sum(max(c.values()) for c in counters.values()) / len(messy)
+templates = messy.template_ids.tolist()
+"""
+
+BIT = """\
+values = at_s2[point][test]
+direction = mean_difference(at_s2[point])
+unit = direction / direction.norm()
+"""
+
+SWAPPED = """\
+new = probing.activations_at(model, sample.swap_order(), "S2", point)
+e = [lrqp.edit(sample, "S2", point, new)]
+def predict(role, edits=()):
+    return lrqp.logits_at(model, sample, role, edits).log_softmax(-1)
+p, q = predict("S2"), predict("S2", e)
+"""
+
+RIGHT = {
+    "06.1": [
+        CLOUD + "correlation = with_order((x - x.mean(0)) @ Vh[0]).abs()",
+        CLOUD + "correlation = abs(with_order(U[:, 0]).item())",
+        # The eigenvectors of the covariance matrix are the same.
+        CLOUD + "_, vectors = np.linalg.eigh(np.cov(x.numpy().T))\n"
+        "correlation = abs(np.corrcoef(x.numpy() @ vectors[:, -1], y.numpy())[0, 1])",
+    ],
+    "06.2": [
+        SUMS + "standard_error = (sums.square().sum() * k / (k - 1)).sqrt() / len(right)",
+        "standard_error = score.accuracy.stderr",
+        HITS + "means = torch.stack([right[templates == t].mean() for t in templates.unique()])\n"
+        "standard_error = means.std() / len(means) ** 0.5",
+    ],
+    "06.3": [
+        "one = probing.split(probing.groups(messy, 'S2'), 0.3, seed=3)\n"
+        "split_rows = one.train, one.test",
+        "split_rows = probing.split(grouped, 0.2)",
+        # Masks as plain lists; columns of row numbers.
+        TRUNK + "inside = template < 3\n"
+        "outside = ~inside & ~torch.isin(pairs, pairs[inside])\n"
+        "split_rows = outside.tolist(), inside.tolist()",
+        TRUNK + "inside = template < 3\n"
+        "outside = ~inside & ~torch.isin(pairs, pairs[inside])\n"
+        "split_rows = outside.nonzero(), np.where(inside)",
+        # Row by row, with sets.
+        TRUNK + "chosen = {3, 4, 8}\n"
+        "held_out = [i for i in range(len(messy)) if template[i].item() in chosen]\n"
+        "taken = {frozenset(messy.names[i]) for i in held_out}\n"
+        "split_rows = ([i for i in range(len(messy)) if template[i].item() not in chosen\n"
+        "               and frozenset(messy.names[i]) not in taken], held_out)",
+    ],
+    "06.4": [
+        TOKENS + 'after_s1 = texts(messy.tokens[rows, messy.positions["S1"] + 1][baba])',
+        TOKENS + 'after_s1 = messy.tokens[rows, messy.positions["S1+1"]][baba]',
+        "after_s1 = [' and']",
+    ],
+    "06.5": [
+        GUESS + "guessed = score_of(guess(messy, order, templates))",
+        "facts = pd.DataFrame({'o': order, 't': messy.template_ids.tolist(),\n"
+        "                      'p': messy.positions['IO'].tolist()})\n"
+        "counts = facts.groupby(['o', 't', 'p']).size()\n"
+        "guessed = counts.groupby(level=[0, 1]).max().sum() / len(facts)",
+        GUESS + "guessed = score_of(guess(messy, order, grouped['template'].tolist()))",
+    ],
+    "06.6": [
+        BIT + "part = (values @ unit)[:, None] * unit\n"
+        "mean_part = ((at_s2[point][train] @ unit)[:, None] * unit).mean(dim=0)\n"
+        "erased = values - part + mean_part",
+        BIT + "centre = at_s2[point][train].mean(dim=0)\n"
+        "projector = torch.eye(len(unit)) - torch.outer(unit, unit).cpu()\n"
+        "erased = centre.cpu() + (values - centre).cpu() @ projector",
+        BIT + "erased = []\n"
+        "mean = (at_s2[point][train].mean(dim=0) @ unit).item()\n"
+        "for value in values:\n"
+        "    erased.append((value + (mean - value @ unit) * unit).tolist())",
+    ],
+    "06.7": [
+        SWAPPED + "divergence = torch.nn.functional.kl_div(\n"
+        "    q, p, log_target=True, reduction='batchmean')",
+        "new = probing.activations_at(model, sample.swap_order(), 'S2', point)\n"
+        "everywhere = lrqp.next_token_kl(model, sample, [lrqp.edit(sample, 'S2', point, new)])\n"
+        "divergence = everywhere[torch.arange(len(sample)), sample.positions['S2']].mean()",
+        SWAPPED + "divergence = sum(\n"
+        "    float((a.exp() * (a - b)).sum()) for a, b in zip(p, q)) / len(sample)",
+    ],
+}
+
+WRONG = {
+    "06.1": [
+        (CLOUD + "correlation = with_order(U[:, 0]).abs() ** 2", r"squared", "ioi-mini"),
+        (CLOUD + "correlation = -with_order(U[:, 0]).abs()", r"absolute value"),
+        (
+            CLOUD + "_, _, V = torch.linalg.svd(x, full_matrices=False)\n"
+            "correlation = with_order(x @ V[0]).abs()",
+            r"not centred",
+            "ioi-plain",  # elsewhere it can point the same way
+        ),
+        (CLOUD + "correlation = with_order(U[:, 1]).abs()", r"second component"),
+        (CLOUD + "correlation = with_order((x - x.mean(0)) @ Vh[:, 0]).abs()", r"first column"),
+        (CLOUD + "correlation = U[:, 0]", r"single number"),
+        ("correlation = 'high'", r"single number"),
+        (
+            "x = probing.activations_at(model, messy, 'END', point).cpu().double()\n"
+            "y = torch.tensor([o == 'ABBA' for o in order]).double()\n"
+            "c = probing.svd_projection(x, 1).coordinates[:, 0]\n"
+            "correlation = torch.corrcoef(torch.stack([c, y]))[0, 1].abs()",
+            r"at END",
+        ),
+    ],
+    "06.2": [
+        (HITS + "standard_error = right.std() / len(right) ** 0.5", r"independent"),
+        (HITS + "standard_error = metrics.mean_and_stderr(right).stderr", r"independent"),
+        (
+            HITS + "standard_error = metrics.mean_and_stderr(right, messy.pair_ids).stderr",
+            r"pairs of prompts",
+        ),
+        (HITS + "standard_error = right.std()", r"standard deviation"),
+        (HITS + "standard_error = right.mean()", r"mean itself"),
+        (SUMS + "standard_error = sums.square().sum().sqrt() / len(right)", r"k / \(k - 1\)"),
+        (SUMS + "standard_error = sums.square().sum() * k / (k - 1) / len(right) ** 2", r"root"),
+        (SUMS + "standard_error = (sums.square().sum() * k / (k - 1)).sqrt() / k", r"of prompts"),
+        (
+            HITS + "means = torch.stack([right[templates == t].mean() for t in "
+            "templates.unique()])\nstandard_error = means.std()",
+            r"root of their number",
+        ),
+        (HITS + "standard_error = metrics.mean_and_stderr(right, templates)", r"[Nn]umber"),
+    ],
+    "06.3": [
+        # Shuffled rows.
+        (
+            "mixed = torch.randperm(300, generator=torch.Generator().manual_seed(0))\n"
+            "split_rows = mixed[:200], mixed[200:]",
+            r"leaks by names",
+        ),
+        # Pairs kept together, templates not.
+        (
+            TRUNK + "inside = torch.isin(pairs, torch.arange(40))\n"
+            "split_rows = rows[~inside], rows[inside]",
+            r"leaks by template",
+        ),
+        # Templates held out, names not.
+        (
+            TRUNK + "inside = template < 5\nsplit_rows = rows[~inside], rows[inside]",
+            r"leaks by names",
+        ),
+        # The numbers of the templates as they are written to the end.
+        (
+            TRUNK + "inside = messy.template_ids == 7\n"
+            "inside |= torch.isin(messy.template_ids, torch.tensor([0, 1]))\n"
+            "inside &= True\n"
+            "outside = ~inside & ~torch.isin(pairs, pairs[inside])\n"
+            "split_rows = rows[outside], rows[inside]",
+            r"leaks by template",
+        ),
+        (TRUNK + "split_rows = rows, rows[:50]", r"in both"),
+        (TRUNK + "split_rows = rows[:5], rows[100:200]", r"at least 90"),
+        (TRUNK + "split_rows = rows[:200], rows[280:]", r"at least 40"),
+        ("split_rows = list(range(200))", r"two lists"),
+        ("split_rows = messy[:200].prompts, messy[200:].prompts", r"tensor|[Rr]ow numbers"),
+        (TRUNK + "split_rows = rows[:200], rows[200:] + 1", r"from 0 to 299"),
+    ],
+    "06.4": [
+        (
+            TOKENS + 'after_s1 = texts(messy.tokens[rows, messy.positions["S1+1"]][~baba])',
+            r"ABBA prompts",
+        ),
+        (TOKENS + 'after_s1 = texts(messy.tokens[rows, messy.positions["S1+1"]])', r"both orders"),
+        (TOKENS + 'after_s1 = texts(messy.tokens[rows, messy.positions["S1"]][baba])', r"at S1"),
+        (
+            TOKENS + 'after_s1 = texts(messy.tokens[rows, messy.positions["IO"] + 1][baba])',
+            r"IO in BABA",
+        ),
+        (
+            TOKENS + 'after_s1 = texts(messy.tokens[rows, messy.positions["S2"] + 1][baba])',
+            r"follow S2",
+        ),
+        ("after_s1 = {'and'}", r"leading space"),
+        ("after_s1 = 0.5", r"set of tokens"),
+    ],
+    "06.5": [
+        (GUESS + "guessed = score_of(guess(messy))", r"neither order nor template"),
+        (GUESS + "guessed = score_of(guess(messy, order))", r"order only"),
+        (GUESS + "guessed = score_of(guess(messy, templates))", r"template only"),
+        (GUESS + "guessed = score_of(guess(base, order, templates))", r"know everything"),
+        ("guessed = 1 / len(messy.positions['IO'].unique())", r"commoner"),
+        (GUESS + "guessed = score_of(guess(messy, order, templates)) * 300", r"number of prompts"),
+    ],
+    "06.6": [
+        ("erased = at_s2[point][test]", r"as they were"),
+        (BIT + "erased = values - (values @ unit)[:, None] * unit", r"0 and not"),
+        (
+            BIT + "mean = (at_s2[point][train] @ direction).mean()\n"
+            "erased = values + (mean - values @ direction)[:, None] * direction",
+            r"length 1",
+        ),
+        (
+            BIT + "erased = at_s2[point][train].mean(dim=0).expand_as(values)",
+            r"Only the one direction",
+        ),
+        (BIT + "erased = (values @ unit)[:, None] * unit", r"other way round"),
+        (BIT + "erased = values + to_other.to(values) * direction", r"other order"),
+        (BIT + "erased = values + direction", r"same vector"),
+        (
+            BIT + "mean = at_s2[point][train].mean(dim=0)\n"
+            "erased = values - (values @ unit)[:, None] * unit + mean",
+            r"whole mean activation",
+        ),
+        (
+            BIT + "mean = (at_s2[point][train] @ unit).mean()\n"
+            "erased = values - (values @ unit)[:, None] * unit + mean",
+            r"every dimension",
+        ),
+        (
+            BIT + "mean = (at_s2[point][train] @ unit).mean()\n"
+            "erased = values - (mean - values @ unit)[:, None] * unit",
+            r"sign",
+        ),
+        (BIT + "erased = values + to_other.to(values) * direction / 2", r"half the difference"),
+        (BIT + "erased = values @ unit", r"\[prompt d_model\]"),
+        (
+            BIT + "mean = (values @ unit).mean()\n"
+            "erased = values + (mean - values @ unit)[:, None] * unit",
+            r"training rows",
+        ),
+    ],
+    "06.7": [
+        (SWAPPED + "divergence = mean_kl(q, p)", r"exchanged", "ioi-mini"),
+        (SWAPPED + "divergence = mean_kl(p, q) * len(sample)", r"sum over"),
+        (SWAPPED + "divergence = mean_kl(p, q) / np.log(2)", r"bits"),
+        (
+            SWAPPED + "divergence = mean_kl(predict('END'), predict('END', e))",
+            r"at END",
+            "ioi-mini",
+        ),
+        (
+            SWAPPED + "own = lrqp.logits_at(model, sample.swap_order(), 'S2').log_softmax(-1)\n"
+            "divergence = mean_kl(p, own)",
+            r"own run",
+        ),
+        (SWAPPED + "divergence = (p.exp() * (p - q)).sum(-1)", r"single number"),
+        (SWAPPED + "divergence = -mean_kl(p, q)", r"sign"),
+        (
+            SWAPPED + "divergence = (p.exp() * (p - q)).mean()",
+            r"batchmean",
+            "ioi-mini",
+        ),
+        (
+            "new = probing.activations_at(model, sample.swap_subject(), 'S2', point)\n"
+            "p, q = (\n"
+            "    lrqp.logits_at(model, sample, 'S2', edits).log_softmax(-1)\n"
+            "    for edits in ([], [lrqp.edit(sample, 'S2', point, new)])\n"
+            ")\n"
+            "divergence = mean_kl(p, q)",
+            r"another subject",
+        ),
+        (
+            SWAPPED + "own = probing.activations_at(model, sample, 'S2', point)\n"
+            "divergence = mean_kl(p, predict('S2', [lrqp.edit(sample, 'S2', point, own)]))",
+            r"nothing was changed",
+        ),
+        (
+            "new = probing.activations_at(model, sample.swap_order(), 'S2', point)\n"
+            "all_positions = lrqp.next_token_kl(model, sample, "
+            "[lrqp.edit(sample, 'S2', point, new)])\n"
+            "divergence = all_positions.nanmean()",
+            r"all positions",
+            "ioi-mini",
+        ),
+    ],
+}
