@@ -129,6 +129,12 @@ def test_backup_rise_is_that_of_the_card() -> None:
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-3)
 
 
+def test_a_head_that_is_not_there_is_refused() -> None:
+    data = IOIDataset.generate(mini().tokenizer, 4)
+    with pytest.raises(ValueError, match="no L9H9"):
+        heads.backup_rise(mini(), data, "L9H9")
+
+
 def test_the_table_sorts_and_exports() -> None:
     _, table = mini_table(0)
     best = table.sort_values("induction", ascending=False).index[0]

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import attribution
-from ioi_helpers.heads.registry import parse_head
+from ioi_helpers.heads.registry import existing_head, parse_head
 from ioi_helpers.heads.repeats import RepeatScores, repeat_scores
 from ioi_helpers.metrics import logit_diff
 
@@ -49,8 +49,11 @@ def backup_rise(
     Returns:
         Attribution after minus before, in logits, for each prompt. Heads of the same layer and
         earlier ones cannot change; the entry of the ablated head is its own loss.
+
+    Raises:
+        ValueError: The model has no such head.
     """
-    layer, head = parse_head(ablated)
+    layer, head = existing_head(model, ablated)
     hook = f"blocks.{layer}.attn.hook_z"
     other = data.abc()
     parts = []

@@ -68,6 +68,21 @@ def parse_head(head: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def existing_head(model: TransformerBridge, head: str | tuple[int, int]) -> tuple[int, int]:
+    """The layer and the index of one of the model's heads.
+
+    Raises:
+        ValueError: The name has another form, or the model has no such head.
+    """
+    layer, index = parse_head(head) if isinstance(head, str) else head
+    if not (0 <= layer < model.cfg.n_layers and 0 <= index < model.cfg.n_heads):
+        raise ValueError(
+            f"There is no L{layer}H{index}; the model has {model.cfg.n_layers} layers of "
+            f"{model.cfg.n_heads} heads, counted from 0."
+        )
+    return layer, index
+
+
 def roles(model: TransformerBridge) -> list[HeadRole]:
     """The registry of roles of the model at hand: its reference circuit, early heads first.
 

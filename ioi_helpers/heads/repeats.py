@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers.heads.registry import parse_head
+from ioi_helpers.heads.registry import existing_head
 from ioi_helpers.models import refuse_too_long
 
 PATTERNS: tuple[str, ...] = ("previous_token", "duplicate_token", "induction")
@@ -136,7 +136,8 @@ def repeat_scores(
       cannot pass one half there, as the first copy has nothing to look back at.
     - ``"robust"`` (the default) reads all three at the same tokens, those of the second copy that
       have a known successor, and never counts attention to the first position, at which heads rest
-      (BOS, or the first token where there is none). So it hardly depends on BOS or on ``length``.
+      (BOS, or the first token where there is none). So BOS hardly matters, and ``length`` only as
+      far as it matters to the head.
 
     Args:
         model: A GPT-2-style model.
@@ -173,7 +174,7 @@ def repeat_scores(
         raise ValueError("The demo's definition has no BOS; use 'robust' where there is one.")
     if model.training:
         raise ValueError("The model is in training mode, where dropout is random; call eval().")
-    silent = [_existing(model, head) for head in silenced]
+    silent = [existing_head(model, head) for head in silenced]
     tokens = tokens.to(model.cfg.device)
     whole = torch.cat([tokens, tokens], dim=1)
     if bos:
@@ -234,16 +235,6 @@ def _places(length: int, bos: int, definition: str) -> dict[str, _Places]:
         count = end if definition == "detect_head" else len(queries)
         found[name] = _Places(queries, queries - offset, count)
     return found
-
-
-def _existing(model: TransformerBridge, head: str | tuple[int, int]) -> tuple[int, int]:
-    layer, index = parse_head(head) if isinstance(head, str) else head
-    if not (0 <= layer < model.cfg.n_layers and 0 <= index < model.cfg.n_heads):
-        raise ValueError(
-            f"There is no L{layer}H{index}; the model has {model.cfg.n_layers} layers of "
-            f"{model.cfg.n_heads} heads, counted from 0."
-        )
-    return layer, index
 
 
 def _run(

@@ -73,24 +73,30 @@ COLUMNS: dict[str, str] = {
 LOOKS_AT_LEAST = 0.25
 SCORES_AT_LEAST = 0.5
 EFFECT_AT_LEAST = 0.02
-NATS_AT_LEAST = 0.1
+CHANGE_AT_LEAST = 0.1  # of the loss on repeated tokens (nats), or of the best induction score
 SIGMAS = 3.0
 LARGE = 2e7  # parameters
 
+_MOVES = f"moves the logit difference by {100 * EFFECT_AT_LEAST:g} % of it or more"
+
 ROLE_RULES: dict[str, str] = {
-    "name_mover": "END to IO >= 0.25, and direct >= 2 % of the logit difference",
-    "negative_name_mover": "END to IO >= 0.25, and direct <= -2 % of the logit difference",
-    "backup_name_mover": "no name mover, and its direct attribution rises by 2 % of the logit "
-    "difference or more when the strongest name mover is taken out at END",
-    "s_inhibition": "END to S2 >= 0.25, and at END its output from the other order moves the logit "
-    "difference by 2 % of it or more",
-    "duplicate_token": "S2 to S1 >= 0.25, and at S2 its output from the other order, or from other "
-    "names, moves the logit difference by 2 % of it or more",
-    "induction": "S2 to S1+1 >= 0.25 with the same effect at S2; or an induction score >= 0.5, and "
-    "silencing it raises the loss on repeated tokens by 0.1 nats or more",
-    "previous_token": "S1+1 to S1 >= 0.25, and at S1+1 its output from other names moves the logit "
-    "difference by 2 % of it or more; or a previous-token score >= 0.5, and silencing it lowers "
-    "the best induction score by 0.1 or more",
+    "name_mover": f"END to IO >= {LOOKS_AT_LEAST}, and direct >= {100 * EFFECT_AT_LEAST:g} % of "
+    "the logit difference",
+    "negative_name_mover": f"END to IO >= {LOOKS_AT_LEAST}, and direct <= "
+    f"-{100 * EFFECT_AT_LEAST:g} % of the logit difference",
+    "backup_name_mover": "no name mover, and its direct attribution rises by "
+    f"{100 * EFFECT_AT_LEAST:g} % of the logit difference or more when the strongest name mover "
+    "is taken out at END",
+    "s_inhibition": f"END to S2 >= {LOOKS_AT_LEAST}, and at END its output from the other order "
+    + _MOVES,
+    "duplicate_token": f"S2 to S1 >= {LOOKS_AT_LEAST}, and at S2 its output from the other order, "
+    f"or from other names, {_MOVES}",
+    "induction": f"S2 to S1+1 >= {LOOKS_AT_LEAST} with the same effect at S2; or an induction "
+    f"score >= {SCORES_AT_LEAST}, and silencing it raises the loss on repeated tokens by "
+    f"{CHANGE_AT_LEAST} nats or more",
+    "previous_token": f"S1+1 to S1 >= {LOOKS_AT_LEAST}, and at S1+1 its output from other names "
+    f"{_MOVES}; or a previous-token score >= {SCORES_AT_LEAST}, and silencing it lowers the best "
+    f"induction score by {CHANGE_AT_LEAST} or more",
 }
 """When the evidence supports a role. Effects must also lie three standard errors from zero, and
 roles in IOI are given only where the model does IOI: a logit difference three standard errors above
@@ -327,12 +333,12 @@ def _supported(
             if looks("S2 to S1") and moves("S2, other order", "S2, other names"):
                 has.append("duplicate_token")
         if (does_ioi and looks("S2 to S1+1") and moves("S2, other order", "S2, other names")) or (
-            row["induction"] >= SCORES_AT_LEAST and row["silenced: repeat loss"] >= NATS_AT_LEAST
+            row["induction"] >= SCORES_AT_LEAST and row["silenced: repeat loss"] >= CHANGE_AT_LEAST
         ):
             has.append("induction")
         if (does_ioi and looks("S1+1 to S1") and moves("S1+1, other names")) or (
             row["previous_token"] >= SCORES_AT_LEAST
-            and row["silenced: best induction"] <= -NATS_AT_LEAST
+            and row["silenced: best induction"] <= -CHANGE_AT_LEAST
         ):
             has.append("previous_token")
         found.append(", ".join(has))
