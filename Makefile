@@ -31,7 +31,12 @@ run: $(READY)  ## execute every notebook on ioi-mini and write pages to browse t
 	$(BIN)/python -m notebooks.tools.run $(NOTEBOOKS)
 
 test: lint  ## everything: checks, unit tests, every notebook's outputs, every exercise
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup $(TESTS)
+ifneq ($(TESTS),)
+	$(BIN)/python -m pytest $(TESTS)
+else
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup tests
+	$(BIN)/python -m pytest notebooks
+endif
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

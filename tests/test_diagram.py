@@ -79,6 +79,14 @@ def test_other_arrows_give_another_order() -> None:
     assert "sender -> reader (values)" in figure.summary
 
 
+def test_arrows_between_the_same_classes_are_one() -> None:
+    entries = [entry("L0H0", "sender", "S2"), entry("L3H1", "reader", "END")]
+    arrows = [("sender", "reader", "keys"), ("sender", "reader", "values")]
+    figure = plotting.diagram(entries, arrows=arrows)
+    assert len(figure.arrows) == 1
+    assert "sender -> reader (keys and values)" in figure.summary
+
+
 def test_an_empty_registry_is_a_sentence_in_every_form() -> None:
     figure = plotting.diagram([], "ioi-plain")
     assert figure.summary == (
@@ -120,6 +128,7 @@ def test_the_registry_of_the_embedded_models_can_be_drawn() -> None:
     [
         ([{"head": "L0H0"}], (), "does not say head, role and position"),
         ([entry("L0H0", "name_mover", "S3")], (), "L0H0 works at 'S3'"),
+        ([entry("L0H0", "a", "S2")] * 2, (), "L0H0 stands twice among the a heads at S2"),
         ([], [("a", "b", "keys"), ("b", "a", "keys")], "go in a circle"),
     ],
 )

@@ -174,13 +174,15 @@ def _copying_score(answer: Any, ctx: Context) -> Verdict:
     after = run["resid_post", 0]
     io, names = many.gather(after, "IO"), many.io_tokens
     embedded = many.gather(run["hook_embed"], "IO")
+    before = many.gather(run["resid_pre", at[0]], "IO")
 
     def share(stream: Tensor = io, of: Tensor = names, **how: Any) -> Callable[[], float]:
         return lambda: _copied(ctx, at, stream, of, **how)
 
+    truth = share()()
     return numeric(
         answer,
-        share()(),
+        truth,
         absolute=2e-3,
         mistakes={
             "You left out ln1: a head reads the stream through the LayerNorm of its block.": share(
@@ -189,7 +191,13 @@ def _copying_score(answer: Any, ctx: Context) -> Verdict:
             "This is the share in which the name comes first; among the first five is asked.": (
                 share(top=1)
             ),
-            "You read the bare embedding; take the stream after block 0.": share(embedded),
+            "You read the bare embedding; take the stream after block 0. (Or was the mean taken "
+            "over all five places? `.any(dim=-1)` comes first.)": share(embedded),
+            "You took the mean over the five places as well; `.any(dim=-1)` comes first.": truth
+            / 5,
+            "You read the stream before the head's own block; take the one after block 0.": share(
+                before
+            ),
             "You read at END; the head looks at IO.": share(many.gather(after, "END")),
             "You read at S1. IO is asked for.": share(many.gather(after, "S1"), many.s_tokens),
             "The sign is turned: this is the score for negative copying.": share(sign=-1.0),
@@ -281,12 +289,12 @@ def _matching(answer: Any, ctx: Context) -> Verdict:
     attn = model.blocks[layer].attn
 
     def scores(
-        stream: Tensor | None = None, layer_norm: bool = True, position: int = 1
+        stream: Tensor | None = None, layer_norm: bool = True, biases: bool = True
     ) -> Float[Tensor, "asks answers"]:
-        stream = run["resid_pre", layer][:, position] if stream is None else stream
+        stream = run["resid_pre", layer][:, 1] if stream is None else stream
         read = model.blocks[layer].ln1(stream[None])[0] if layer_norm else stream
-        queries = read @ attn.W_Q[head] + attn.b_Q[head]
-        return queries @ (read @ attn.W_K[head] + attn.b_K[head]).T
+        queries = read @ attn.W_Q[head] + biases * attn.b_Q[head]
+        return queries @ (read @ attn.W_K[head] + biases * attn.b_K[head]).T
 
     def share(found: Float[Tensor, "asks answers"], dim: int = 1) -> float:
         best = found.argmax(dim=dim)
@@ -303,6 +311,7 @@ def _matching(answer: Any, ctx: Context) -> Verdict:
             "You left out ln1: queries and keys are read through the LayerNorm.": lambda: share(
                 scores(layer_norm=False)
             ),
+            "You left out the biases b_Q and b_K.": lambda: share(scores(biases=False)),
             "You read the bare embeddings; take the stream before the head's block.": lambda: share(
                 scores(run["hook_embed"][:, 1])
             ),
@@ -367,17 +376,21 @@ def _strengths(answer: Any, ctx: Context) -> Verdict:
     by_position = (table[:, 0] - table[:, 1]).mean() / 2
     by_token = (table[0] - table[2]).sum() / 4
     truth = torch.stack([by_position, by_token])
-    coded = torch.tensor([[1.0, 0.0], [0.0, 1.0]])  # S_pos 1 and 0 instead of 1 and -1
-    design = torch.tensor([[p, t] for t in (1.0, 0.0, -1.0) for p in coded[0].tolist()])
-    zero_one = torch.linalg.lstsq(design, table.cpu().flatten()[:, None]).solution[:, 0]
-    transposed = torch.tensor([[p, t] for p in (1.0, -1.0) for t in (1.0, 0.0, -1.0)])
-    wrong_order = torch.linalg.lstsq(transposed, table.cpu().flatten()[:, None]).solution[:, 0]
-    margin = 0.01 * float(truth.abs().max())
+
+    def fit(rows: list[tuple[float, float]]) -> Float[Tensor, " signal"]:
+        """What least squares gives with these six rows (S_pos, S_tok)."""
+        return torch.linalg.lstsq(torch.tensor(rows), table.cpu().flatten()[:, None]).solution[:, 0]
+
+    steps = (1.0, 0.0, -1.0)
+    zero_one = fit([(p, t) for t in steps for p in (1.0, 0.0)])
+    two_to_zero = fit([(p, t) for t in (2.0, 1.0, 0.0) for p in (1.0, -1.0)])
+    wrong_order = fit([(p, t) for p in (1.0, -1.0) for t in steps])
     verdict = tensor_close(
         _pair_of_numbers(answer),
         truth,
         axes=("signal",),
-        absolute=margin,
+        relative=1e-3,  # one signal can be far weaker than the other, and must be right as well
+        absolute=6e-3,  # two decimals
         mistakes={
             "The order is [a, b]: position first, then token.": truth.flip(0),
             "From the original to the inverted signal it is two steps, from +1 to -1: halve the "
@@ -388,6 +401,11 @@ def _strengths(answer: Any, ctx: Context) -> Verdict:
             "For the token, it is two steps from original to inverted: halve the difference of the "
             "rows' means.": torch.stack([by_position, 2 * by_token]),
             "S_pos is +1 and -1; you coded the inverted position as 0.": zero_one,
+            "Look at S_tok: it is +1, 0 and -1 for the original, random and inverted token. (Coded "
+            "as 2, 1 and 0 it needs a constant.)": two_to_zero,
+            "These are the strengths of the published table; fit your own `signals`.": (
+                torch.tensor([2.31, 0.99])
+            ),
             "The rows of your matrix are not in the order of signals.flatten(): along a row of the "
             "table the position changes, not the token.": wrong_order,
             "The sign of the position is turned: the original one is +1.": torch.stack(
@@ -466,6 +484,12 @@ def _exchange(answer: Any, ctx: Context) -> Verdict:
                 every_head=True
             ),
             "You exchanged IO with S2; exchange it with S1.": drop("IO", "S2"),
+            "You exchanged S1 with S2; exchange S1 with IO.": drop("S1", "S2"),
+            "That is a fraction of the clean logit difference; the drop in logits is asked for.": (
+                truth / clean
+            ),
+            "That is the head's direct attribution, measured without any exchange. Run the "
+            "experiment.": share,
             "That is twice the direct attribution: a prediction. Run the experiment.": 2 * share,
         },
         hint="A hook on hook_v that exchanges the two positions' values of this head.",

@@ -142,14 +142,17 @@ def diagram(
         note: A line below the title; by default it explains dashed frames where there are some.
 
     Raises:
-        ValueError: An entry without head, role or position; an unknown position; arrows that go in
-            a circle.
+        ValueError: An entry without head, role or position; an unknown position; a head that
+            stands twice in one class at one position; arrows that go in a circle.
     """
     rows = [_entry(entry) for entry in entries]
     stages = _stages(arrows)
     groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for head, role, position, evidence in rows:
-        groups.setdefault((role, position), []).append((head, evidence))
+        group = groups.setdefault((role, position), [])
+        if any(head == known for known, _ in group):
+            raise ValueError(f"{head} stands twice among the {role} heads at {position}.")
+        group.append((head, evidence))
     boxes = [
         Box(
             role,
@@ -164,9 +167,13 @@ def diagram(
     order = [*dict.fromkeys(name for arrow in arrows for name in arrow[:2])]
     boxes.sort(key=lambda box: (ROLES.index(box.position), box.stage, _place(order, box.role)))
     placed, bands, size = _lay_out(boxes)
+    changes: dict[tuple[str, str], list[str]] = {}
+    for source, target, what in arrows:
+        changes.setdefault((source, target), []).append(what)
+    # Two arrows between the same boxes would lie on each other: they are one, with both words.
     links = tuple(
-        (one, other, what)
-        for source, target, what in arrows
+        (one, other, " and ".join(dict.fromkeys(what)))
+        for (source, target), what in changes.items()
         for one in placed
         for other in placed
         if (one.role, other.role) == (source, target) and not (one.apart or other.apart)

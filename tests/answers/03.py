@@ -179,6 +179,12 @@ WRONG = {
             COPY + 'share = score(many.gather(run["resid_post", 0], "END"), many.io_tokens)',
             r"at END",
         ),
+        (COPY + "share = score_of_what_is_read(copier)", r"own block", "ioi-mini"),
+        (
+            COPY + "best = written_logits(copier, io).topk(5).indices\n"
+            "share = (best == many.io_tokens[:, None]).float().mean()",
+            r"any\(dim=-1\)",
+        ),
         (COPY + "share = score(io, many.io_tokens, sign=-1.0)", r"sign|END"),
         ("share = heads.copying_scores(model, many)[copier]", r"IO alone|together"),
         (COPY + "share = 60 * score(io, many.io_tokens)", r"too high"),
@@ -203,6 +209,17 @@ WRONG = {
         (FIT + "strengths = [2 * position, token]", r"halve", "ioi-mini"),
         (FIT + "strengths = [position, 2 * token]", r"halve", "ioi-plain"),
         (FIT + "strengths = [-position, token]", r"sign of the position", "ioi-mini"),
+        (FIT + "strengths = [2.31, 0.99]", r"published"),
+        (
+            "m = torch.tensor([[p, t] for t in (1.0, 0.0, -1.0) for p in (1.0, 0.0)])\n"
+            "strengths = torch.linalg.lstsq(m, signals.flatten()[:, None]).solution[:, 0]",
+            r"inverted position as 0",
+        ),
+        (
+            "m = torch.tensor([[p, t] for t in (2.0, 1.0, 0.0) for p in (1.0, -1.0)])\n"
+            "strengths = torch.linalg.lstsq(m, signals.flatten()[:, None]).solution[:, 0]",
+            r"needs a constant",
+        ),
         (FIT + "strengths = position", r"\[signal\]"),
         (
             "m = torch.tensor([[p, t] for p in (1.0, -1.0) for t in (1.0, 0.0, -1.0)])\n"
@@ -226,6 +243,12 @@ WRONG = {
             r"prediction",
             "ioi-mini",
         ),
+        (
+            EXCHANGE + "drop = attribution.head_attribution(model, demo).max()",
+            r"direct attribution",
+        ),
+        (EXCHANGE + 'drop = demo_diff - run_with(swap("S1", "S2"))', r"S1 with S2", "ioi-mini"),
+        (EXCHANGE + "drop = 1 - run_with(swap()) / demo_diff", r"fraction", "ioi-mini"),
         (EXCHANGE + "drop = [1.0, 2.0]", r"single number"),
         (EXCHANGE + "drop = f'{demo_diff - run_with(swap()):.2f} logits'", r"single number"),
         (EXCHANGE + "drop = (run_with(swap()) - demo_diff) * 100 / demo_diff + 50", r"too high"),

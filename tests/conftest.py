@@ -7,10 +7,9 @@ import pytest
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together what shares costly set-up or an order: a file, or a notebook's exercises.
+    """Keep together what shares costly set-up: a file, or the answers to a notebook's exercises.
 
-    A notebook's cells are compared in their order, in one kernel; answers to exercises are tried
-    in one session a notebook and model.
+    Answers are tried in one session a notebook and model.
     """
     for item in items:
         group = item.path.name
