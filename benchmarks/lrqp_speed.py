@@ -91,9 +91,9 @@ def synthetic(width: int, classes: int, rows: int, train: int, seed: int) -> Set
 
 @dataclass(frozen=True)
 class Answer:
-    """Where a contestant moved the rows and, if it was checked, the largest residual of each."""
+    """The rows as a contestant left them and, if it checked, the largest residual of each."""
 
-    move: Tensor
+    x: Tensor
     worst: Tensor | None = None
 
 
@@ -113,7 +113,7 @@ def contestants(setting: Setting) -> dict[str, Callable[[int], Answer]]:
             tolerance=math.inf,
             **arguments,
         )
-        return Answer(found.move, found.kkt.worst)
+        return Answer(found.x, found.kkt.worst)
 
     return {
         "exact": intervene,
@@ -140,7 +140,7 @@ def unchecked(setting: Setting, n: int) -> Answer:
     problem = Problem.build(
         setting.x0[:n], logits, setting.probe, target, log_alpha, setting.covariance
     )
-    return Answer(problem.moved(solve_exact(problem)) - problem.x0)
+    return Answer(problem.moved(solve_exact(problem)))
 
 
 def plain_call(setting: Setting, n: int) -> Answer:
@@ -160,7 +160,7 @@ def plain_call(setting: Setting, n: int) -> Answer:
                 identity, nothing, -normals, -short[row, others], solver="osqp", **TIGHT
             )
         moves.append(factor @ (nothing if z is None else z))
-    return Answer(torch.as_tensor(np.stack(moves)))
+    return Answer(setting.x0[:n] + torch.as_tensor(np.stack(moves)))
 
 
 def judged(worst: Tensor) -> dict[str, Any]:
@@ -183,8 +183,9 @@ def measure(setting: Setting, counts: dict[str, int], rounds: int) -> list[dict[
     exact = answers["exact"]
     found = []
     for name, answer in answers.items():
-        wanted = exact.move[: counts[name]]
-        error = (answer.move - wanted).norm(dim=-1) / wanted.norm(dim=-1).clamp_min(1e-12)
+        rows = slice(counts[name])
+        length = (exact.x - setting.x0)[rows].norm(dim=-1)
+        error = (answer.x - exact.x[rows]).norm(dim=-1) / length.clamp_min(1e-12)
         ratios = [one / two for one, two in zip(seconds[name], seconds["exact"], strict=True)]
         residuals = {} if answer.worst is None else judged(answer.worst)
         found.append(

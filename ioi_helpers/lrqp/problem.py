@@ -144,10 +144,6 @@ class Problem:
         )
 
 
-PART = 256
-"""Rows that are looked at together when a solution is judged on the CPU."""
-
-
 def plus_combination(
     x: Float[Tensor, "batch d_model"],
     coefficients: Float[Tensor, "batch row"],
@@ -270,16 +266,10 @@ def judge(
     logits = probe.logits(x)
     # S A' mu anew from the definition, not with what the solution was made of.
     differences = (probe.weights[:-1] - probe.weights[-1]) @ problem.covariance.matrix
-    coefficients = problem.per_class(multipliers)
-    length, apart = x.new_empty(len(x)), x.new_empty(len(x))
-    # In parts, with one small buffer: fresh memory for all of it would cost more than the sums.
-    size = min(len(x), PART) if x.device.type == "cpu" else len(x)
-    buffer = x.new_empty(size, x.shape[1])
-    for part in (slice(start, start + size) for start in range(0, len(x), max(size, 1))):
-        move = torch.sub(x[part], problem.x0[part], out=buffer[: len(x[part])])
-        length[part] = move.norm(dim=-1)
-        rest = plus_combination(move, coefficients[part], differences, -1, out=move)
-        apart[part] = rest.norm(dim=-1)
+    move = x - problem.x0
+    length = move.norm(dim=-1)
+    rest = plus_combination(move, problem.per_class(multipliers), differences, -1, out=move)
+    apart = rest.norm(dim=-1)
 
     log_odds = logits.gather(1, problem.target[:, None]) - logits
     slack = (log_odds - problem.log_alpha[:, None]).masked_fill(is_target, torch.inf)
