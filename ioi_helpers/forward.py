@@ -26,7 +26,7 @@ matrix product is done once for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -123,6 +123,22 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 # The MLP's hidden layer is the largest tensor of all. It is made for this many tokens at a time,
 # so that it stays in the processor's cache.
 MLP_TOKENS = 512
+MOST_TOKENS = 8192
+"""Tokens that a sweep runs together at most; more would be no faster, and its progress bar
+slower."""
+
+
+def usable_weights(model: TransformerBridge) -> tuple[GPT2 | None, str]:
+    """The weights of a model that can be run here, or what keeps it from being run here.
+
+    Hooks on the model do, as they would not be run.
+    """
+    if any(point.fwd_hooks for point in model.hook_dict.values()):
+        return None, "there are hooks on the model, which the fast path would not run"
+    try:
+        return read_weights(model), ""
+    except UnsupportedModel as error:
+        return None, str(error)
 
 
 def read_weights(model: TransformerBridge) -> GPT2:
@@ -451,6 +467,23 @@ def unembed(gpt: GPT2, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vo
     return torch.addmm(gpt.b_U, normalise_final(gpt, x), gpt.W_U)
 
 
+def logit_diffs(
+    gpt: GPT2,
+    x: Float[Tensor, "*run batch d_model"],
+    io_tokens: Int[Tensor, " batch"],
+    s_tokens: Int[Tensor, " batch"],
+) -> Float[Tensor, "*run batch"]:
+    """The logit difference of final residual streams at END, from two columns of ``W_U`` only.
+
+    In float32 at least: 16 bits are too few to add it up in.
+    """
+    io, s = io_tokens.to(gpt.device), s_tokens.to(gpt.device)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    directions = (gpt.W_U.T[io] - gpt.W_U.T[s]).to(wide)
+    normed = normalise_final(gpt, x).to(wide)
+    return torch.einsum("...bd,bd->...b", normed, directions) + (gpt.b_U[io] - gpt.b_U[s]).to(wide)
+
+
 # --- whole runs ----------------------------------------------------------------------------------
 
 SITES: tuple[str, ...] = ("resid_pre", "q", "k", "v", "z", "attn_out", "resid_mid", "mlp_out")
@@ -635,6 +668,32 @@ def run_edits(
     # Every row is down to its last position; back to the order in which the edits were given.
     by_edit = dict(zip(entered, x.split([len(edits[i].spans) for i in entered]), strict=True))
     return torch.cat([by_edit[i] for i in range(len(edits))])
+
+
+def by_layer_in_parts(
+    layers: Sequence[int], tokens: Sequence[int], most: int = MOST_TOKENS
+) -> Iterator[list[int]]:
+    """Numbers of edits to be run together, with at most so many tokens; those without tokens never.
+
+    By layer, so that edits which enter late in the model do not go along with early ones.
+
+    Args:
+        layers: Where each edit enters.
+        tokens: How many tokens its rows have.
+        most: Tokens in a part, unless a single edit has more.
+    """
+    part: list[int] = []
+    total = 0
+    for i in sorted(range(len(layers)), key=layers.__getitem__):
+        if not tokens[i]:
+            continue
+        if part and total + tokens[i] > most:
+            yield part
+            part, total = [], 0
+        part.append(i)
+        total += tokens[i]
+    if part:
+        yield part
 
 
 def first_difference(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -45,8 +45,6 @@ SITES: tuple[str, ...] = STREAM_SITES + HEAD_SITES
 AXES: tuple[str, ...] = ("layer", "pos", "role", "head")
 DEFAULT_MEMORY = 2**30
 """Bytes that a sweep may use for activations, apart from the model: 1 GiB."""
-MOST_TOKENS = 8192
-"""Tokens that are run together at most; more would be no faster, and the progress bar slower."""
 
 Metric = Callable[..., Tensor]
 
@@ -226,7 +224,7 @@ def patch_sweep(
     cells = _Cells.of(axes, indices)
     scorer = _Scorer(named_metrics, clean)
 
-    gpt, obstacle = _read_weights(model) if engine != "transformer_lens" else (None, "")
+    gpt, obstacle = forward.usable_weights(model) if engine != "transformer_lens" else (None, "")
     if gpt is not None:
         values, base, source = _sweep(gpt, site, cells, pair, scorer, memory, progress)
     elif engine == "fast":
@@ -289,16 +287,6 @@ def _check_request(
         raise ValueError(f"memory must be a positive number of bytes, not {memory}.")
     if model.training:
         raise ValueError("The model is in training mode, where dropout is random; call eval().")
-
-
-def _read_weights(model: TransformerBridge) -> tuple[forward.GPT2 | None, str]:
-    """The model's weights, or what keeps the fast path from running it."""
-    if any(point.fwd_hooks for point in model.hook_dict.values()):
-        return None, "there are hooks on the model, which the fast path would not run"
-    try:
-        return forward.read_weights(model), ""
-    except forward.UnsupportedModel as error:
-        return None, str(error)
 
 
 # --- what is compared with what ------------------------------------------------------------------
@@ -521,11 +509,6 @@ class _Scorer:
         """For some of the prompts."""
         return _Scorer(self.metrics, self.data[rows])
 
-    def directions(self, gpt: forward.GPT2) -> tuple[Tensor, Tensor]:
-        """What the logit difference reads: a direction [batch d_model] and a constant [batch]."""
-        io, s = self.data.io_tokens.to(gpt.device), self.data.s_tokens.to(gpt.device)
-        return gpt.W_U.T[io] - gpt.W_U.T[s], gpt.b_U[io] - gpt.b_U[s]
-
     def score(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "metric batch"]:
         """Every metric of one run, from its logits at END."""
         rows = []
@@ -592,7 +575,7 @@ def _sweep(
     if scorer.needs_all_logits:
         per_prompt += 4 * gpt.b_U.numel() * size
     rows_at_once = max(1, memory // 2 // per_prompt)
-    tokens_at_once = min(MOST_TOKENS, max(1, memory // 2 // gpt.bytes_per_token(width)))
+    tokens_at_once = min(forward.MOST_TOKENS, max(1, memory // 2 // gpt.bytes_per_token(width)))
     starts = range(0, len(pair), rows_at_once)
     cells = cells.to(gpt.device)
     dtype = torch.promote_types(gpt.W_E.dtype, torch.float32)
@@ -624,7 +607,7 @@ def _sweep(
             unpatched[:, :, rows] = score(torch.stack([base.final, source.final]))
             values[:, :, rows] = unpatched[:, :1, rows]
             counts = _token_counts(gpt, site, cells, here)
-            for chunk in _chunks(cells.layer.tolist(), counts, tokens_at_once):
+            for chunk in forward.by_layer_in_parts(cells.layer.tolist(), counts, tokens_at_once):
                 edits, cell, prompt = _edits(gpt, site, cells, chunk, here, base, source)
                 final = base.final.repeat(len(chunk), 1, 1)
                 final[cell, prompt] = forward.run_edits(gpt, base, edits)
@@ -641,10 +624,8 @@ def _final_score(
     n_metrics, batch = len(scorer.metrics), len(scorer.data)
 
     def from_two_columns(final: Tensor) -> Tensor:
-        directions, constant = scorer.directions(gpt)
-        normed = forward.normalise_final(gpt, final.flatten(0, 1)).unflatten(0, (-1, batch))
-        diff = torch.einsum("cbd,bd->cb", normed, directions) + constant
-        return diff.expand(n_metrics, -1, -1)
+        diffs = forward.logit_diffs(gpt, final, scorer.data.io_tokens, scorer.data.s_tokens)
+        return diffs.expand(n_metrics, -1, -1)
 
     def from_all_logits(final: Tensor) -> Tensor:
         # A metric may need a few copies of the logits, as a softmax does.
@@ -690,25 +671,6 @@ def _token_counts(gpt: forward.GPT2, site: str, cells: _Cells, pair: _Pair) -> l
         first, active = _rows(gpt, site, layer, cells.take(here), pair)
         counts[here] = ((pair.base_last + 1 - first) * active).sum(dim=1)
     return counts.tolist()
-
-
-def _chunks(layers: Sequence[int], counts: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Numbers of cells to be run together, with at most so many tokens; those without tokens never.
-
-    By layer, so that runs which start late in the model do not go along with early ones.
-    """
-    chunk: list[int] = []
-    tokens = 0
-    for cell in sorted(range(len(counts)), key=layers.__getitem__):
-        if not counts[cell]:
-            continue
-        if chunk and tokens + counts[cell] > most:
-            yield chunk
-            chunk, tokens = [], 0
-        chunk.append(cell)
-        tokens += counts[cell]
-    if chunk:
-        yield chunk
 
 
 def _edits(

@@ -18,7 +18,7 @@ from ioi_helpers.ablation import fast
 from ioi_helpers.ablation.components import Component, Spec, parse_components
 from ioi_helpers.ablation.context import ablate
 from ioi_helpers.ablation.replacements import replacements
-from ioi_helpers.ablation.sweep import model_logit_diffs, usable_weights
+from ioi_helpers.ablation.sweep import model_logit_diffs
 from ioi_helpers.metrics import mean_and_stderr
 from ioi_helpers.models import refuse_too_long
 
@@ -159,7 +159,7 @@ def ablation_effects(
         raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
     components = parse_components(model, heads)
     refuse_too_long(model, data.tokens)
-    gpt, obstacle = usable_weights(model)
+    gpt, obstacle = forward.usable_weights(model)
     if gpt is None and engine == "fast":
         raise ValueError(f"The fast path cannot run this model: {obstacle}; use engine='auto'.")
     if gpt is None or engine == "hooks":
@@ -222,6 +222,9 @@ def _fast(
     for start in range(0, len(data), batch_size):
         rows = slice(start, start + batch_size)
         tokens, base = fast.clean_run(gpt, data, rows)
+        diffs = partial(
+            forward.logit_diffs, gpt, io_tokens=data.io_tokens[rows], s_tokens=data.s_tokens[rows]
+        )
         chosen = torch.arange(len(data))[rows].to(gpt.device)
         here = [value.rows(chosen) for value in values]
         ablated = fast.ablated_run(gpt, tokens, base, here, ("z", "mlp_out"))
@@ -231,8 +234,8 @@ def _fast(
             {
                 "heads": (after.heads - before.heads) / before.scale,
                 "mlps": (after.mlps - before.mlps) / before.scale,
-                "clean": fast.logit_diffs(gpt, base.final, data, rows),
-                "ablated": fast.logit_diffs(gpt, ablated.final, data, rows),
+                "clean": diffs(base.final),
+                "ablated": diffs(ablated.final),
                 "layer_norm": after.stream * (1 / after.scale - 1 / before.scale),
                 "frozen_total": (after.stream - before.stream) / before.scale,
                 "scale": before.scale,
@@ -249,7 +252,7 @@ def _terms(
     gpt: forward.GPT2, run: forward.Run, directions: Float[Tensor, "batch d_model"]
 ) -> _Terms:
     prompts = torch.arange(len(run.last), device=run.last.device)
-    wide = fast.at_least_float32(run.final.dtype)
+    wide = torch.promote_types(run.final.dtype, torch.float32)
     directions = directions.to(wide)
     heads, mlps = [], []
     for layer, block in enumerate(gpt.blocks):

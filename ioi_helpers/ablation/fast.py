@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from ioi_helpers import forward
@@ -97,19 +97,3 @@ def residual_edit(gpt: forward.GPT2, base: forward.Run, value: Replacement) -> f
     W_O = gpt.blocks[layer].W_O[head * d_head : (head + 1) * d_head]
     values = base["resid_mid"][layer][prompt, pos] + change @ W_O
     return forward.Edit(layer, True, spans, tokens, values)
-
-
-def logit_diffs(
-    gpt: forward.GPT2, final: Float[Tensor, "*run batch d_model"], data: IOIDataset, rows: slice
-) -> Float[Tensor, "*run batch"]:
-    """Logit difference of final residual streams at END, from two columns of ``W_U`` only."""
-    io, s = data.io_tokens[rows].to(gpt.device), data.s_tokens[rows].to(gpt.device)
-    wide = at_least_float32(final.dtype)
-    normed = forward.normalise_final(gpt, final).to(wide)
-    direction = (gpt.W_U.T[io] - gpt.W_U.T[s]).to(wide)
-    return (normed * direction).sum(dim=-1) + (gpt.b_U[io] - gpt.b_U[s]).to(wide)
-
-
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """What logit differences are added up in: 16 bits are too few."""
-    return torch.promote_types(dtype, torch.float32)

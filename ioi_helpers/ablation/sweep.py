@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
@@ -25,9 +26,6 @@ from ioi_helpers.models import refuse_too_long
 
 if TYPE_CHECKING:
     from ioi_helpers.dataset import IOIDataset
-
-MOST_TOKENS = 8192
-"""Tokens that are run together at most."""
 
 
 @dataclass(kw_only=True)
@@ -101,7 +99,7 @@ def ablation_sweep(
         raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
     axes, sizes, table, entries = _entries(model, what, role)
     refuse_too_long(model, data.tokens)
-    gpt, obstacle = usable_weights(model)
+    gpt, obstacle = forward.usable_weights(model)
     if gpt is None and engine == "fast":
         raise ValueError(f"The fast path cannot run this model: {obstacle}; use engine='auto'.")
     components = tuple(dict.fromkeys(itertools.chain.from_iterable(entries)))
@@ -123,16 +121,6 @@ def ablation_sweep(
         baseline=baseline,
         how=str(how),
     )
-
-
-def usable_weights(model: TransformerBridge) -> tuple[forward.GPT2 | None, str]:
-    """The model's weights, or what keeps the fast path from running it."""
-    if any(point.fwd_hooks for point in model.hook_dict.values()):
-        return None, "there are hooks on the model, which the fast path would not run"
-    try:
-        return forward.read_weights(model), ""
-    except forward.UnsupportedModel as error:
-        return None, str(error)
 
 
 def _entries(
@@ -184,7 +172,7 @@ def _sweep(
     batch_size: int,
     progress: bool,
 ) -> tuple[Float[Tensor, "entry batch"], Float[Tensor, " batch"]]:
-    dtype = fast.at_least_float32(gpt.W_E.dtype)
+    dtype = torch.promote_types(gpt.W_E.dtype, torch.float32)
     values = torch.empty(len(sets), len(data), dtype=dtype, device=gpt.device)
     baseline = torch.empty(len(data), dtype=dtype, device=gpt.device)
     starts = range(0, len(data), batch_size)
@@ -192,41 +180,29 @@ def _sweep(
         for start in starts:
             rows = slice(start, start + batch_size)
             tokens, base = fast.clean_run(gpt, data, rows)
-            baseline[rows] = fast.logit_diffs(gpt, base.final, data, rows)
-            chosen = torch.arange(len(data))[rows]
+            diffs = partial(
+                forward.logit_diffs,
+                gpt,
+                io_tokens=data.io_tokens[rows],
+                s_tokens=data.s_tokens[rows],
+            )
+            baseline[rows] = diffs(base.final)
+            last, chosen = base.last, torch.arange(len(data))[rows]
             here = [[value.rows(chosen.to(gpt.device)) for value in entry] for entry in sets]
             alone = [i for i, entry in enumerate(here) if len(entry) == 1]
-            # By layer, so that edits that enter late do not go along with early ones.
-            alone.sort(key=lambda i: here[i][0].component.layer)
-            for chunk in _chunks(alone, here, base):
+            layers = [here[i][0].component.layer for i in alone]
+            counts = [int((last + 1 - fast.first_position(here[i][0], last)).sum()) for i in alone]
+            for part in forward.by_layer_in_parts(layers, counts):
+                chunk = [alone[number] for number in part]
                 edits = [fast.residual_edit(gpt, base, here[i][0]) for i in chunk]
                 final = forward.run_edits(gpt, base, edits).unflatten(0, (len(chunk), -1))
-                values[chunk, rows] = fast.logit_diffs(gpt, final, data, rows)
+                values[chunk, rows] = diffs(final)
                 bar.update(len(chunk))
             for i, entry in enumerate(here):
                 if len(entry) > 1:
-                    final = fast.ablated_run(gpt, tokens, base, entry).final
-                    values[i, rows] = fast.logit_diffs(gpt, final, data, rows)
+                    values[i, rows] = diffs(fast.ablated_run(gpt, tokens, base, entry).final)
                     bar.update(1)
     return values, baseline
-
-
-def _chunks(
-    chosen: Sequence[int], entries: Sequence[Sequence[Replacement]], base: forward.Run
-) -> Iterable[list[int]]:
-    """Numbers of entries to be run together, with at most MOST_TOKENS tokens."""
-    chunk: list[int] = []
-    tokens = 0
-    for i in chosen:
-        first = fast.first_position(entries[i][0], base.last)
-        count = int((base.last + 1 - first).sum())
-        if chunk and tokens + count > MOST_TOKENS:
-            yield chunk
-            chunk, tokens = [], 0
-        chunk.append(i)
-        tokens += count
-    if chunk:
-        yield chunk
 
 
 def _loop(
