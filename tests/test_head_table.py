@@ -122,11 +122,29 @@ def test_columns_are_what_the_other_functions_measure() -> None:
     torch.testing.assert_close(shown[measured].float(), change[measured], atol=1e-4, rtol=1e-3)
 
 
-def test_backup_rise_is_that_of_the_card() -> None:
-    data = verify.held_out_prompts(mini(), 20, prefixes=False)
-    ours = heads.backup_rise(mini(), data, "L4H4", batch_size=7)
-    expected = verify.backup_effect(mini(), data, (4, 4))
-    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-3)
+def test_backup_rise_agrees_with_plain_lines() -> None:
+    model, layer, head = mini(), 4, 4
+    data = verify.held_out_prompts(model, 20, prefixes=False)
+    ours = heads.backup_rise(model, data, f"L{layer}H{head}", batch_size=7)
+    rows, end = torch.arange(len(data)), data.positions["END"]
+    _, other = model.run_with_cache(data.abc().tokens)
+
+    def replace(z: torch.Tensor, hook: object) -> torch.Tensor:
+        z = z.clone()
+        z[rows, end, head] = other["z", layer][rows, end, head]
+        return z
+
+    _, before = model.run_with_cache(data.tokens)
+    with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_z", replace)]):
+        _, after = model.run_with_cache(data.tokens)
+    scale = before["ln_final.hook_scale"][rows, end]
+    directions = attribution.logit_diff_directions(model, data) / scale
+    for at in range(model.cfg.n_layers):
+        moved = after["z", at][rows, end] - before["z", at][rows, end]
+        if at == layer:
+            moved[:, head] = (other["z", at] - before["z", at])[rows, end, head]
+        expected = torch.einsum("bhe,hem,bm->hb", moved, model.W_O[at], directions)
+        torch.testing.assert_close(ours[at], expected, atol=1e-4, rtol=1e-3)
 
 
 def test_a_head_that_is_not_there_is_refused() -> None:

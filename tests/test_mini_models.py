@@ -12,8 +12,9 @@ from safetensors import safe_open
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import load_model, stimuli
+from ioi_helpers.ablation import ablate
 from ioi_helpers.dataset import IOIDataset
-from ioi_helpers.heads import CLASSES, attention_by_role, roles
+from ioi_helpers.heads import CLASSES, attention_by_role, head_labels, roles
 from ioi_helpers.metrics import logit_diff
 from ioi_helpers.mini import verify
 from ioi_helpers.mini.corpus import held_out_pair, held_out_prefixes
@@ -110,7 +111,8 @@ def test_silencing_heads_on_repeats_does_what_the_registry_says() -> None:
     for role in roles(model):
         if "on" not in role.evidence:
             continue
-        silent, silent_loss = verify.run_on_repeats(model, [(role.layer, role.head_index)], seed=3)
+        with ablate(model, role.head, "zero"):
+            silent, silent_loss = verify.run_on_repeats(model, seed=3)
         if role.role == "previous_token":
             change = float(silent["induction"].max() - scores["induction"].max())
         else:
@@ -122,11 +124,9 @@ def test_silencing_heads_on_repeats_does_what_the_registry_says() -> None:
 def test_interchanging_a_prompt_with_itself_changes_nothing(name: str) -> None:
     model = model_of(name)
     data = verify.held_out_prompts(model, 8, prefixes=True)
-    own = verify.head_outputs(model, data, "END")
-    everyone = [(i, j) for i in range(model.cfg.n_layers) for j in range(model.cfg.n_heads)]
-    clean = logit_diff(verify.run(model, data)[0], data, per_prompt=True)
-    same = verify.resample_heads(model, data, "END", own, own, everyone)
-    torch.testing.assert_close(same, clean, atol=1e-5, rtol=0)
+    clean = logit_diff(verify.logits_at_end(model, data), data, per_prompt=True)
+    same = verify.resampled(model, data, "END", data, {"all": head_labels(model)})
+    torch.testing.assert_close(same[0], clean, atol=1e-5, rtol=0)
 
 
 def test_files_are_small_and_hold_no_pickle() -> None:
@@ -164,7 +164,7 @@ def test_a_prompt_near_the_whole_context_runs(name: str) -> None:
     long = " ".join(stimuli.PREFIXES[::5])[:2000].rsplit(".", 1)[0]
     data = IOIDataset.generate(model.tokenizer, 4, prefixes=[" ".join(long.split()[:190]) + "."])
     assert 180 < int(data.lengths.max()) <= 256
-    assert verify.run(model, data)[0].isfinite().all()
+    assert verify.logits_at_end(model, data).isfinite().all()
 
 
 def test_ioi_plain_is_a_control_it_takes_the_shortcut() -> None:

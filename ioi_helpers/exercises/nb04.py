@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ioi_helpers import heads
+from ioi_helpers.ablation import ablate
 from ioi_helpers.exercises.registry import Context, exercise
 from ioi_helpers.exercises.verdicts import Verdict, numeric, tensor_close
 
@@ -305,7 +306,8 @@ def _cut(answer: Any, ctx: Context) -> Verdict:
     new = ctx.once("cut from keys", lambda: _with_cut(ctx, "K"))
 
     def silenced() -> float:
-        scores = heads.repeat_scores(ctx.model, ctx.half, definition="demo", silenced=[writer])
+        with ablate(ctx.model, f"L{writer[0]}H{writer[1]}", "zero"):
+            scores = heads.repeat_scores(ctx.model, ctx.half, definition="demo")
         return float(scores.induction[reader]) - old
 
     return numeric(

@@ -24,7 +24,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers.heads.registry import existing_head
 from ioi_helpers.models import refuse_too_long
 
 PATTERNS: tuple[str, ...] = ("previous_token", "duplicate_token", "induction")
@@ -113,7 +112,6 @@ def repeat_scores(
     seeds: Sequence[int] = DEFAULT_SEEDS,
     length: int = 50,
     prepend_bos: bool | None = None,
-    silenced: Sequence[str | tuple[int, int]] = (),
     batch_size: int = 8,
 ) -> RepeatScores:
     """Previous-token, duplicate-token and induction score of every head.
@@ -146,17 +144,18 @@ def repeat_scores(
         seeds, length: Of the tokens that are drawn.
         prepend_bos: Put BOS in front; by default only for the robust definition. The demo's has
             none.
-        silenced: Heads whose output (``z``) is set to zero everywhere, such as ``["L1H1"]``; hooks
-            that are on the model already stay on.
         batch_size: Sequences run at once.
+
+    Hooks on the model stay on: inside ``with ablate(model, "L1H1", "zero"):`` the scores are those
+    without that head.
 
     Returns:
         The scores, each head's direct effect on the repeated token's logit, and the loss.
 
     Raises:
         ValueError: An unknown definition; tokens that are no ``[row length]`` with at least 3
-            columns, or too long for the model; BOS with the demo's definition; a head that the
-            model does not have; or a model in training mode.
+            columns, or too long for the model; BOS with the demo's definition; or a model in
+            training mode.
     """
     if definition not in DEFINITIONS:
         raise ValueError(
@@ -174,7 +173,6 @@ def repeat_scores(
         raise ValueError("The demo's definition has no BOS; use 'robust' where there is one.")
     if model.training:
         raise ValueError("The model is in training mode, where dropout is random; call eval().")
-    silent = [existing_head(model, head) for head in silenced]
     tokens = tokens.to(model.cfg.device)
     whole = torch.cat([tokens, tokens], dim=1)
     if bos:
@@ -183,7 +181,7 @@ def repeat_scores(
     refuse_too_long(model, whole)
     places = _places(tokens.shape[1], int(bos), definition)
     parts = [
-        _run(model, whole[i : i + batch_size], places, tokens.shape[1], silent)
+        _run(model, whole[i : i + batch_size], places, tokens.shape[1])
         for i in range(0, len(whole), batch_size)
     ]
     values = {name: torch.cat([part[name] for part in parts], dim=-1) for name in parts[0]}
@@ -242,7 +240,6 @@ def _run(
     tokens: Int[Tensor, "row pos"],
     places: dict[str, _Places],
     length: int,
-    silent: Sequence[tuple[int, int]],
 ) -> dict[str, Tensor]:
     """One value a row: scores and direct effects ``[layer head row]``, losses ``[row]``."""
     n_layers, last = model.cfg.n_layers, tokens.shape[1] - 1
@@ -257,13 +254,8 @@ def _run(
             total = pattern[:, :, at.queries, at.keys].sum(dim=-1) / at.count
             scores[name][layer] = total.T.to(tokens.device)
 
-    def read_output(z: Float[Tensor, "row pos head d_head"], hook: Any, layer: int) -> Tensor:
-        here = [head for at, head in silent if at == layer]
-        if here:
-            z = z.clone()
-            z[:, :, here] = 0
+    def read_output(z: Float[Tensor, "row pos head d_head"], hook: Any, layer: int) -> None:
         outputs[layer] = z[:, second].to(tokens.device)
-        return z
 
     def read_scale(value: Tensor, hook: Any) -> None:
         scale.append(value[:, second])

@@ -12,8 +12,9 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import attribution
+from ioi_helpers.ablation import ablation_sweep
 from ioi_helpers.heads.attention import hooks_on_pairs, positions_of_pairs
-from ioi_helpers.heads.effects import backup_rise, resampled_at, silenced_on_repeats
+from ioi_helpers.heads.effects import backup_rise, silenced_on_repeats
 from ioi_helpers.heads.registry import head_labels, parse_head, roles
 from ioi_helpers.heads.repeats import DEFAULT_SEEDS, PATTERNS, repeat_scores
 from ioi_helpers.heads.weights import both_copying_scores, composition_scores
@@ -162,7 +163,7 @@ def head_table(
     sweeps, total = _effects(model, first, labels, looks, progress)
     columns |= {name: mean for name, (mean, _) in sweeps.items()}
     some = min(48, len(data)) if large else len(data)
-    rise, rise_error = _backup(model, data[:some], labels, columns, direct[..., :some], batch_size)
+    rise, rise_error = _backup(model, data[:some], labels, columns, batch_size)
     columns["backup rise"], columns["backup rise se"] = rise, rise_error
     columns |= _reads(model, labels)
 
@@ -257,18 +258,22 @@ def _effects(
         ("other order", data.swap_order(), ("S2", "END")),
         ("other names", abc, ("END",)),
     ):
-        swept = patch_sweep(model, data, counterpart, axes=axes, roles=places, **settings)  # type: ignore[arg-type]
-        change = swept.values - swept.clean
+        ordered = patch_sweep(model, data, counterpart, axes=axes, roles=places, **settings)  # type: ignore[arg-type]
+        change = ordered.values - ordered.clean
         for i, role in enumerate(places):
             found[f"{role}, {what}"] = _estimates(change[:, :, i], data)
     for role, columns in (("S1+1", ["S1+1 to S1"]), ("S2", ["S2 to S1", "S2 to S1+1"])):
         back = torch.stack([looks[column] for column in columns]).amax(dim=0)
         chosen = [name for name in labels if back[parse_head(name)] >= LOOKS_AT_LEAST]
         change = torch.full((*back.shape, len(data)), float("nan"))
-        for name, values in zip(chosen, resampled_at(model, data, abc, role, chosen), strict=True):
-            change[parse_head(name)] = values.cpu()
+        if chosen:
+            swept = ablation_sweep(
+                model, data, chosen, how="resample", reference=abc, role=role, progress=progress
+            )
+            for name, values in zip(chosen, (swept.values - swept.baseline).cpu(), strict=True):
+                change[parse_head(name)] = values
         found[f"{role}, other names"] = _estimates(change, data)
-    total = mean_and_stderr(swept.clean, data.pair_ids)
+    total = mean_and_stderr(ordered.clean, data.pair_ids)
     return found, (total.mean, total.stderr)
 
 
@@ -277,7 +282,6 @@ def _backup(
     data: IOIDataset,
     labels: Sequence[str],
     columns: Mapping[str, Any],
-    direct: Float[Tensor, "layer head batch"],
     batch_size: int,
 ) -> tuple[Tensor, Tensor]:
     """How direct attributions rise without the strongest head that looks at IO, else NaN."""
@@ -287,7 +291,7 @@ def _backup(
         empty = torch.full_like(columns["direct"], float("nan"))
         return empty, empty
     strongest = labels[int(movers.argmax())]
-    change = backup_rise(model, data, strongest, before=direct, batch_size=batch_size)
+    change = backup_rise(model, data, strongest, batch_size=batch_size)
     rise, error = _estimates(change, data)
     rise[parse_head(strongest)] = error[parse_head(strongest)] = float("nan")
     return rise, error

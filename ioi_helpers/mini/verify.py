@@ -4,8 +4,8 @@
 each by an intervention whose effect is recorded. ``python -m ioi_helpers.mini.verify ioi-mini``
 writes both into the model's folder (`README.md`, `roles.json`).
 
-Every intervention here is a *resample*: a head's output (`z`) at one role is replaced by what it is
-on the same prompt with something changed, and the logit difference is read again.
+Nearly every intervention here is a *resample*: a head's output (`z`) at one role is replaced by
+what it is on the same prompt with something changed, and the logit difference is read again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +22,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers import attribution, heads, metrics
+from ioi_helpers import attribution, heads, lrqp, metrics, probing
+from ioi_helpers.ablation import ablate, ablation_sweep
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.mini.corpus import held_out_pair, held_out_prefixes
 from ioi_helpers.mini.train import RECIPES, Recipe
@@ -37,6 +37,11 @@ EFFECT_THRESHOLD = 0.02
 Head = tuple[int, int]
 
 
+def name_of(head: Head) -> str:
+    """``"L4H4"`` for layer 4, head 4."""
+    return f"L{head[0]}H{head[1]}"
+
+
 def held_out_prompts(model: TransformerBridge, n: int, prefixes: bool, seed: int = 0) -> IOIDataset:
     """At least ``n`` IOI prompts whose name pairs, and prefixes if any, training never saw."""
     data = IOIDataset.generate(
@@ -47,100 +52,42 @@ def held_out_prompts(model: TransformerBridge, n: int, prefixes: bool, seed: int
     return data[rows]
 
 
-def run(
-    model: TransformerBridge, data: IOIDataset, names: Sequence[str] = ()
-) -> tuple[Float[Tensor, "batch vocab"], dict[str, Tensor]]:
-    """Logits at END, and the named hooks' activations."""
-    wanted = set(names)
-    logits, cache = model.run_with_cache(
-        data.tokens, attention_mask=data.attention_mask, names_filter=lambda name: name in wanted
-    )
-    return data.gather(logits, "END"), dict(cache.items())
+def logits_at_end(model: TransformerBridge, data: IOIDataset) -> Float[Tensor, "batch vocab"]:
+    """The prediction of each prompt's next token."""
+    with torch.no_grad():
+        return data.gather(model(data.tokens, attention_mask=data.attention_mask), "END")
 
 
-def run_with_replacements(
+def resampled(
     model: TransformerBridge,
     data: IOIDataset,
     role: str,
-    replacements: Mapping[str, tuple[Tensor, Sequence[int] | None]],
-    keep: Sequence[str] = (),
-) -> tuple[Float[Tensor, "batch vocab"], dict[str, Tensor]]:
-    """Logits at END when, at a role, hooks take the value given (of the heads named, or of all)."""
-    rows, at = torch.arange(len(data)), data.positions[role]
-    kept: dict[str, Tensor] = {}
+    source: IOIDataset,
+    what: Any = "heads",
+) -> Float[Tensor, "*what batch"]:
+    """Logit differences when heads' output at a role is that of a counterfactual's prompts.
 
-    # A hook's own name may be another than the alias it was asked for by, so each knows its own.
-    def replace(value: Tensor, hook: Any, name: str) -> Tensor:
-        new, head = replacements[name]
-        value = value.clone()
-        if head is None:
-            value[rows, at] = new
-        else:
-            value[rows[:, None], at[:, None], torch.tensor(list(head))] = new
-        return value
-
-    def remember(value: Tensor, hook: Any, name: str) -> None:
-        kept[name] = value
-
-    hooks: list[tuple[str, Any]] = [(name, partial(replace, name=name)) for name in replacements]
-    hooks += [(name, partial(remember, name=name)) for name in keep]
-    logits = model.run_with_hooks(data.tokens, attention_mask=data.attention_mask, fwd_hooks=hooks)
-    return data.gather(logits, "END"), kept
-
-
-def _z(layer: int) -> str:
-    return f"blocks.{layer}.attn.hook_z"
-
-
-def head_outputs(
-    model: TransformerBridge, data: IOIDataset, role: str
-) -> Float[Tensor, "layer batch head d_head"]:
-    """Every head's output (`z`) at a role of each prompt."""
-    names = [_z(layer) for layer in range(model.cfg.n_layers)]
-    _, cache = run(model, data, names)
-    return torch.stack([data.gather(cache[name], role) for name in names])
-
-
-def resample_heads(
-    model: TransformerBridge,
-    data: IOIDataset,
-    role: str,
-    own: Float[Tensor, "layer batch head d_head"],
-    other: Float[Tensor, "layer batch head d_head"],
-    chosen: Sequence[Head],
-) -> Float[Tensor, " batch"]:
-    """Logit difference of each prompt when these heads' output at a role is another prompt's.
-
-    ``own`` and ``other`` are :func:`head_outputs` of the dataset and of its counterfactual.
+    Args:
+        what: As for :func:`~ioi_helpers.ablation.ablation_sweep`: each head on its own, or sets.
     """
-    mixed = own.clone()
-    for layer, head in chosen:
-        mixed[layer, :, head] = other[layer, :, head]
-    replacements = {
-        # Only the chosen heads: what later layers' other heads do may change.
-        _z(layer): (mixed[layer][:, heads_here], heads_here)
-        for layer in sorted({layer for layer, _ in chosen})
-        for heads_here in [[head for at, head in chosen if at == layer]]
-    }
-    logits, _ = run_with_replacements(model, data, role, replacements)
-    return metrics.logit_diff(logits, data, per_prompt=True)
+    swept = ablation_sweep(
+        model, data, what, how="resample", reference=source, role=role, progress=False
+    )
+    return swept.values
 
 
 def s2_interchange(
     model: TransformerBridge, data: IOIDataset, layers: Sequence[int]
 ) -> Float[Tensor, " batch"]:
     """Logit difference with S2's residual stream (before the blocks given) of the other order."""
-    names = [f"blocks.{layer}.hook_resid_pre" for layer in layers]
-    _, cache = run(model, data.swap_order(), names)
-    rows = torch.arange(len(data))
-    replacements = {name: (cache[name][rows, data.positions["S2"]], None) for name in names}
-    logits, _ = run_with_replacements(model, data, "S2", replacements)
-    return metrics.logit_diff(logits, data, per_prompt=True)
+    points = [f"L{layer}.pre" for layer in layers]
+    other = probing.residual_activations(model, data.swap_order(), "S2", points)
+    edits = [lrqp.edit(data, "S2", point, values) for point, values in other.items()]
+    return lrqp.logit_diffs(model, data, edits)
 
 
 def run_on_repeats(
     model: TransformerBridge,
-    silenced: Sequence[Head] = (),
     rows: int = 4,
     length: int = 100,
     seed: int = 0,
@@ -152,7 +99,6 @@ def run_on_repeats(
 
     Args:
         model: The model.
-        silenced: Heads whose output is set to zero everywhere.
         rows, length: How many sequences, and how many tokens before they are repeated.
         seed: Of the tokens.
 
@@ -162,7 +108,7 @@ def run_on_repeats(
     """
     generator = torch.Generator().manual_seed(seed)
     half = torch.randint(1, model.cfg.d_vocab, (rows, length), generator=generator)
-    scores = heads.repeat_scores(model, half, definition="demo", silenced=silenced)
+    scores = heads.repeat_scores(model, half, definition="demo")
     return {role: scores[role] for role in heads.PATTERNS}, scores.loss
 
 
@@ -177,7 +123,8 @@ def repeat_heads(model: TransformerBridge) -> list[tuple[Head, str, str, dict[st
     found = []
     for role, position in (("previous_token", "S1+1"), ("induction", "S2")):
         for layer, head in (scores[role] > 0.5).nonzero().tolist():
-            silent, silent_loss = run_on_repeats(model, [(layer, head)])
+            with ablate(model, name_of((layer, head)), "zero"):
+                silent, silent_loss = run_on_repeats(model)
             previous = role == "previous_token"
             effect = float(silent["induction"].max()) - best if previous else silent_loss - loss
             evidence = {
@@ -193,36 +140,6 @@ def repeat_heads(model: TransformerBridge) -> list[tuple[Head, str, str, dict[st
     return found
 
 
-def backup_effect(
-    model: TransformerBridge, data: IOIDataset, ablated: Head
-) -> Float[Tensor, "layer head batch"]:
-    """How each head's direct attribution changes when one head is taken out at END (ABC's output).
-
-    The final LayerNorm's scale is frozen at its value in the untouched run, so that what changes is
-    what heads write and not the yardstick.
-    """
-    n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
-    names = [_z(layer) for layer in range(n_layers)]
-    scale_name = "ln_final.hook_scale"
-    rows = torch.arange(len(data))
-    _, clean = run(model, data, [*names, scale_name])
-    _, other = run(model, data.abc(), [_z(ablated[0])])
-    value = other[_z(ablated[0])][rows, data.positions["END"], ablated[1]]
-    _, after = run_with_replacements(
-        model, data, "END", {_z(ablated[0]): (value[:, None], [ablated[1]])}, keep=names
-    )
-    scale = clean[scale_name][rows, data.positions["END"]]
-    directions = attribution.logit_diff_directions(model, data) / scale
-    change = torch.zeros(n_layers, n_heads, len(data))
-    for layer, name in enumerate(names):
-        moved = after[name] - clean[name]
-        at_end = moved[rows, data.positions["END"]]
-        if layer == ablated[0]:
-            at_end[:, ablated[1]] = value - clean[name][rows, data.positions["END"], ablated[1]]
-        change[layer] = torch.einsum("bhe,hem,bm->hb", at_end, model.W_O[layer], directions)
-    return change
-
-
 @dataclass(frozen=True)
 class Behaviour:
     """How well a model does IOI on one set of prompts."""
@@ -236,7 +153,7 @@ class Behaviour:
 
 def behaviour(model: TransformerBridge, data: IOIDataset) -> Behaviour:
     """Accuracy, logit difference and probability of IO on a dataset."""
-    logits, _ = run(model, data)
+    logits = logits_at_end(model, data)
     diff = metrics.mean_and_stderr(metrics.logit_diff(logits, data, per_prompt=True), data.pair_ids)
     return Behaviour(
         len(data),
@@ -271,8 +188,7 @@ def find_roles(model: TransformerBridge, data: IOIDataset) -> list[dict[str, Any
     - *backup name mover*: not a name mover, but its direct attribution rises when the strongest
       name mover is taken out at END, interval above zero.
     """
-    logits, _ = run(model, data)
-    clean = metrics.logit_diff(logits, data, per_prompt=True)
+    clean = lrqp.logit_diffs(model, data)
     total = float(clean.mean())
     direct = attribution.head_attribution(model, data)
     end = heads.attention_by_role(model, data, query="END", keys=("IO", "S1", "S2"))
@@ -283,7 +199,7 @@ def find_roles(model: TransformerBridge, data: IOIDataset) -> list[dict[str, Any
     def add(head: Head, role: str, position: str, attention: float, **evidence: Any) -> None:
         found.append(
             {
-                "head": f"L{head[0]}H{head[1]}",
+                "head": name_of(head),
                 "layer": head[0],
                 "head_index": head[1],
                 "role": role,
@@ -295,13 +211,12 @@ def find_roles(model: TransformerBridge, data: IOIDataset) -> list[dict[str, Any
     everyone = [(i, j) for i in range(model.cfg.n_layers) for j in range(model.cfg.n_heads)]
     swapped, abc = data.swap_order(), data.abc()
     order, three = "the prompt in the other order", "the prompt with three different names"
-    own_end, abc_end = (head_outputs(model, each, "END") for each in (data, abc))
+    without = resampled(model, data, "END", abc)
     movers = []
     for head in everyone:
         looks, writes = float(end[head][0]), float(direct[head])
         if looks > ATTENTION_THRESHOLD and abs(writes) > EFFECT_THRESHOLD * total:
             movers.append(head)
-            changed = resample_heads(model, data, "END", own_end, abc_end, [head])
             add(
                 head,
                 "name_mover" if writes > 0 else "negative_name_mover",
@@ -310,20 +225,19 @@ def find_roles(model: TransformerBridge, data: IOIDataset) -> list[dict[str, Any
                 attends="END to IO",
                 direct_attribution=round(writes, 3),
                 intervention=f"its output at END taken from {three}",
-                effect=round(float((changed - clean).mean()), 3),
+                effect=round(float((without[head] - clean).mean()), 3),
                 unit="logits, change of the mean logit difference",
             )
 
     def by_effect(
         role: str, position: str, attention: Tensor, attends: str, source: IOIDataset, what: str
     ) -> None:
-        own, other = (head_outputs(model, each, position) for each in (data, source))
+        changed = resampled(model, data, position, source)
         for head in everyone:
             looks = float(attention[head])
             if looks <= ATTENTION_THRESHOLD:
                 continue
-            changed = resample_heads(model, data, position, own, other, [head])
-            effect = float((changed - clean).mean())
+            effect = float((changed[head] - clean).mean())
             if abs(effect) > EFFECT_THRESHOLD * total:
                 add(
                     head,
@@ -343,11 +257,11 @@ def find_roles(model: TransformerBridge, data: IOIDataset) -> list[dict[str, Any
 
     known = {(h["head"], h["role"]) for h in found}
     for head, role, position, evidence in repeat_heads(model):
-        if (f"L{head[0]}H{head[1]}", role) not in known:
+        if (name_of(head), role) not in known:
             add(head, role, position, evidence.pop("attention"), **evidence)
 
     strongest = max(everyone, key=lambda head: float(direct[head]))
-    rise = backup_effect(model, data, strongest)
+    rise = heads.backup_rise(model, data, name_of(strongest))
     for head in everyone:
         if head in movers or head == strongest:
             continue
@@ -359,7 +273,7 @@ def find_roles(model: TransformerBridge, data: IOIDataset) -> list[dict[str, Any
                 "END",
                 float(end[head][0]),
                 attends="END to IO",
-                intervention=f"L{strongest[0]}H{strongest[1]}'s output at END taken from {three}",
+                intervention=f"{name_of(strongest)}'s output at END taken from {three}",
                 effect=round(float(rise[head].mean()), 3),
                 interval=[round(low, 3), round(high, 3)],
                 unit="logits, change of its direct attribution, final LayerNorm frozen",
@@ -381,8 +295,7 @@ def measure(
 ) -> dict[str, Any]:
     """Everything that the cards report and the tests require, as plain numbers."""
     plain = held_out_prompts(model, n, prefixes=False)
-    logits, _ = run(model, plain)
-    clean = metrics.logit_diff(logits, plain, per_prompt=True)
+    clean = lrqp.logit_diffs(model, plain)
     total = float(clean.mean())
     n_layers = model.cfg.n_layers
     layers = attribution.layer_attribution(model, plain)
@@ -412,10 +325,10 @@ def measure(
     )
     early_diff = total
     if early:
-        own, other = (head_outputs(model, each, "S2") for each in (plain, plain.abc()))
-        early_diff = float(resample_heads(model, plain, "S2", own, other, early).mean())
+        together = {"early": [name_of(head) for head in early]}
+        early_diff = float(resampled(model, plain, "S2", plain.abc(), together).mean())
     strongest = divmod(int(direct.argmax()), model.cfg.n_heads)
-    rise = backup_effect(model, plain, strongest)
+    rise = heads.backup_rise(model, plain, name_of(strongest))
     rise[strongest] = -torch.inf
     backup = divmod(int(rise.mean(-1).argmax()), model.cfg.n_heads)
     low, high = interval(rise[backup])
@@ -423,17 +336,13 @@ def measure(
     if not recipe.interchange:
         # Which head tells END the names, or the name to avoid: taken from other names' prompts.
         some = plain[: n // 4]
-        own, other = (head_outputs(model, each, "END") for each in (some, some.random_names()))
         s2_looks = heads.attention_by_role(model, some, query="END", keys=("S2",))[..., 0]
-        lost = torch.zeros(n_layers, model.cfg.n_heads)
-        for layer in range(n_layers):
-            for head in range(model.cfg.n_heads):
-                diff = resample_heads(model, some, "END", own, other, [(layer, head)])
-                lost[layer, head] = 1 - float(diff.mean() / clean[: len(some)].mean())
+        diffs = resampled(model, some, "END", some.random_names())
+        lost = 1 - diffs.mean(dim=-1) / clean[: len(some)].mean()
         most = divmod(int(lost.argmax()), model.cfg.n_heads)
         identity = {
             "head that END needs most": {
-                "head": f"L{most[0]}H{most[1]}",
+                "head": name_of(most),
                 "share lost with other names' output": float(lost[most]),
                 "attention to S2": float(s2_looks[most]),
             }
@@ -449,7 +358,7 @@ def measure(
             "of the most negative head": float(direct.min()),
             "total": total,
         },
-        "name movers": [f"L{layer}H{head}" for layer, head in movers],
+        "name movers": [name_of(head) for head in movers],
         "S2 interchange": {
             **{f"before block {layer}": swapped([layer]) for layer in range(n_layers)},
             "all blocks": swapped(range(recipe.bit_block + 1, n_layers)),
@@ -460,7 +369,7 @@ def measure(
             "share": -inhibition[0]["evidence"]["effect"] / total if inhibition else 0.0,
         },
         "early heads at S2": {
-            "heads": [f"L{layer}H{head}" for layer, head in early],
+            "heads": [name_of(head) for head in early],
             "logit_diff": early_diff,
             "share": (total - early_diff) / total,
         },
@@ -472,8 +381,8 @@ def measure(
             for role, scores in run_on_repeats(model)[0].items()
         },
         "backup": {
-            "ablated": f"L{strongest[0]}H{strongest[1]}",
-            "head": f"L{backup[0]}H{backup[1]}",
+            "ablated": name_of(strongest),
+            "head": name_of(backup),
             "rise": float(rise[backup].mean()),
             "low": low,
             "high": high,

@@ -81,8 +81,9 @@ RIGHT = {
     "04.3": [
         LOSS + "rise = change[:, length:].mean()",
         'whole = heads.repeat_scores(model, half, definition="demo")\n'
-        'off = [best["induction"]]\n'
-        'silent = heads.repeat_scores(model, half, definition="demo", silenced=off)\n'
+        'off = name_of(best["induction"])\n'
+        'with ablate(model, off, "zero"):\n'
+        '    silent = heads.repeat_scores(model, half, definition="demo")\n'
         "rise = silent.loss - whole.loss",
         LOSS + "rise = float(change[:, length:].sum() / (len(half) * (length - 1)))",
     ],
@@ -206,7 +207,8 @@ WRONG = {
             r"Nothing changed",
         ),
         (
-            'without = heads.repeat_scores(model, half, definition="demo", silenced=[writer])\n'
+            'with ablate(model, name_of(writer), "zero"):\n'
+            '    without = heads.repeat_scores(model, half, definition="demo")\n'
             "change = without.induction[reader] - scores.induction[reader]",
             r"silenced altogether",
             "ioi-mini",
