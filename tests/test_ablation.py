@@ -18,20 +18,11 @@ from ioi_helpers.ablation.context import find_prompts
 from ioi_helpers.attribution import head_attribution
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.heads import heads_with_role, parse_head
-from ioi_helpers.models import embedded_folder
+from ioi_helpers.models import EMBEDDED
 from tests import handbuilt
 from tests.test_forward import random_model
 
-TRAINED = [
-    pytest.param(
-        name,
-        marks=pytest.mark.skipif(
-            not (embedded_folder(name) / "model.safetensors").is_file(),
-            reason=f"{name} is not in the package yet",
-        ),
-    )
-    for name in ("ioi-mini", "ioi-plain")
-]
+TRAINED = sorted(EMBEDDED)
 HOW = ("zero", "mean", "resample")
 
 
@@ -394,10 +385,6 @@ def test_backup_of_the_hand_built_model_is_found(built: TransformerBridge) -> No
     assert list(table.index) == [*found.terms(), "total"]
 
 
-@pytest.mark.skipif(
-    not (embedded_folder("ioi-mini") / "model.safetensors").is_file(),
-    reason="ioi-mini is not in the package yet",
-)
 def test_heads_of_the_reference_circuit_are_found() -> None:
     """On ioi-mini: S-inhibition heads cost most at END, and the registered backups step in."""
     mini = load_model("ioi-mini", device="cpu", verbose=False)

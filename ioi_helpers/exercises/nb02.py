@@ -103,6 +103,30 @@ def _carrier(ctx: Context) -> tuple[int, int]:
     return ctx.once("carrier", compute)
 
 
+def _a_prompt_each(answer: Any, truth: Float[Tensor, " batch"], near: float) -> Any:
+    """The answer as a vector where it is a row or a column; a verdict where it is one number.
+
+    Args:
+        answer: What was given.
+        truth: One value a prompt.
+        near: How near a number must be to the mean of the truth to be taken for it.
+    """
+    try:
+        given = as_array(answer)
+    except Refused:  # what cannot be read is told so by the comparison
+        return answer
+    if given.size == 1 and len(truth) > 1:
+        number, n = float(given.reshape(-1)[0]), len(truth)
+        for what, value, around in (
+            ("mean", float(truth.mean()), near),
+            ("sum", float(truth.sum()), n * near),
+        ):
+            if abs(number - value) <= around:
+                return Verdict(False, f"This is the {what} over prompts; give one number a prompt.")
+        return Verdict(False, f"Give one number a prompt ({n}), not a single one.")
+    return given.reshape(-1) if given.ndim == 2 and 1 in given.shape else answer
+
+
 # --- 02.1 -----------------------------------------------------------------------------------------
 
 
@@ -116,17 +140,9 @@ def _one_patch(answer: Any, ctx: Context) -> Verdict:
         return metrics.logit_diff(ctx.model(ctx.corrupted.tokens), ctx.demo, per_prompt=True)
 
     broken = corrupted().mean().item()
-    if not isinstance(answer, (str, bytes)):
-        try:
-            given = as_array(answer)
-        except Refused:
-            given = None
-        if given is not None and given.size == 1 and len(truth) > 1:
-            if abs(float(given.reshape(-1)[0]) - float(truth.mean())) <= 0.01 * abs(clean - broken):
-                return Verdict(False, "This is the mean over prompts; give one number a prompt.")
-            return Verdict(False, "Give one number a prompt (eight), not a single one.")
-        if given is not None and given.ndim == 2 and 1 in given.shape:
-            answer = given.reshape(-1)
+    answer = _a_prompt_each(answer, truth, 0.01 * abs(clean - broken))
+    if isinstance(answer, Verdict):
+        return answer
     return tensor_close(
         answer,
         truth,
@@ -485,19 +501,9 @@ def _attribution(answer: Any, ctx: Context) -> Verdict:
             "02.6 all heads", lambda: attribution_sweep(model, demo, corrupted, progress=False)
         )
 
-    if not isinstance(answer, (str, bytes)):
-        try:
-            given = as_array(answer)
-        except Refused:
-            given = None
-        if given is not None and given.size == 1:
-            number, mean = float(given.reshape(-1)[0]), float(truth.mean())
-            if abs(number - mean) <= 0.01 * abs(mean):
-                return Verdict(False, "This is the mean over prompts; give one number a prompt.")
-            if abs(number - float(truth.sum())) <= 0.01 * abs(float(truth.sum())):
-                return Verdict(False, "This is the sum over prompts; give one number a prompt.")
-        if given is not None and given.ndim == 2 and 1 in given.shape:
-            answer = given.reshape(-1)
+    answer = _a_prompt_each(answer, truth, 0.01 * abs(float(truth.mean())))
+    if isinstance(answer, Verdict):
+        return answer
     return tensor_close(
         answer,
         truth,
