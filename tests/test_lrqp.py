@@ -27,7 +27,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from ioi_helpers import lrqp, metrics, probing
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.heads import attention_by_role
-from ioi_helpers.lrqp import exact
+from ioi_helpers.lrqp import exact, problem
 from ioi_helpers.models import load_model
 from tests import handbuilt
 
@@ -101,6 +101,21 @@ def test_the_optimality_conditions_hold_when_worked_out_by_hand(
         if (rows @ other >= bound).all():
             away = other - x0[row].numpy()
             assert away @ precision @ away >= found.cost[row].item() * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("target", [11, [3, 19, 3]])
+def test_many_classes(target: int | list[int]) -> None:
+    """So many that constraints are made only for the targets that occur."""
+    probe, covariance, x0 = random_problem(20, 30, 30, 3, seed=5)
+    assert len(probe.classes) > problem.FEW
+    found = lrqp.intervene(x0, probe, target, covariance)
+    reference = lrqp.intervene(x0, probe, target, covariance, solver="osqp")
+    assert relative(found.move, reference.move) < 1e-6
+    assert found.kkt.worst.max() < 1e-9
+    logits = probe.logits(found.x)
+    own = torch.tensor(target if isinstance(target, list) else [target] * 3)[:, None]
+    torch.testing.assert_close(found.log_odds, logits.gather(1, own) - logits)
+    assert not found.multipliers.gather(1, own).any()
 
 
 def test_two_classes_are_the_closed_form() -> None:

@@ -40,7 +40,7 @@ _SPARSE = ("osqp", "clarabel", "scs", "highs", "qpalm")
 
 def solve_qp(
     problem: Problem, solver: str, *, whiten: bool = True, **options: Any
-) -> tuple[Float[Tensor, "batch d_model"], Float[Tensor, "batch class"], Float[Tensor, " batch"]]:
+) -> tuple[Float[Tensor, "batch d_model"], Float[Tensor, "batch other"], Float[Tensor, " batch"]]:
     """Solve each row with a qpsolvers backend.
 
     Args:
@@ -82,24 +82,23 @@ def solve_qp(
         quadratic = whitener.T @ whitener
     cost_matrix = scipy.sparse.csc_matrix(quadratic) if solver in _SPARSE else quadratic
 
-    weights = problem.probe.weights.cpu().numpy() @ basis
+    constraints = problem.normals.cpu().numpy() @ basis  # [target other unknown]
     short = problem.shortfall.cpu().numpy()
-    target = problem.target.tolist()
+    slots = problem.slot.tolist()
     # Whitened, the unknown is z, which is 0 where nothing moves. Directly it is x itself, and the
     # constraints are those of the post: A x >= c.
     start = np.zeros((len(short), basis.shape[1])) if whiten else problem.x0.cpu().numpy()
     found_at, multipliers = start.copy(), np.zeros_like(short)
     gave_up = []
     for row in tqdm(range(len(short)), desc=solver, leave=False, delay=5):
-        others = np.arange(len(weights)) != target[row]
-        if not (short[row, others] > 0).any():
+        if not (short[row] > 0).any():
             continue
-        normals = weights[target[row]] - weights[others]
+        normals = constraints[slots[row]]
         program = qpsolvers.Problem(
             P=cost_matrix,
             q=-quadratic @ start[row] if not whiten else start[row],
             G=scipy.sparse.csc_matrix(-normals) if solver in _SPARSE else -normals,
-            h=-(short[row, others] + normals @ start[row]),
+            h=-(short[row] + normals @ start[row]),
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a solver that gave up is dealt with below
@@ -110,7 +109,7 @@ def solve_qp(
             found_at[row] = np.nan
             continue
         found_at[row] = found.x
-        multipliers[row, others] = found.z
+        multipliers[row] = found.z
     if gave_up:
         # Either there is no solution, and this says so, or the optimality check refuses the rows.
         solve_exact(problem.take(torch.tensor(gave_up, device=problem.x0.device)))

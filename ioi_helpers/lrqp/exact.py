@@ -17,29 +17,34 @@ from torch import Tensor
 from ioi_helpers.lrqp.problem import Problem, infeasible
 
 
-def solve_exact(problem: Problem) -> Float[Tensor, "batch class"]:
+def solve_exact(problem: Problem) -> Float[Tensor, "batch other"]:
     """The multipliers of every row's optimum; :meth:`Problem.moved` turns them into activations.
 
     Raises:
         InfeasibleTarget: Rows that have no solution.
     """
-    short = problem.shortfall
-    size = problem.gram.diagonal(dim1=1, dim2=2)[problem.slot]
+    short, slot = problem.shortfall, problem.slot
+    size = problem.gram.diagonal(dim1=1, dim2=2)  # [target other]
     # Constraints along which activations do not vary at all (up to rounding) cannot be moved along.
-    spread = problem.covariance.matrix.diagonal().sum()
-    flat = size <= (1e-12 * spread * problem.normals.square().sum(dim=-1))[problem.slot]
-    stuck = (flat & (short > 0)).any(dim=-1)
-    if bool(stuck.any()):
-        raise infeasible(problem, stuck.nonzero()[:, 0].tolist())
+    least = 1e-12 * problem.covariance.total_variance
+    flat = size <= least * problem.normals.square().sum(dim=-1)
+    some_flat = bool(flat.any())
+    if some_flat:
+        stuck = (flat[slot] & (short > 0)).any(dim=-1)
+        if bool(stuck.any()):
+            raise infeasible(problem, stuck.nonzero()[:, 0].tolist())
+    if short.shape[1] == 1:
+        inverse = torch.where(flat, 0.0, 1 / size)
+        return short.clamp_min(0) * inverse[slot]
     # In units of each constraint's own standard deviation G has a diagonal of ones.
-    unit = torch.where(flat, 0.0, size.clamp_min(torch.finfo(size.dtype).tiny).rsqrt())
-    if short.shape[1] == 2:
-        return short.clamp_min(0) * unit.square()
-    wanted = torch.where(flat | torch.isinf(short), -torch.inf, short * unit)
+    unit = torch.where(flat, 0.0, size.rsqrt())[slot]
+    wanted = short * unit
+    if some_flat:
+        wanted = wanted.masked_fill(flat[slot], -torch.inf)
     multipliers = torch.zeros_like(short)
     rows = (wanted > 0).any(dim=-1).nonzero()[:, 0]
     if len(rows):
-        gram = problem.gram[problem.slot[rows]] * unit[rows, :, None] * unit[rows, None, :]
+        gram = problem.gram[slot[rows]] * unit[rows, :, None] * unit[rows, None, :]
         found, contradictory = dual_active_set(gram, wanted[rows])
         if bool(contradictory.any()):
             raise infeasible(problem, rows[contradictory].tolist())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -89,7 +90,7 @@ def intervene(
     if solver_options and solver == "exact":
         raise ValueError(f"solver='exact' takes no {', '.join(solver_options)}.")
     logits = on_device.logits(values)
-    if not bool(torch.isfinite(logits).all()):
+    if not math.isfinite(logits.sum()):
         raise ValueError("The activations hold NaN or infinity, or are too large to compute with.")
     problem = Problem.build(
         values,
@@ -133,5 +134,5 @@ def _log_alpha(
     old = (
         logits.argmax(dim=-1) if true is None else probe.codes(true, len(logits)).to(logits.device)
     )
-    both = logits.gather(1, torch.stack([old, target], dim=1))
-    return (both[:, 0] - both[:, 1]).clamp_min(LOG_ALPHA)
+    lead = logits.gather(1, old[:, None]) - logits.gather(1, target[:, None])
+    return lead[:, 0].clamp_min(LOG_ALPHA)

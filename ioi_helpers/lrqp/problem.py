@@ -20,7 +20,8 @@ Karush-Kuhn-Tucker conditions, and that is what is checked: a solver's own word 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -56,12 +57,17 @@ class InfeasibleTarget(ValueError):
         self.rows = rows
 
 
+FEW = 16
+"""Up to so many classes, constraints are made for every target, and not only for those asked for:
+that takes less time than to find out which are."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """Quadratic programs, one a row, all with the same probe and covariance, in float64.
 
-    Constraints are numbered by class: column l of a ``[batch class]`` tensor is the constraint
-    "k rather than l", and the target's own column is no constraint.
+    Each row has a constraint "target rather than l" for every class l but the target: the axis
+    ``other``, in the order of the classes.
 
     Attributes:
         x0: ``[batch d_model]``, the activations.
@@ -69,11 +75,14 @@ class Problem:
         target: ``[batch]``, row numbers of the probe's weights.
         log_alpha: ``[batch]``, the log odds wanted over every other class, in nats.
         covariance: On the same device.
-        log_odds: ``[batch class]``, log P[target] - log P[class] at x0, in nats.
-        reach: ``[class d_model]``, S w of each class.
-        normals: ``[target class d_model]``, a_l for each target that occurs.
-        gram: ``[target class class]``, G for each target that occurs.
-        slot: ``[batch]``, which of those targets each row has.
+        slot: ``[batch]``, which of the targets below each row has.
+        others: ``[target other]``, the classes l.
+        signs: ``[target other class_but_the_last]``, the normals a_l = w_target - w_l as
+            combinations of w - w_last.
+        normals: ``[target other d_model]``, a_l.
+        reach: ``[class_but_the_last d_model]``, S (w - w_last).
+        gram: ``[target other other]``, G.
+        log_odds: ``[batch other]``, log P[target] - log P[l] at x0, in nats.
     """
 
     x0: Float[Tensor, "batch d_model"]
@@ -81,11 +90,13 @@ class Problem:
     target: Int[Tensor, " batch"]
     log_alpha: Float[Tensor, " batch"]
     covariance: Covariance
-    log_odds: Float[Tensor, "batch class"]
-    reach: Float[Tensor, "class d_model"]
-    normals: Float[Tensor, "target class d_model"]
-    gram: Float[Tensor, "target class class"]
     slot: Int[Tensor, " batch"]
+    others: Int[Tensor, "target other"]
+    signs: Float[Tensor, "target other class_but_the_last"]
+    normals: Float[Tensor, "target other d_model"]
+    reach: Float[Tensor, "class_but_the_last d_model"]
+    gram: Float[Tensor, "target other other"]
+    log_odds: Float[Tensor, "batch other"]
 
     @classmethod
     def build(
@@ -98,50 +109,84 @@ class Problem:
         covariance: Covariance,
     ) -> Problem:
         """Everything that all solvers need, computed once; ``logits`` are the probe's at x0."""
-        log_odds = logits.gather(1, target[:, None]) - logits
-        present, slot = torch.unique(target, return_inverse=True)
-        normals = probe.weights[present][:, None] - probe.weights
-        reach = probe.weights @ covariance.matrix
-        gram = (reach[present][:, None] - reach) @ normals.transpose(1, 2)
-        return cls(x0, probe, target, log_alpha, covariance, log_odds, reach, normals, gram, slot)
-
-    @property
-    def shortfall(self) -> Float[Tensor, "batch class"]:
-        """How many nats each constraint lacks at x0; at most 0 where it holds already."""
-        short = self.log_alpha[:, None] - self.log_odds
-        return short.scatter(1, self.target[:, None], -torch.inf)
-
-    def moved(self, multipliers: Float[Tensor, "batch class"]) -> Float[Tensor, "batch d_model"]:
-        """x0 + S A' mu: the activations that belong to multipliers."""
-        return plus_combination(
-            self.x0, self.per_class(multipliers), self.reach[:-1] - self.reach[-1]
+        n_classes = len(probe.weights)
+        if n_classes <= FEW:
+            slot = target
+            others, signs = _for_every_target(n_classes, target.device)
+        else:
+            present, slot = torch.unique(target, return_inverse=True)
+            others, signs = _constraints(present, n_classes)
+        differences = probe.weights[:-1] - probe.weights[-1]
+        reach = differences @ covariance.matrix
+        normals = signs @ differences
+        gram = (signs @ reach) @ normals.transpose(1, 2)
+        log_odds = _log_odds(logits, target, others[slot])
+        return cls(
+            x0,
+            probe,
+            target,
+            log_alpha,
+            covariance,
+            slot,
+            others,
+            signs,
+            normals,
+            reach,
+            gram,
+            log_odds,
         )
 
-    def per_class(
-        self, multipliers: Float[Tensor, "batch class"]
-    ) -> Float[Tensor, "batch class_but_the_last"]:
-        """A' mu in terms of w_k - w_last, for every class k but the last.
+    @cached_property
+    def shortfall(self) -> Float[Tensor, "batch other"]:
+        """How many nats each constraint lacks at x0; at most 0 where it holds already."""
+        return self.log_alpha[:, None] - self.log_odds
 
-        A' mu adds up to zero over the classes' weights (the target gains what the others lose), so
-        the last class needs no coefficient; for two classes one number a row is left.
-        """
-        total = multipliers.sum(dim=-1, keepdim=True)
-        return (-multipliers).scatter(1, self.target[:, None], total)[:, :-1]
+    def log_odds_at(self, x: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch other"]:
+        """log P[target] - log P[l] at other activations, in nats."""
+        return _log_odds(self.probe.logits(x), self.target, self.others[self.slot])
+
+    def moved(self, multipliers: Float[Tensor, "batch other"]) -> Float[Tensor, "batch d_model"]:
+        """x0 + S A' mu: the activations that belong to multipliers."""
+        return plus_combination(self.x0, self.along(multipliers), self.reach)
+
+    def along(
+        self, multipliers: Float[Tensor, "batch other"]
+    ) -> Float[Tensor, "batch class_but_the_last"]:
+        """A' mu as a combination of w - w_last: for two classes one number a row."""
+        return (multipliers[..., None] * self.signs[self.slot]).sum(dim=1)
+
+    def by_class(self, values: Float[Tensor, "batch other"]) -> Float[Tensor, "batch class"]:
+        """One column for each class; 0 in the target's own."""
+        columns = values.new_zeros(len(values), len(self.probe.weights))
+        return columns.scatter(1, self.others[self.slot], values)
 
     def take(self, rows: Int[Tensor, " rows"]) -> Problem:
         """Some of the rows, as a problem."""
-        return Problem(
-            self.x0[rows],
-            self.probe,
-            self.target[rows],
-            self.log_alpha[rows],
-            self.covariance,
-            self.log_odds[rows],
-            self.reach,
-            self.normals,
-            self.gram,
-            self.slot[rows],
-        )
+        per_row = ("x0", "target", "log_alpha", "slot", "log_odds")
+        return replace(self, **{name: getattr(self, name)[rows] for name in per_row})
+
+
+def _constraints(
+    targets: Int[Tensor, " target"], n_classes: int
+) -> tuple[Int[Tensor, "target other"], Float[Tensor, "target other class_but_the_last"]]:
+    """:attr:`Problem.others` and :attr:`Problem.signs` of some targets."""
+    places = torch.arange(n_classes - 1, device=targets.device)
+    others = places + (places >= targets[:, None])
+    each = torch.eye(n_classes, dtype=torch.float64, device=targets.device)[:, :-1]
+    return others, each[targets][:, None] - each[others]
+
+
+@lru_cache(maxsize=FEW)
+def _for_every_target(n_classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    return _constraints(torch.arange(n_classes, device=device), n_classes)
+
+
+def _log_odds(
+    logits: Float[Tensor, "batch class"],
+    target: Int[Tensor, " batch"],
+    others: Int[Tensor, "batch other"],
+) -> Float[Tensor, "batch other"]:
+    return logits.gather(1, target[:, None]) - logits.gather(1, others)
 
 
 def plus_combination(
@@ -175,7 +220,7 @@ class KKT:
     complementarity: Float[Tensor, " batch"]
     gap: Float[Tensor, " batch"]
 
-    @property
+    @cached_property
     def worst(self) -> Float[Tensor, " batch"]:
         """The largest residual of each row; NaN counts as infinite."""
         everything = torch.stack(
@@ -193,30 +238,60 @@ class Solution:
     """What came of an intervention. Float64, on the device of the activations.
 
     Attributes:
-        x0, x: ``[batch d_model]``, the activations and the new ones.
-        multipliers: ``[batch class]``, of the constraints "target rather than class"; 0 in the
-            target's own column. How much cost a nat more of alpha would take, by half.
+        x: ``[batch d_model]``, the new activations.
         cost: ``[batch]``, the objective: squared Mahalanobis length of the move.
-        log_odds_before, log_odds: ``[batch class]``, log P[target] - log P[class] before and after,
-            in nats; 0 in the target's own column.
-        log_alpha: ``[batch]``, what was asked of them.
-        target: The class asked of each row.
-        classes: The probe's classes, the columns' names.
         kkt: Residuals of the optimality conditions.
         solver: Which solver found it.
+        problem: What was solved.
+        dual: ``[batch other]``, the multipliers of the problem's constraints.
+        margins: ``[batch other]``, the problem's log odds after the move, in nats.
     """
 
-    x0: Float[Tensor, "batch d_model"]
     x: Float[Tensor, "batch d_model"]
-    multipliers: Float[Tensor, "batch class"]
     cost: Float[Tensor, " batch"]
-    log_odds_before: Float[Tensor, "batch class"]
-    log_odds: Float[Tensor, "batch class"]
-    log_alpha: Float[Tensor, " batch"]
-    target: tuple[Any, ...]
-    classes: tuple[Any, ...]
     kkt: KKT
     solver: str
+    problem: Problem
+    dual: Float[Tensor, "batch other"]
+    margins: Float[Tensor, "batch other"]
+
+    @property
+    def x0(self) -> Float[Tensor, "batch d_model"]:
+        """``[batch d_model]``, the activations as they were."""
+        return self.problem.x0
+
+    @property
+    def classes(self) -> tuple[Any, ...]:
+        """The probe's classes: the names of the columns below."""
+        return self.problem.probe.classes
+
+    @property
+    def target(self) -> tuple[Any, ...]:
+        """The class asked of each row."""
+        return tuple(self.classes[code] for code in self.problem.target.tolist())
+
+    @property
+    def log_alpha(self) -> Float[Tensor, " batch"]:
+        """``[batch]``, the log odds asked for over every other class, in nats."""
+        return self.problem.log_alpha
+
+    @property
+    def log_odds_before(self) -> Float[Tensor, "batch class"]:
+        """log P[target] - log P[class] before the move, in nats; 0 in the target's own column."""
+        return self.problem.by_class(self.problem.log_odds)
+
+    @property
+    def log_odds(self) -> Float[Tensor, "batch class"]:
+        """The same after the move."""
+        return self.problem.by_class(self.margins)
+
+    @property
+    def multipliers(self) -> Float[Tensor, "batch class"]:
+        """Of the constraints "target rather than class"; 0 in the target's own column.
+
+        How much cost a nat more of log alpha would take, by half.
+        """
+        return self.problem.by_class(self.dual)
 
     @property
     def move(self) -> Float[Tensor, "batch d_model"]:
@@ -246,10 +321,14 @@ class Solution:
         )
 
 
+ROWS = 256
+"""Moves are measured for so many rows at a time, so that the processor's cache holds them."""
+
+
 def judge(
     problem: Problem,
     x: Float[Tensor, "batch d_model"],
-    multipliers: Float[Tensor, "batch class"],
+    dual: Float[Tensor, "batch other"],
     solver: str,
     cost: Float[Tensor, " batch"] | None = None,
 ) -> Solution:
@@ -259,55 +338,47 @@ def judge(
         cost: The move's squared Mahalanobis length. Left out, it is mu' A move, which equals it
             where the stationarity residual is zero.
     """
-    probe = problem.probe
-    is_target = torch.zeros_like(multipliers, dtype=torch.bool).scatter(
-        1, problem.target[:, None], True
-    )
-    logits = probe.logits(x)
-    # S A' mu anew from the definition, not with what the solution was made of.
-    differences = (probe.weights[:-1] - probe.weights[-1]) @ problem.covariance.matrix
-    move = x - problem.x0
-    length = move.norm(dim=-1)
-    rest = plus_combination(move, problem.per_class(multipliers), differences, -1, out=move)
-    apart = rest.norm(dim=-1)
-
-    log_odds = logits.gather(1, problem.target[:, None]) - logits
-    slack = (log_odds - problem.log_alpha[:, None]).masked_fill(is_target, torch.inf)
-    gained = log_odds - problem.log_odds
+    log_odds = problem.log_odds_at(x)
+    slack = log_odds - problem.log_alpha[:, None]
     if cost is None:
-        cost = (multipliers * gained).sum(dim=-1)
+        cost = (dual * (log_odds - problem.log_odds)).sum(dim=-1)
+    length, apart = _moves(problem, x, problem.along(dual))
 
     tiny = torch.finfo(x.dtype).tiny
     # Log odds are differences of numbers of about this size.
     scale = torch.maximum(problem.log_alpha.abs(), problem.log_odds.abs().amax(dim=-1))
     scale = scale.clamp_min(1.0)
-    total = multipliers.abs().sum(dim=-1)
+    total = dual.abs().sum(dim=-1)
+    scaled_total = (total * scale).clamp_min(tiny)
     # A ten-thousandth of the activations' own spread counts as not moving.
-    spread = problem.covariance.matrix.diagonal().sum().sqrt()
-    short = problem.shortfall.masked_fill(is_target, 0.0)
-    pull = (problem.gram[problem.slot] @ multipliers[..., None])[..., 0]
-    dual_objective = (multipliers * (2 * short - pull)).sum(dim=-1)
+    still = 1e-4 * problem.covariance.total_variance**0.5
+    pull = (problem.gram[problem.slot] * dual[:, None]).sum(dim=-1)
+    dual_objective = (dual * (2 * problem.shortfall - pull)).sum(dim=-1)
     kkt = KKT(
-        primal=(-slack).amax(dim=-1).clamp_min(0) / scale,
-        dual=(-multipliers).amax(dim=-1).clamp_min(0) / total.clamp_min(tiny),
-        stationarity=apart / length.clamp_min(1e-4 * spread),
-        complementarity=(multipliers * slack.masked_fill(is_target, 0.0)).abs().sum(dim=-1)
-        / (total * scale).clamp_min(tiny),
-        gap=(cost - dual_objective).abs() / torch.maximum(total * scale, cost).clamp_min(tiny),
+        primal=slack.amin(dim=-1).clamp_max(0).neg() / scale,
+        dual=dual.amin(dim=-1).clamp_max(0).neg() / total.clamp_min(tiny),
+        stationarity=apart / length.clamp_min(still),
+        complementarity=(dual * slack).abs().sum(dim=-1) / scaled_total,
+        gap=(cost - dual_objective).abs() / torch.maximum(scaled_total, cost),
     )
-    return Solution(
-        x0=problem.x0,
-        x=x,
-        multipliers=multipliers,
-        cost=cost,
-        log_odds_before=problem.log_odds,
-        log_odds=log_odds,
-        log_alpha=problem.log_alpha,
-        target=tuple(probe.classes[code] for code in problem.target.tolist()),
-        classes=probe.classes,
-        kkt=kkt,
-        solver=solver,
-    )
+    return Solution(x, cost, kkt, solver, problem, dual, log_odds)
+
+
+def _moves(
+    problem: Problem,
+    x: Float[Tensor, "batch d_model"],
+    along: Float[Tensor, "batch class_but_the_last"],
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """The length of x - x0, and its distance from S A' mu."""
+    length, apart = x.new_empty(len(x)), x.new_empty(len(x))
+    scratch = torch.empty_like(x[:ROWS])
+    for start in range(0, len(x), ROWS):
+        rows = slice(start, start + ROWS)
+        move = torch.sub(x[rows], problem.x0[rows], out=scratch[: len(x[rows])])
+        torch.linalg.vector_norm(move, dim=-1, out=length[rows])
+        rest = plus_combination(move, along[rows], problem.reach, -1, out=move)
+        torch.linalg.vector_norm(rest, dim=-1, out=apart[rows])
+    return length, apart
 
 
 def require_optimal(solution: Solution, tolerance: float) -> None:
@@ -316,8 +387,9 @@ def require_optimal(solution: Solution, tolerance: float) -> None:
     Raises:
         NotOptimal: With the solution attached.
     """
-    bad = (~(solution.kkt.worst <= tolerance)).nonzero()[:, 0].tolist()
-    if bad:
+    good = solution.kkt.worst <= tolerance
+    if not bool(good.all()):
+        bad = (~good).nonzero()[:, 0].tolist()
         residuals = {
             name: getattr(solution.kkt, name)[bad].nan_to_num(nan=torch.inf).max().item()
             for name in solution.kkt.__dataclass_fields__

@@ -45,6 +45,11 @@ class Covariance:
         kept = values > floor
         return values[kept], vectors[:, kept]
 
+    @cached_property
+    def total_variance(self) -> float:
+        """The sum of the variances along all directions: the trace."""
+        return self.matrix.diagonal().sum().item()
+
     @property
     def rank(self) -> int:
         """The number of directions in which there is any variance."""

@@ -91,7 +91,7 @@ class Probe:
             raise ValueError(f"There are {n} activations, but {len(values)} labels for them.")
         number = {label: code for code, label in enumerate(self.classes)}
         try:
-            return torch.tensor([number[value] for value in values], dtype=torch.long)
+            return torch.from_numpy(np.fromiter(map(number.__getitem__, values), np.int64, n))
         except KeyError as error:
             shown = ", ".join(repr(label) for label in self.classes[:6])
             more = ", ..." if len(self.classes) > 6 else ""
