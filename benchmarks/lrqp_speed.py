@@ -271,7 +271,7 @@ def as_page(report: dict[str, Any]) -> str:
 def as_range(times: dict[str, float]) -> str:
     """As "1,234 (1,100 to 1,300)"."""
     median, least, most = (
-        f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
+        f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
         for value in (times["median"], times["least"], times["most"])
     )
     return f"{median} ({least} to {most})"

@@ -328,7 +328,7 @@ the value, flat over the tokens of the spans, and the spans; returns the value t
 is how several heads of several layers are ablated or patched in one and the same run."""
 
 
-def layer_norm(norm: Norm, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
+def layer_norm(norm: Norm, x: Float[Tensor, "*token d_model"]) -> Float[Tensor, "*token d_model"]:
     """LN(x) = (x - mean) / sqrt(variance + eps) * weight + bias.
 
     Written out, because PyTorch's own ``layer_norm`` rounds otherwise where the mean is small
@@ -457,7 +457,7 @@ def embed(
     return gpt.W_E[tokens[spans.at]] + gpt.W_pos[spans.pos]
 
 
-def normalise_final(gpt: GPT2, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+def normalise_final(gpt: GPT2, x: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
     """What the unembedding reads: the final residual stream after the final LayerNorm."""
     return layer_norm(gpt.ln_final, x)
 
@@ -479,9 +479,10 @@ def logit_diffs(
     """
     io, s = io_tokens.to(gpt.device), s_tokens.to(gpt.device)
     wide = torch.promote_types(x.dtype, torch.float32)
-    directions = (gpt.W_U.T[io] - gpt.W_U.T[s]).to(wide)
+    directions = gpt.W_U.T[io].to(wide) - gpt.W_U.T[s].to(wide)
+    constant = gpt.b_U[io].to(wide) - gpt.b_U[s].to(wide)
     normed = normalise_final(gpt, x).to(wide)
-    return torch.einsum("...bd,bd->...b", normed, directions) + (gpt.b_U[io] - gpt.b_U[s]).to(wide)
+    return torch.einsum("...bd,bd->...b", normed, directions) + constant
 
 
 # --- whole runs ----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,31 @@ def test_a_solver_that_lies_is_found_out(monkeypatch: pytest.MonkeyPatch, lie: s
     monkeypatch.setattr(qpsolvers, "solve_problem", dishonest)
     with pytest.raises(lrqp.NotOptimal):
         lrqp.intervene(x0, probe, 1, covariance, solver="osqp")
+
+
+@pytest.mark.parametrize("k", [2, 4])
+@pytest.mark.parametrize("part", ["multipliers", "moves", "gram"])
+def test_the_exact_solver_is_not_taken_at_its_word_either(
+    monkeypatch: pytest.MonkeyPatch, part: str, k: int
+) -> None:
+    probe, covariance, x0 = random_problem(k, 8, 8, 3, seed=4)
+    right = lrqp.Problem.build
+
+    def wrong(*arguments: Any) -> lrqp.Problem:
+        built = right(*arguments)
+        if part == "moves":
+            return replace(built, reach=1.001 * built.reach)
+        return replace(built, gram=1.001 * built.gram)
+
+    def off(asked: lrqp.Problem) -> Tensor:
+        return 1.001 * exact.solve_exact(asked)
+
+    if part == "multipliers":
+        monkeypatch.setattr(lrqp.intervention, "solve_exact", off)
+    else:
+        monkeypatch.setattr(lrqp.Problem, "build", wrong)
+    with pytest.raises(lrqp.NotOptimal, match="exact returned 3 of 3 rows"):
+        lrqp.intervene(x0, probe, 1, covariance, log_alpha=30.0)
 
 
 @pytest.mark.parametrize("solver", ["exact", "osqp"])

@@ -68,7 +68,7 @@ def ablate(
             does not fit; a role that a prompt lacks; and, inside, a run on other prompts.
     """
     components = parse_components(model, heads)
-    gpt = _weights(model)
+    gpt = None if how == "zero" else _weights(model)  # nothing is to be read for zeros
     values = replacements(model, components, how, reference, data, gpt=gpt)
     if data is None and reference is not None:
         data = reference.clean

@@ -26,7 +26,8 @@ def backup_rise(
     The head's output at END is taken from the prompt with three different names (``data.abc()``).
     The final LayerNorm's scale is frozen at its value in the untouched run, so that what changes is
     what heads write and not the yardstick. :func:`~ioi_helpers.ablation.ablation_effects` has the
-    rest of the story. Source: Wang et al. 2022, section 3.4.
+    rest of the story; as there, hooks on the model stay on, but what is put in is the output of the
+    model without them. Source: Wang et al. 2022, section 3.4.
 
     Args:
         model: A GPT-2-style model.

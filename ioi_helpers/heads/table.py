@@ -122,6 +122,9 @@ def head_table(
     the registry, whose entry stands beside it. :data:`COLUMNS` says what each column holds;
     ``table.attrs`` holds the rules, the model's name and logit difference, and the settings.
 
+    Take hooks off the model before: sweeps would be slow, and what some of them put in is the
+    output of the model without hooks.
+
     Args:
         model: A GPT-2-style model.
         data: IOI prompts; they may differ in length. At least four, in pairs (see

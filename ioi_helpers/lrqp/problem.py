@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -77,8 +77,6 @@ class Problem:
         covariance: On the same device.
         slot: ``[batch]``, which of the targets below each row has.
         others: ``[target other]``, the classes l.
-        signs: ``[target other class_but_the_last]``, the normals a_l = w_target - w_l as
-            combinations of w - w_last.
         normals: ``[target other d_model]``, a_l.
         reach: ``[class_but_the_last d_model]``, S (w - w_last).
         gram: ``[target other other]``, G.
@@ -92,7 +90,6 @@ class Problem:
     covariance: Covariance
     slot: Int[Tensor, " batch"]
     others: Int[Tensor, "target other"]
-    signs: Float[Tensor, "target other class_but_the_last"]
     normals: Float[Tensor, "target other d_model"]
     reach: Float[Tensor, "class_but_the_last d_model"]
     gram: Float[Tensor, "target other other"]
@@ -109,17 +106,16 @@ class Problem:
         covariance: Covariance,
     ) -> Problem:
         """Everything that all solvers need, computed once; ``logits`` are the probe's at x0."""
-        n_classes = len(probe.weights)
-        if n_classes <= FEW:
-            slot = target
-            others, signs = _for_every_target(n_classes, target.device)
+        classes = torch.arange(len(probe.weights), device=target.device)
+        if len(classes) <= FEW:
+            targets, slot = classes, target
         else:
-            present, slot = torch.unique(target, return_inverse=True)
-            others, signs = _constraints(present, n_classes)
-        differences = probe.weights[:-1] - probe.weights[-1]
-        reach = differences @ covariance.matrix
-        normals = signs @ differences
-        gram = (signs @ reach) @ normals.transpose(1, 2)
+            targets, slot = torch.unique(target, return_inverse=True)
+        others = classes[:-1] + (classes[:-1] >= targets[:, None])
+        reach = moves_of(probe, covariance)
+        normals = probe.weights[targets][:, None] - probe.weights[others]
+        against_last = torch.nn.functional.pad(reach, (0, 0, 0, 1))
+        gram = (against_last[targets][:, None] - against_last[others]) @ normals.mT
         log_odds = _log_odds(logits, target, others[slot])
         return cls(
             x0,
@@ -129,7 +125,6 @@ class Problem:
             covariance,
             slot,
             others,
-            signs,
             normals,
             reach,
             gram,
@@ -152,8 +147,13 @@ class Problem:
     def along(
         self, multipliers: Float[Tensor, "batch other"]
     ) -> Float[Tensor, "batch class_but_the_last"]:
-        """A' mu as a combination of w - w_last: for two classes one number a row."""
-        return (multipliers[..., None] * self.signs[self.slot]).sum(dim=1)
+        """A' mu as a combination of w - w_last, for every class but the last.
+
+        A' mu adds up to zero over the classes' weights (the target gains what the others lose), so
+        the last class needs no coefficient; for two classes one number a row is left.
+        """
+        total = multipliers.sum(dim=-1, keepdim=True)
+        return self.by_class(-multipliers).scatter(1, self.target[:, None], total)[:, :-1]
 
     def by_class(self, values: Float[Tensor, "batch other"]) -> Float[Tensor, "batch class"]:
         """One column for each class; 0 in the target's own."""
@@ -166,19 +166,9 @@ class Problem:
         return replace(self, **{name: getattr(self, name)[rows] for name in per_row})
 
 
-def _constraints(
-    targets: Int[Tensor, " target"], n_classes: int
-) -> tuple[Int[Tensor, "target other"], Float[Tensor, "target other class_but_the_last"]]:
-    """:attr:`Problem.others` and :attr:`Problem.signs` of some targets."""
-    places = torch.arange(n_classes - 1, device=targets.device)
-    others = places + (places >= targets[:, None])
-    each = torch.eye(n_classes, dtype=torch.float64, device=targets.device)[:, :-1]
-    return others, each[targets][:, None] - each[others]
-
-
-@lru_cache(maxsize=FEW)
-def _for_every_target(n_classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    return _constraints(torch.arange(n_classes, device=device), n_classes)
+def moves_of(probe: Probe, covariance: Covariance) -> Float[Tensor, "class_but_the_last d_model"]:
+    """S (w - w_last) of each class but the last: what moves are combinations of."""
+    return (probe.weights[:-1] - probe.weights[-1]) @ covariance.matrix
 
 
 def _log_odds(
@@ -243,8 +233,6 @@ class Solution:
         kkt: Residuals of the optimality conditions.
         solver: Which solver found it.
         problem: What was solved.
-        dual: ``[batch other]``, the multipliers of the problem's constraints.
-        margins: ``[batch other]``, the problem's log odds after the move, in nats.
     """
 
     x: Float[Tensor, "batch d_model"]
@@ -252,8 +240,8 @@ class Solution:
     kkt: KKT
     solver: str
     problem: Problem
-    dual: Float[Tensor, "batch other"]
-    margins: Float[Tensor, "batch other"]
+    _multipliers: Float[Tensor, "batch other"]
+    _log_odds: Float[Tensor, "batch other"]
 
     @property
     def x0(self) -> Float[Tensor, "batch d_model"]:
@@ -265,7 +253,7 @@ class Solution:
         """The probe's classes: the names of the columns below."""
         return self.problem.probe.classes
 
-    @property
+    @cached_property
     def target(self) -> tuple[Any, ...]:
         """The class asked of each row."""
         return tuple(self.classes[code] for code in self.problem.target.tolist())
@@ -275,23 +263,23 @@ class Solution:
         """``[batch]``, the log odds asked for over every other class, in nats."""
         return self.problem.log_alpha
 
-    @property
+    @cached_property
     def log_odds_before(self) -> Float[Tensor, "batch class"]:
         """log P[target] - log P[class] before the move, in nats; 0 in the target's own column."""
         return self.problem.by_class(self.problem.log_odds)
 
-    @property
+    @cached_property
     def log_odds(self) -> Float[Tensor, "batch class"]:
         """The same after the move."""
-        return self.problem.by_class(self.margins)
+        return self.problem.by_class(self._log_odds)
 
-    @property
+    @cached_property
     def multipliers(self) -> Float[Tensor, "batch class"]:
         """Of the constraints "target rather than class"; 0 in the target's own column.
 
         How much cost a nat more of log alpha would take, by half.
         """
-        return self.problem.by_class(self.dual)
+        return self.problem.by_class(self._multipliers)
 
     @property
     def move(self) -> Float[Tensor, "batch d_model"]:
@@ -328,7 +316,7 @@ ROWS = 256
 def judge(
     problem: Problem,
     x: Float[Tensor, "batch d_model"],
-    dual: Float[Tensor, "batch other"],
+    multipliers: Float[Tensor, "batch other"],
     solver: str,
     cost: Float[Tensor, " batch"] | None = None,
 ) -> Solution:
@@ -341,42 +329,44 @@ def judge(
     log_odds = problem.log_odds_at(x)
     slack = log_odds - problem.log_alpha[:, None]
     if cost is None:
-        cost = (dual * (log_odds - problem.log_odds)).sum(dim=-1)
-    length, apart = _moves(problem, x, problem.along(dual))
+        cost = (multipliers * (log_odds - problem.log_odds)).sum(dim=-1)
+    length, apart = _moves(problem, x, multipliers)
 
     tiny = torch.finfo(x.dtype).tiny
     # Log odds are differences of numbers of about this size.
     scale = torch.maximum(problem.log_alpha.abs(), problem.log_odds.abs().amax(dim=-1))
     scale = scale.clamp_min(1.0)
-    total = dual.abs().sum(dim=-1)
+    total = multipliers.abs().sum(dim=-1)
     scaled_total = (total * scale).clamp_min(tiny)
     # A ten-thousandth of the activations' own spread counts as not moving.
     still = 1e-4 * problem.covariance.total_variance**0.5
-    pull = (problem.gram[problem.slot] * dual[:, None]).sum(dim=-1)
-    dual_objective = (dual * (2 * problem.shortfall - pull)).sum(dim=-1)
+    pull = (problem.gram[problem.slot] @ multipliers[..., None])[..., 0]
+    dual_objective = (multipliers * (2 * problem.shortfall - pull)).sum(dim=-1)
     kkt = KKT(
         primal=slack.amin(dim=-1).clamp_max(0).neg() / scale,
-        dual=dual.amin(dim=-1).clamp_max(0).neg() / total.clamp_min(tiny),
+        dual=multipliers.amin(dim=-1).clamp_max(0).neg() / total.clamp_min(tiny),
         stationarity=apart / length.clamp_min(still),
-        complementarity=(dual * slack).abs().sum(dim=-1) / scaled_total,
+        complementarity=(multipliers * slack).abs().sum(dim=-1) / scaled_total,
         gap=(cost - dual_objective).abs() / torch.maximum(scaled_total, cost),
     )
-    return Solution(x, cost, kkt, solver, problem, dual, log_odds)
+    return Solution(x, cost, kkt, solver, problem, multipliers, log_odds)
 
 
 def _moves(
     problem: Problem,
     x: Float[Tensor, "batch d_model"],
-    along: Float[Tensor, "batch class_but_the_last"],
+    multipliers: Float[Tensor, "batch other"],
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
     """The length of x - x0, and its distance from S A' mu."""
+    # S A' mu anew from the definition, not with what the solution was made of.
+    along, reach = problem.along(multipliers), moves_of(problem.probe, problem.covariance)
     length, apart = x.new_empty(len(x)), x.new_empty(len(x))
     scratch = torch.empty_like(x[:ROWS])
     for start in range(0, len(x), ROWS):
         rows = slice(start, start + ROWS)
         move = torch.sub(x[rows], problem.x0[rows], out=scratch[: len(x[rows])])
         torch.linalg.vector_norm(move, dim=-1, out=length[rows])
-        rest = plus_combination(move, along[rows], problem.reach, -1, out=move)
+        rest = plus_combination(move, along[rows], reach, -1, out=move)
         torch.linalg.vector_norm(rest, dim=-1, out=apart[rows])
     return length, apart
 

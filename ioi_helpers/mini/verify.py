@@ -209,7 +209,7 @@ def find_roles(model: TransformerBridge, data: IOIDataset) -> list[dict[str, Any
         )
 
     everyone = [(i, j) for i in range(model.cfg.n_layers) for j in range(model.cfg.n_heads)]
-    swapped, abc = data.swap_order(), data.abc()
+    abc = data.abc()
     order, three = "the prompt in the other order", "the prompt with three different names"
     without = resampled(model, data, "END", abc)
     movers = []
@@ -230,9 +230,8 @@ def find_roles(model: TransformerBridge, data: IOIDataset) -> list[dict[str, Any
             )
 
     def by_effect(
-        role: str, position: str, attention: Tensor, attends: str, source: IOIDataset, what: str
+        role: str, position: str, attention: Tensor, attends: str, changed: Tensor, what: str
     ) -> None:
-        changed = resampled(model, data, position, source)
         for head in everyone:
             looks = float(attention[head])
             if looks <= ATTENTION_THRESHOLD:
@@ -250,10 +249,12 @@ def find_roles(model: TransformerBridge, data: IOIDataset) -> list[dict[str, Any
                     unit="logits, change of the mean logit difference",
                 )
 
-    by_effect("s_inhibition", "END", end[..., 2], "END to S2", swapped, order)
-    by_effect("duplicate_token", "S2", s2[..., 0], "S2 to S1", swapped, order)
-    by_effect("induction", "S2", s2[..., 1], "S2 to S1+1", swapped, order)
-    by_effect("previous_token", "S1+1", after_s1[..., 0], "S1+1 to S1", abc, three)
+    at_end, at_s2 = (resampled(model, data, role, data.swap_order()) for role in ("END", "S2"))
+    at_next = resampled(model, data, "S1+1", abc)
+    by_effect("s_inhibition", "END", end[..., 2], "END to S2", at_end, order)
+    by_effect("duplicate_token", "S2", s2[..., 0], "S2 to S1", at_s2, order)
+    by_effect("induction", "S2", s2[..., 1], "S2 to S1+1", at_s2, order)
+    by_effect("previous_token", "S1+1", after_s1[..., 0], "S1+1 to S1", at_next, three)
 
     known = {(h["head"], h["role"]) for h in found}
     for head, role, position, evidence in repeat_heads(model):

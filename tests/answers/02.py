@@ -148,6 +148,8 @@ WRONG = {
             'patched_at_end = metrics.logit_diff(patched_logits(block, "END"), demo)',
             r"mean over prompts",
         ),
+        (BY_HAND + 'patched_at_end = by_hand(corrupted, demo, "END").sum()', r"sum over prompts"),
+        (BY_HAND + 'patched_at_end = by_hand(corrupted, demo, "END").max()', r"not a single one"),
         (
             BY_HAND + 'patched_at_end = fraction(by_hand(corrupted, demo, "END"))',
             r"fractions",
@@ -280,6 +282,10 @@ WRONG = {
             GRADIENT
             + "attributed = (change * gradients(corrupted))[:, :, head].sum(dim=(1, 2)).mean()",
             r"mean over prompts",
+        ),
+        (
+            GRADIENT + "attributed = (change * gradients(corrupted))[:, :, head].sum()",
+            r"sum over prompts",
         ),
         (
             GRADIENT + "attributed = (change * gradients(corrupted)).sum(dim=(1, 2, 3))",
