@@ -93,8 +93,21 @@ class SweepResult(PatchingResult):
         about the corrupted value. Fraction of the means over prompts, ``[metric? *axes]``.
 
         Raises:
-            ValueError: The two runs have the same mean, so there is nothing to move.
+            ValueError: The two runs have the same mean, up to twice the standard error of their
+                difference, so there is nothing to move. So it is where both name the same IO, as
+                with ``swap_order()``.
         """
+        gap = (self.clean - self.corrupted).reshape(-1, self.clean.shape[-1])  # [metric batch]
+        for name, row in zip(self.metric_names, gap, strict=True):
+            if len(row) == 1:  # has no standard error, and any gap of its own counts
+                continue
+            mean, error = float(row.mean()), float(row.std()) / len(row) ** 0.5
+            if not abs(mean) > 2 * error:
+                raise ValueError(
+                    f"In {name} the clean and the corrupted runs differ by {mean:.2g} ± "
+                    f"{error:.2g} on average, so there is nothing to recover a fraction of; use "
+                    "effect(), or pairs whose answers differ, such as swap_subject()."
+                )
         runs = [self.clean.mean(dim=-1), self.corrupted.mean(dim=-1)]
         there, here = runs if self.direction == "denoising" else runs[::-1]
         spare = (1,) * len(self.axis_names)

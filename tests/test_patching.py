@@ -506,6 +506,20 @@ def test_the_answer_moves_from_s2_to_end(built: TransformerBridge, demo: IOIData
     torch.testing.assert_close(end, torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0]), atol=1e-3, rtol=0.0)
 
 
+def test_a_fraction_of_nothing_is_refused() -> None:
+    """In the other order the same name is the answer: the runs' means differ by noise alone."""
+    model = load_model("ioi-mini", device="cpu", verbose=False)
+    data = IOIDataset.generate(model.tokenizer, 32, seed=0)
+    result = patch_sweep(model, data, data.swap_order(), "z", ("layer", "head", "role"))
+    assert result.effect().abs().max() > 1
+    with pytest.raises(ValueError, match=r"differ by .* ± .* nothing to recover"):
+        result.fraction()
+    both = [metrics.logit_diff, metrics.io_probability]
+    several = patch_sweep(model, data, data.swap_order(), "z", metric=both)
+    with pytest.raises(ValueError, match="nothing to recover"):
+        several.fraction()
+
+
 def test_reference_circuit_ranks_first() -> None:
     """The strongest patches are heads of the registry, each where the registry says it works."""
     model = load_model("ioi-mini", device="cpu", verbose=False)
@@ -567,25 +581,26 @@ def test_a_metric_of_ones_own(random: TransformerBridge) -> None:
     torch.testing.assert_close(result.clean[0], expected, atol=1e-5, rtol=0.0)
 
 
-def test_the_result_carries_statistics(random: TransformerBridge) -> None:
-    clean = IOIDataset.demo(random.tokenizer)
-    result = patch_sweep(random, clean, clean.abc(), "z", ("layer", "head"))
+def test_the_result_carries_statistics(built: TransformerBridge) -> None:
+    clean = IOIDataset.demo(built.tokenizer)
+    result = patch_sweep(built, clean, clean.abc(), "z", ("layer", "head"))
+    shape = (built.cfg.n_layers, built.cfg.n_heads)
     assert result.axis_names == ["layer", "head"]
-    assert result.mean().shape == result.stderr().shape == (3, 4)
+    assert result.mean().shape == result.stderr().shape == shape
     low, high = result.bootstrap_ci(n_resamples=50)
     assert bool((low <= high).all())
-    assert result.permutation_pvalue().shape == (3, 4)
+    assert result.permutation_pvalue().shape == shape
     table = result.to_dataframe()
     assert list(table.columns) == ["metric", "layer", "head", "example", "value"]
-    assert len(table) == 3 * 4 * 8
+    assert len(table) == math.prod(shape) * 8
     fraction = (result.mean() - result.corrupted.mean()) / (
         result.clean.mean() - result.corrupted.mean()
     )
     torch.testing.assert_close(result.fraction(), fraction)
     normalised = result.normalized(result.clean)
-    assert normalised.shape == (3, 4, 8)
+    assert normalised.shape == (*shape, 8)
     several = patch_sweep(
-        random, clean, clean.abc(), metric=[metrics.logit_diff, metrics.io_probability]
+        built, clean, clean.abc(), metric=[metrics.logit_diff, metrics.io_probability]
     )
     torch.testing.assert_close(several.fraction()[0], fraction, atol=1e-4, rtol=1e-4)
 
