@@ -1,15 +1,24 @@
-"""How tests are shared out among the processes of pytest-xdist (`--dist loadgroup`)."""
+"""The model that most tests know by heart, and how tests are shared out among processes."""
 
 from __future__ import annotations
 
 import pytest
+from transformer_lens.model_bridge import TransformerBridge
+
+from tests import handbuilt
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
+    """A transformer set by hand, whose every head is known."""
+    return handbuilt.boot(handbuilt.save(tmp_path_factory.mktemp("handbuilt")))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together what shares costly set-up: a file, or the answers to a notebook's exercises.
+    """Keep together what shares costly set-up, for pytest-xdist's `--dist loadgroup`.
 
-    Answers are tried in one session a notebook and model.
+    That is a file, or the answers to a notebook's exercises on one model, tried in one session.
     """
     for item in items:
         group = item.path.name

@@ -27,11 +27,6 @@ HOW = ("zero", "mean", "resample")
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
-    return handbuilt.boot(handbuilt.save(tmp_path_factory.mktemp("built")))
-
-
-@pytest.fixture(scope="module")
 def random(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
     return random_model(tmp_path_factory.mktemp("random"))
 

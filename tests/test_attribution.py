@@ -34,11 +34,6 @@ SKELETON = Path(__file__).parents[2] / "shared" / "gpt2-skeleton"
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
-    return handbuilt.boot(handbuilt.save(tmp_path_factory.mktemp("handbuilt")))
-
-
-@pytest.fixture(scope="module")
 def random_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GPT-2 of random weights, every bias and every LayerNorm's weight included."""
     folder = handbuilt.save(tmp_path_factory.mktemp("random"))

@@ -24,11 +24,6 @@ def model_of(name: str) -> TransformerBridge:
     return load_model(name, device="cpu", verbose=False)
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
-    return handbuilt.boot(handbuilt.save(tmp_path_factory.mktemp("handbuilt")))
-
-
 def random_model(folder: Path, **sizes: int) -> TransformerBridge:
     """GPT-2 with random weights and the embedded models' tokenizer."""
     torch.manual_seed(0)

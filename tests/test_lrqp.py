@@ -696,11 +696,6 @@ def test_exact_agrees_with_osqp_on_a_transformers_activations(
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
-    return handbuilt.boot(handbuilt.save(tmp_path_factory.mktemp("handbuilt")))
-
-
-@pytest.fixture(scope="module")
 def prompts(built: TransformerBridge) -> IOIDataset:
     return IOIDataset.generate(built.tokenizer, 200, names=NAMES, prefixes="bundled", seed=4)
 

@@ -27,11 +27,6 @@ NAMES = handbuilt.NAMES
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
-    return handbuilt.boot(handbuilt.save(tmp_path_factory.mktemp("handbuilt")))
-
-
-@pytest.fixture(scope="module")
 def data(built: TransformerBridge) -> IOIDataset:
     return IOIDataset.generate(built.tokenizer, 240, names=NAMES, prefixes="bundled", seed=1)
 
