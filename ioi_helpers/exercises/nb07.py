@@ -98,6 +98,11 @@ def _what_a_move_costs(answer: Any, ctx: Context) -> Verdict:
     sigma = covariance.matrix
     lacks = log_alpha - bias - a @ start
     spread = (a @ sigma @ a).sqrt()
+    # What the covariance was before it was shrunk, which leaves its trace as it is.
+    flat = covariance.shrinkage * covariance.total_variance / len(a)
+    counted = ((spread.square() - flat * (a @ a)) / (1 - covariance.shrinkage)).sqrt()
+    unbiased = counted * math.sqrt(covariance.n / (covariance.n - 1))
+    shrunk = "over the points. Use the notebook's Sigma, which is shrunk a little."
     return numeric(
         answer,
         float(lacks / spread),
@@ -122,8 +127,11 @@ def _what_a_move_costs(answer: Any, ctx: Context) -> Verdict:
             ),
             "This is the length of the straight move, along a. The cheapest one goes along Sigma a."
             "": covariance.length(a[None])[0] * lacks / (a @ a),
+            f"You divided by the standard deviation of a.x as counted {shrunk}": lacks / unbiased,
+            f"You divided by the standard deviation of a.x (with 1/n) as counted {shrunk}": lacks
+            / counted,
         },
-        hint="Divide what the log odds lack at the start by the standard deviation of a.x.",
+        hint="Divide what the log odds lack at the start by the root of a' Sigma a.",
         right="What is lacking, in units of how much it varies.",
     )
 
@@ -183,8 +191,17 @@ def _closed_form(answer: Any, ctx: Context) -> Verdict:
             "Divide by a' Sigma a, not by its root.": lambda: from_formula(root=True),
             "These are the moves; add the activations x0.": lambda: truth - at.x0.to(truth),
             "These are the activations as they were.": lambda: at.x0,
+            "The log odds are right but the way is not the cheapest: use the notebook's "
+            "`covariance`, of all training activations, not the one within classes.": lambda: move(
+                covariance=probing.fit_covariance(at.x, ctx.train.orders)
+            ),
+            "The log odds are right but the way is not the cheapest: use the notebook's "
+            "`covariance`, of the training activations, not of those of `test`.": lambda: move(
+                covariance=probing.fit_covariance(at.x0)
+            ),
         },
-        hint="Check one prompt first: does the probe's log odds for the target come out as 10?",
+        hint="Check one prompt first: does the probe's log odds for the target come out as 10? If "
+        "it does, is the move along Sigma a, with the notebook's `covariance`?",
         right="One line of algebra, as good as any solver.",
     )
 
@@ -232,6 +249,9 @@ def _hook_by_hand(answer: Any, ctx: Context) -> Verdict:
     def clean() -> float:
         return float(lrqp.logit_diffs(model, test).mean())
 
+    def each() -> Tensor:
+        return lrqp.logit_diffs(model, test, [lrqp.edit(test, "S2", point, new)])
+
     truth = ctx.once("hooked", mean)
     unused = abs(truth - ctx.once("clean", clean)) < 2e-3 * abs(truth)
     return numeric(
@@ -256,6 +276,15 @@ def _hook_by_hand(answer: Any, ctx: Context) -> Verdict:
             "This puts in each prompt's activation as it was.": lambda: mean(
                 values=_place(ctx, point).x0
             ),
+            "This is the change from the clean run; the mean logit difference itself is asked for."
+            "": lambda: truth - ctx.once("clean", clean),
+            "This is the change from the clean run, with its sign turned; the mean logit "
+            "difference itself is asked for.": lambda: ctx.once("clean", clean) - truth,
+            "This is a median over the prompts; the mean is asked for.": lambda: each().median(),
+            "This is the median over the prompts; the mean is asked for.": lambda: (
+                each().double().quantile(0.5)
+            ),
+            "This is the sum over the prompts; the mean is asked for.": lambda: each().sum(),
         },
         hint="Check the hook's name, the positions, and that `new` replaces what is there.",
         right="Four lines of TransformerLens; the helper does the same."
@@ -304,8 +333,10 @@ def _by_attention_alone(answer: Any, ctx: Context) -> Verdict:
             "": lambda: share([injected, *patterns([injected])]),
             "This is the share that keeps the right answer; the question is how many prefer S."
             "": neither,
-            "These are the clean run's own patterns, which change nothing: read them with the edit "
-            "on.": lambda: share(patterns([])),
+            "No more answers turned than with the clean run's own patterns, which change nothing: "
+            "were they read with the edit on, put in at END, and for all of `movers`?": lambda: (
+                share(patterns([]))
+            ),
         },
         hint="Read the patterns with the edit on, and run the model with the patterns alone.",
         right="Nothing in the stream at S2 was touched in this run."
@@ -366,26 +397,32 @@ def _timid_probe(answer: Any, ctx: Context) -> Verdict:
 
         return ctx.once(key, compute)
 
+    mistakes = {
+        # The two can happen to be the same number, so each message allows for the other.
+        "This is the share of prompts that are left where they are (or that for C = 1).": lambda: (
+            1 - moves()
+        ),
+        "This is the share for C = 1, the probe that you had already; fit a new one with "
+        "C = 0.1. (Or is it the share of prompts that are left where they are?)": lambda: moves(
+            1.0
+        ),
+        "As many move under the counterfactual, or with a much more timid probe. The control's "
+        "target is the order that the prompt has; the probe has C = 0.1 and is fitted on `x` as it "
+        "is.": lambda: moves(control=False),
+        "This is on the training prompts; the question is about `test`.": lambda: moves(train=True),
+        "This is a share for C = 10; a small C means a strong penalty.": lambda: moves(10.0),
+    }
+    truth = moves()
+    # Where a prompt's log odds are almost 10, it depends on the optimiser whether it moves.
+    one_off = 1e-3 < abs(value - truth) <= 1.5 / len(ctx.test)
+    if one_off and all(abs(value - wrong()) > 1e-3 for wrong in mistakes.values()):
+        return Verdict(True, "Within one prompt, whose log odds must be almost exactly 10.")
     return numeric(
         value,
-        moves(),
+        truth,
         absolute=1e-3,
         relative=1e-3,
-        mistakes={
-            # The two can happen to be the same number, so each message allows for the other.
-            "This is the share of prompts that are left where they are (or that for C = 1)."
-            "": lambda: 1 - moves(),
-            "This is the share for C = 1, the probe that you had already; fit a new one with "
-            "C = 0.1. (Or is it the share of prompts that are left where they are?)": lambda: moves(
-                1.0
-            ),
-            "This is the share for the counterfactual; the control's target is the order that the "
-            "prompt has.": lambda: moves(control=False),
-            "This is on the training prompts; the question is about `test`.": lambda: moves(
-                train=True
-            ),
-            "This is a share for C = 10; a small C means a strong penalty.": lambda: moves(10.0),
-        },
+        mistakes=mistakes,
         hint="A prompt moves if `solution.moved` says so: its constraint was not met from the "
         "start.",
         right="These prompts move although nothing about them was to change.",
@@ -433,7 +470,7 @@ def _three_classes(answer: Any, ctx: Context) -> Verdict:
         answer,
         exact(),
         axes=("start", "coordinate"),
-        relative=1e-4,
+        relative=1e-5,
         mistakes={
             "The two constraints were met one by one and their moves added up. They pull in "
             "related directions, so this goes too far: solve for both multipliers together."

@@ -49,8 +49,10 @@ def guess(data, *facts):
         key: Counter(p for p, k in zip(at, keys) if k == key) for key in set(keys)
     }
 def score_of(counters):
-    return sum(max(c.values()) for c in counters.values()) / len(messy)
-templates = messy.template_ids.tolist()
+    right, of = (sum(f(c.values()) for c in counters.values()) for f in (max, sum))
+    return right / of
+order = many.orders
+templates = many.template_ids.tolist()
 """
 
 BIT = """\
@@ -74,12 +76,29 @@ RIGHT = {
         # The eigenvectors of the covariance matrix are the same.
         CLOUD + "_, vectors = np.linalg.eigh(np.cov(x.numpy().T))\n"
         "correlation = abs(np.corrcoef(x.numpy() @ vectors[:, -1], y.numpy())[0, 1])",
+        # In single precision, and the root of the share.
+        CLOUD + "x = x.float()\n"
+        "U, S, Vh = torch.linalg.svd(x - x.mean(dim=0), full_matrices=False)\n"
+        "correlation = with_order(U[:, 0].double()).abs()",
+        "coordinates = probing.svd_projection(at_s2[point], 1).coordinates\n"
+        "correlation = probing.class_share(coordinates, order)[0] ** 0.5",
     ],
     "06.2": [
         SUMS + "standard_error = (sums.square().sum() * k / (k - 1)).sqrt() / len(right)",
         "standard_error = score.accuracy.stderr",
         HITS + "means = torch.stack([right[templates == t].mean() for t in templates.unique()])\n"
         "standard_error = means.std() / len(means) ** 0.5",
+        HITS + "means = torch.stack([right[templates != t].mean() for t in templates.unique()])\n"
+        "k = len(means)\n"
+        "standard_error = means.std(correction=0) * (k - 1) ** 0.5",
+        # A bootstrap of whole templates.
+        HITS + "generator = np.random.default_rng(0)\n"
+        "parts = [right[templates == t] for t in templates.unique()]\n"
+        "means = []\n"
+        "for _ in range(4000):\n"
+        "    drawn = generator.integers(0, len(parts), len(parts))\n"
+        "    means.append(torch.cat([parts[i] for i in drawn]).mean().item())\n"
+        "standard_error = np.std(means)",
     ],
     "06.3": [
         "one = probing.split(probing.groups(messy, 'S2'), 0.3, seed=3)\n"
@@ -103,14 +122,17 @@ RIGHT = {
         TOKENS + 'after_s1 = texts(messy.tokens[rows, messy.positions["S1"] + 1][baba])',
         TOKENS + 'after_s1 = messy.tokens[rows, messy.positions["S1+1"]][baba]',
         "after_s1 = [' and']",
+        TOKENS + 'after_s1 = messy.tokens[rows, messy.positions["S1+1"]][baba].double()',
     ],
     "06.5": [
-        GUESS + "guessed = score_of(guess(messy, order, templates))",
-        "facts = pd.DataFrame({'o': order, 't': messy.template_ids.tolist(),\n"
-        "                      'p': messy.positions['IO'].tolist()})\n"
+        GUESS + "guessed = score_of(guess(many, order, templates))",
+        "facts = pd.DataFrame({'o': many.orders, 't': many.template_ids.tolist(),\n"
+        "                      'p': many.positions['IO'].tolist()})\n"
         "counts = facts.groupby(['o', 't', 'p']).size()\n"
         "guessed = counts.groupby(level=[0, 1]).max().sum() / len(facts)",
-        GUESS + "guessed = score_of(guess(messy, order, grouped['template'].tolist()))",
+        # Templates as a probe at S2 reads them.
+        GUESS + "as_read = probing.groups(many, 'S2')['template'].tolist()\n"
+        "guessed = score_of(guess(many, order, as_read))",
     ],
     "06.6": [
         BIT + "part = (values @ unit)[:, None] * unit\n"
@@ -123,6 +145,8 @@ RIGHT = {
         "mean = (at_s2[point][train].mean(dim=0) @ unit).item()\n"
         "for value in values:\n"
         "    erased.append((value + (mean - value @ unit) * unit).tolist())",
+        BIT + "mean = (at_s2[point][train] @ unit).mean()\n"
+        "erased = (values + (mean - values @ unit)[:, None] * unit).half()",
     ],
     "06.7": [
         SWAPPED + "divergence = torch.nn.functional.kl_div(\n"
@@ -143,7 +167,11 @@ WRONG = {
             CLOUD + "_, _, V = torch.linalg.svd(x, full_matrices=False)\n"
             "correlation = with_order(x @ V[0]).abs()",
             r"not centred",
-            "ioi-plain",  # elsewhere it can point the same way
+        ),
+        (
+            CLOUD + "means = x[y == 1].mean(dim=0) - x[y == 0].mean(dim=0)\n"
+            "correlation = with_order(x @ means).abs()",
+            r"uses the labels",
         ),
         (CLOUD + "correlation = with_order(U[:, 1]).abs()", r"second component"),
         (CLOUD + "correlation = with_order((x - x.mean(0)) @ Vh[:, 0]).abs()", r"first column"),
@@ -164,6 +192,13 @@ WRONG = {
             HITS + "standard_error = metrics.mean_and_stderr(right, messy.pair_ids).stderr",
             r"pairs of prompts",
         ),
+        (
+            HITS + "means = torch.stack([right[templates == t].mean() for t in "
+            "templates.unique()])\n"
+            "standard_error = means.std(correction=0) / len(means) ** 0.5",
+            r"one less is due",
+        ),
+        ("standard_error = 1.96 * score.accuracy.stderr", r"95 %"),
         (HITS + "standard_error = right.std()", r"standard deviation"),
         (HITS + "standard_error = right.mean()", r"mean itself"),
         (SUMS + "standard_error = sums.square().sum().sqrt() / len(right)", r"k / \(k - 1\)"),
@@ -206,6 +241,12 @@ WRONG = {
         (TRUNK + "split_rows = rows, rows[:50]", r"in both"),
         (TRUNK + "split_rows = rows[:5], rows[100:200]", r"at least 90"),
         (TRUNK + "split_rows = rows[:200], rows[280:]", r"at least 40"),
+        (
+            TRUNK + "inside = template < 3\n"
+            "outside = ~inside & ~torch.isin(pairs, pairs[inside])\n"
+            "split_rows = outside.long(), inside.long()",
+            r"boolean",
+        ),
         ("split_rows = list(range(200))", r"two lists"),
         ("split_rows = messy[:200].prompts, messy[200:].prompts", r"tensor|[Rr]ow numbers"),
         (TRUNK + "split_rows = rows[:200], rows[200:] + 1", r"from 0 to 299"),
@@ -226,15 +267,25 @@ WRONG = {
             r"follow S2",
         ),
         ("after_s1 = {'and'}", r"leading space"),
+        ("after_s1 = {' to'}", r"1 of your tokens does not stand there, and 1 is missing"),
+        ("after_s1 = {340.5}", r"is no token"),
         ("after_s1 = 0.5", r"set of tokens"),
     ],
     "06.5": [
-        (GUESS + "guessed = score_of(guess(messy))", r"neither order nor template"),
-        (GUESS + "guessed = score_of(guess(messy, order))", r"order only"),
-        (GUESS + "guessed = score_of(guess(messy, templates))", r"template only"),
-        (GUESS + "guessed = score_of(guess(base, order, templates))", r"know everything"),
-        ("guessed = 1 / len(messy.positions['IO'].unique())", r"commoner"),
-        (GUESS + "guessed = score_of(guess(messy, order, templates)) * 300", r"number of prompts"),
+        (GUESS + "guessed = score_of(guess(many))", r"neither order nor template"),
+        (GUESS + "guessed = score_of(guess(many, order))", r"order only"),
+        (GUESS + "guessed = score_of(guess(many, templates))", r"template only"),
+        # Fitted to and scored on ten prompts of a kind.
+        (
+            GUESS + "guessed = score_of(guess(messy, messy.orders, messy.template_ids.tolist()))",
+            r"too high. Take `many`",
+        ),
+        (
+            GUESS + "guessed = score_of(guess(base, base.orders, base.template_ids.tolist()))",
+            r"know everything",
+        ),
+        ("guessed = 1 / len(many.positions['IO'].unique())", r"commoner"),
+        (GUESS + "guessed = score_of(guess(many, order, templates)) * 6000", r"number of prompts"),
     ],
     "06.6": [
         ("erased = at_s2[point][test]", r"as they were"),
@@ -273,6 +324,27 @@ WRONG = {
             "erased = values + (mean - values @ unit)[:, None] * unit",
             r"training rows",
         ),
+        (
+            BIT + "mean = (at_s2[point] @ unit).mean()\n"
+            "erased = values + (mean - values @ unit)[:, None] * unit",
+            r"mean coordinate is over all rows",
+            "ioi-mini",
+        ),
+        (
+            BIT + "abba = torch.tensor([o == 'ABBA' for o in order])\n"
+            "leaky = at_s2[point][~abba].mean(dim=0) - at_s2[point][abba].mean(dim=0)\n"
+            "leaky = leaky / leaky.norm()\n"
+            "mean = (at_s2[point] @ leaky).mean()\n"
+            "erased = values + (mean - values @ leaky)[:, None] * leaky",
+            r"Direction and mean are over all rows",
+        ),
+        # The mean coordinate of one order.
+        (
+            BIT + "mean = (at_s2[point][abba_rows] @ unit).mean()\n"
+            "erased = values + (mean - values @ unit)[:, None] * unit",
+            r"Only the coordinate changed, as it should",
+            "ioi-mini",
+        ),
     ],
     "06.7": [
         (SWAPPED + "divergence = mean_kl(q, p)", r"exchanged", "ioi-mini"),
@@ -307,7 +379,26 @@ WRONG = {
         (
             SWAPPED + "own = probing.activations_at(model, sample, 'S2', point)\n"
             "divergence = mean_kl(p, predict('S2', [lrqp.edit(sample, 'S2', point, own)]))",
-            r"nothing was changed",
+            r"nothing changed at S2",
+        ),
+        # Put in at END: S2 comes before it.
+        (
+            "new = probing.activations_at(model, sample.swap_order(), 'END', point)\n"
+            "e = [lrqp.edit(sample, 'END', point, new)]\n"
+            "p, q = (\n"
+            "    lrqp.logits_at(model, sample, 'S2', edits).log_softmax(-1) for edits in ([], e)\n"
+            ")\n"
+            "divergence = mean_kl(p, q)",
+            r"cannot see a later position",
+        ),
+        (
+            "new = probing.activations_at(model, messy.swap_order(), 'S2', point)\n"
+            "e = [lrqp.edit(messy, 'S2', point, new)]\n"
+            "p, q = (\n"
+            "    lrqp.logits_at(model, messy, 'S2', edits).log_softmax(-1) for edits in ([], e)\n"
+            ")\n"
+            "divergence = mean_kl(p, q)",
+            r"on all of `messy`",
         ),
         (
             "new = probing.activations_at(model, sample.swap_order(), 'S2', point)\n"

@@ -107,11 +107,17 @@ RIGHT = {
         "share = int((found.move.norm(dim=1) > 0).sum()) / len(test)",
         TIMID + "found = lrqp.intervene(x0, timid, test.orders, covariance, true=test.orders)\n"
         "share = found.active.any(dim=1).double().mean().item()",
+        # scikit-learn itself, whose optimum is less exact: a prompt may fall on the other side.
+        "from sklearn.linear_model import LogisticRegression\n"
+        "loose = LogisticRegression(C=0.1, max_iter=5000).fit(x.cpu().numpy(), train.orders)\n"
+        "found = lrqp.intervene(x0, loose, test.orders, covariance, true=test.orders)\n"
+        "share = found.moved.double().mean()",
     ],
     "07.7": [
         "ends = lrqp.intervene(\n"
         "    trio_starts, trio_probe, 'C', trio_covariance, log_alpha=trio_log_alpha\n"
         ").x",
+        "ends = trio.x.float()",
         # Coordinate ascent on the dual.
         TRIO + "mu = torch.zeros_like(r)\n"
         "for _ in range(2000):\n"
@@ -140,6 +146,8 @@ WRONG = {
         ("length = toy_covariance.length(straight.move)", r"straight move"),
         ("length = -lacks / (a @ sigma @ a).sqrt()", r"sign"),
         ("length = cheapest.x", r"single number"),
+        ("length = lacks / (toy_points @ a).std()", r"shrunk a little"),
+        ("length = lacks / (toy_points @ a).std(correction=0)", r"1/n.*shrunk a little"),
     ],
     "07.2": [
         (
@@ -183,6 +191,16 @@ WRONG = {
         ),
         ("moved = [[1.0, 2.0]]", r"prompt d_model"),
         (
+            "inner = probing.fit_covariance(x, train.orders)\n"
+            "moved = lrqp.intervene(x0, probe, opposite, inner, log_alpha=10.0).x",
+            r"not the one within classes",
+        ),
+        (
+            "other = probing.fit_covariance(x0)\n"
+            "moved = lrqp.intervene(x0, probe, opposite, other, log_alpha=10.0).x",
+            r"not of those of `test`",
+        ),
+        (
             "moved = lrqp.intervene(x0, probe, opposite, covariance, true=test.orders).x",
             r"default alpha",
             "ioi-mini",
@@ -216,6 +234,20 @@ WRONG = {
             r"single number",
         ),
         (HOOK + "hooked = metrics.logit_diff(run(before, s2[0], new), test)", r"first prompt's S2"),
+        (
+            HOOK + "hooked = metrics.logit_diff(run(before, s2, new), test) - clean.mean()",
+            r"change from the clean run",
+            "ioi-mini",
+        ),
+        (
+            HOOK + "each = metrics.logit_diff(run(before, s2, new), test, per_prompt=True)\n"
+            "hooked = each.median()",
+            r"median",
+        ),
+        (
+            HOOK + "hooked = metrics.logit_diff(run(before, s2, new), test, per_prompt=True).sum()",
+            r"the sum",
+        ),
     ],
     "07.4": [
         (
@@ -243,6 +275,20 @@ WRONG = {
         (
             ALONE + "share = flipped(lrqp.logit_diffs(model, test, patterns(movers, [])))",
             r"change nothing",
+            "ioi-mini",
+        ),
+        (
+            ALONE + "found = lrqp.attention_patterns(model, test, movers, 'END', [injected])\n"
+            "at = test.positions['S2']\n"
+            "put_in = [lrqp.AttentionEdit(h, at, p) for h, p in found.items()]\n"
+            "share = flipped(lrqp.logit_diffs(model, test, put_in))",
+            r"put in at END",
+            "ioi-mini",
+        ),
+        (
+            ALONE + "share = flipped(lrqp.logit_diffs(model, test, "
+            "patterns(movers[:1], [injected])))",
+            r"all of `movers`",
             "ioi-mini",
         ),
     ],
@@ -337,6 +383,15 @@ WRONG = {
             r"boundary of C",
         ),
         ("ends = trio_starts", r"starts"),
+        (
+            "try:\n"
+            "    found = lrqp.intervene(trio_starts, trio_probe, 'C', trio_covariance,\n"
+            "        solver='osqp', whiten=False, log_alpha=trio_log_alpha)\n"
+            "except lrqp.NotOptimal as refusal:\n"
+            "    found = refusal.solution\n"
+            "ends = found.x",
+            r"entries are wrong",
+        ),
         ("ends = trio.x.T", r"axes are swapped"),
     ],
 }
