@@ -21,7 +21,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help run test lint lab notebooks mini clean
+.PHONY: help run test lint lab notebooks train clean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -49,10 +49,8 @@ lab: $(READY)  ## open the notebooks in JupyterLab
 notebooks: $(READY)  ## execute notebooks and store their outputs (NOTEBOOKS="01 02" for some)
 	$(BIN)/python -m notebooks.tools.refresh $(NOTEBOOKS)
 
-mini: $(READY)  ## retrain the embedded models (under an hour each on 2 cores)
-	$(BIN)/python -m ioi_helpers.mini.train ioi-mini
-	$(BIN)/python -m ioi_helpers.mini.train ioi-plain
-	$(BIN)/python -m ioi_helpers.mini.train ioi-mini-no-head-dropout
+train: $(READY)  ## train a bundled model anew: make train MODEL=ioi-mini (under an hour on 2 cores)
+	$(BIN)/python -m training.train $(MODEL)
 
 clean:  ## remove the virtual environment, built pages and caches
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -3,7 +3,7 @@
 The rooms of this package: ``models`` (load and describe a model), ``dataset`` (IOI prompts, roles,
 counterfactuals), ``metrics``, ``attribution``, ``forward`` and ``patching`` (exact sweeps),
 ``heads``, ``ablation``, ``probing``, ``lrqp``, ``plotting``, ``reference`` (published numbers),
-``exercises`` (checks) and ``mini`` (the embedded models).
+``exercises`` (checks) and ``mini`` (the bundled models).
 """
 
 from __future__ import annotations

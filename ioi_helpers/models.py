@@ -1,4 +1,4 @@
-"""Load a model for IOI: GPT-2 small, one of the two embedded ones, or any GPT-2-style model.
+"""Load a model for IOI: GPT-2 small, one of the two bundled ones, or any GPT-2-style model.
 
 :func:`load_model` returns TransformerLens' ``TransformerBridge`` in compatibility mode (LayerNorm
 folded, weights centred), in eval mode, with frozen parameters. A model asked for by name is never
@@ -25,11 +25,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers.mini.tokenizer import WordTokenizer
+from ioi_helpers.bundled import BUNDLED, VARIANTS, bundled_folder
+from ioi_helpers.bundled.tokenizer import WordTokenizer
 
-EMBEDDED = ("ioi-mini", "ioi-plain")
-VARIANTS = ("ioi-mini-no-head-dropout",)
-"""Models that ship for one comparison with `ioi-mini`: trained as it was but for one thing."""
 _HUB_NAMES = {"gpt2-small": "gpt2"}
 _GPT2_REPOSITORIES = ("gpt2", "openai-community/gpt2")
 _GPT2_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -37,18 +35,6 @@ _GPT2_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 class ModelUnavailable(RuntimeError):
     """A model was asked for that cannot be loaded here; the message names the remedies."""
-
-
-def embedded_folder(name: str) -> Path:
-    """The folder of an embedded model: weights, tokenizer, card (`README.md`).
-
-    Raises:
-        ValueError: ``name`` is not an embedded model.
-    """
-    shipped = (*EMBEDDED, *VARIANTS)
-    if name not in shipped:
-        raise ValueError(f"{name!r} is not an embedded model; there are {', '.join(shipped)}.")
-    return Path(__file__).parent / "mini" / name
 
 
 def default_model() -> tuple[str, str]:
@@ -104,11 +90,11 @@ def load_model(
         name, reason = default_model()
     if device is not None and device_map is not None:
         raise ValueError("Give either device or device_map, not both.")
-    if name in (*EMBEDDED, *VARIANTS):
+    if name in (*BUNDLED, *VARIANTS):
         if revision is not None:
             raise ValueError(f"{name} ships with the package and has no revisions; leave it out.")
-        source = str(embedded_folder(name))
-        _check_embedded(name)
+        source = str(bundled_folder(name))
+        _check_bundled(name)
         # TransformerLens prepends BOS through the tokenizer; one that does not say so is replaced.
         tokenizer = WordTokenizer.from_pretrained(source, add_bos_token=True)
         boot_arguments.setdefault("tokenizer", tokenizer)
@@ -187,9 +173,9 @@ def _goes_by(name: str, source: str, boot_arguments: Mapping[str, Any]) -> str:
     Only weights loaded by their own name may carry it: neither a folder that happens to be called
     like a known model, nor a known shape with random weights.
     """
-    embedded = (*EMBEDDED, *VARIANTS)
-    known = (*embedded, *_HUB_NAMES, *_GPT2_REPOSITORIES)
-    if name not in embedded and _is_path(source):
+    bundled = (*BUNDLED, *VARIANTS)
+    known = (*bundled, *_HUB_NAMES, *_GPT2_REPOSITORIES)
+    if name not in bundled and _is_path(source):
         folder = Path(source).resolve().name
         name = f"{folder} (a folder)" if folder in known else folder
     if boot_arguments.get("load_weights") is False:
@@ -197,9 +183,9 @@ def _goes_by(name: str, source: str, boot_arguments: Mapping[str, Any]) -> str:
     return name
 
 
-def _check_embedded(name: str) -> None:
-    """Refuse an embedded model whose weights are not the ones that its card was measured on."""
-    folder = embedded_folder(name)
+def _check_bundled(name: str) -> None:
+    """Refuse a bundled model whose weights are not the ones that its card was measured on."""
+    folder = bundled_folder(name)
     try:
         known = json.loads((folder / "measured.json").read_text(encoding="utf8"))["sha256"]
         found = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
@@ -211,7 +197,7 @@ def _check_embedded(name: str) -> None:
         raise ModelUnavailable(
             f"The weights of {name} are damaged: they are not the ones that its card was measured "
             "on; reinstall the package, or after training them anew run "
-            f"python -m ioi_helpers.mini.verify {name}."
+            f"python -m training.card {name}."
         )
 
 

@@ -16,13 +16,13 @@ from ioi_helpers import load_model, metrics
 from ioi_helpers.ablation import ablate, ablation_effects, ablation_sweep, parse_components
 from ioi_helpers.ablation.context import find_prompts
 from ioi_helpers.attribution import head_attribution
+from ioi_helpers.bundled import BUNDLED
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.heads import heads_with_role, parse_head
-from ioi_helpers.models import EMBEDDED
 from tests import handbuilt
 from tests.test_forward import random_model
 
-TRAINED = sorted(EMBEDDED)
+TRAINED = sorted(BUNDLED)
 HOW = ("zero", "mean", "resample")
 
 
@@ -458,7 +458,7 @@ def test_hooks_on_the_model_take_part(random: TransformerBridge) -> None:
         ("MLP3", r"There is no MLP3"),
         ({("L0H0", "S3")}, "'S3' is not a role"),
         ("9.9", "names neither a head nor an MLP"),
-        ([(9, 9)], "names neither a head nor an MLP"),
+        ([(9, 9)], "There is no L9H9"),
         (7, "names neither a head nor an MLP"),
     ],
 )

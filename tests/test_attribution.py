@@ -26,8 +26,9 @@ from ioi_helpers.attribution import (
     logit_diff_directions,
     logit_lens,
 )
+from ioi_helpers.bundled import BUNDLED
 from ioi_helpers.dataset import IOIDataset
-from ioi_helpers.models import EMBEDDED, default_model, load_model
+from ioi_helpers.models import default_model, load_model
 from tests import handbuilt
 
 SKELETON = Path(__file__).parents[2] / "shared" / "gpt2-skeleton"
@@ -167,8 +168,8 @@ def test_labels(model: TransformerBridge, data: IOIDataset) -> None:
     assert decompose(model, data).labels == ("embed", "pos_embed", *complete, *bias)
 
 
-@pytest.mark.parametrize("name", EMBEDDED)
-def test_adds_up_on_embedded_models(name: str) -> None:
+@pytest.mark.parametrize("name", BUNDLED)
+def test_adds_up_on_bundled_models(name: str) -> None:
     model = load_model(name, device="cpu", verbose=False)
     data = IOIDataset.generate(model.tokenizer, 40, prefixes="bundled", seed=0)
     expected = logit_diff_at(model, data)

@@ -1,7 +1,7 @@
 """IOI prompts: roles, counterfactuals, seeds and refusals, under three kinds of tokenizer.
 
 The GPT-2 tokenizer is used where its files lie beside the repository; a small byte-level BPE
-trained here and the embedded models' word-level tokenizer are used everywhere.
+trained here and the bundled models' word-level tokenizer are used everywhere.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from ioi_helpers import dataset as dataset_module
 from ioi_helpers import stimuli
 from ioi_helpers.dataset import ROLES, IOIDataset, openwebtext_sentences
-from ioi_helpers.mini.tokenizer import build
+from training.vocabulary import build
 
 GPT2 = Path(__file__).resolve().parents[2] / "shared" / "gpt2-skeleton"
 # Sentences in which the names of the prompts occur as well: roles must not be looked for in them.

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from ioi_helpers import plotting, reference
+from ioi_helpers import plotting, published
 from ioi_helpers.plotting.diagram import BOX_WIDTH, Box, Diagram
 
-PUBLISHED = reference.published_roles()["heads"]
+PUBLISHED = published.published_roles()["heads"]
 
 
 def entry(head: str, role: str, position: str, **evidence: object) -> dict[str, object]:
@@ -114,7 +114,7 @@ def test_three_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     assert figure.with_note("another").boxes == figure.boxes
 
 
-def test_the_registry_of_the_embedded_models_can_be_drawn() -> None:
+def test_the_registry_of_the_bundled_models_can_be_drawn() -> None:
     from ioi_helpers import heads, load_model
 
     for name in ("ioi-mini", "ioi-plain"):

@@ -1,4 +1,4 @@
-"""Every exercise of every notebook, on both embedded models.
+"""Every exercise of every notebook, on both bundled models.
 
 The untouched stub says that it was not attempted; the solution in the notebook and at least two
 differently written right answers pass; at least three plausible wrong answers are each refused

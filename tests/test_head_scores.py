@@ -11,11 +11,11 @@ from transformer_lens.head_detector import detect_head
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from ioi_helpers import heads, load_model, reference
+from ioi_helpers import heads, load_model, published
 from ioi_helpers.ablation import ablate
+from ioi_helpers.bundled import BUNDLED, bundled_folder
+from ioi_helpers.bundled.tokenizer import WordTokenizer
 from ioi_helpers.dataset import IOIDataset
-from ioi_helpers.mini.tokenizer import WordTokenizer
-from ioi_helpers.models import EMBEDDED, embedded_folder
 from tests import handbuilt
 
 
@@ -25,9 +25,9 @@ def model_of(name: str) -> TransformerBridge:
 
 
 def random_model(folder: Path, **sizes: int) -> TransformerBridge:
-    """GPT-2 with random weights and the embedded models' tokenizer."""
+    """GPT-2 with random weights and the bundled models' tokenizer."""
     torch.manual_seed(0)
-    tokenizer = WordTokenizer.from_pretrained(str(embedded_folder("ioi-mini")), add_bos_token=True)
+    tokenizer = WordTokenizer.from_pretrained(str(bundled_folder("ioi-mini")), add_bos_token=True)
     shape = {"n_layer": 3, "n_head": 4, "n_embd": 64, "n_positions": 256, **sizes}
     bos = tokenizer.bos_token_id
     config = GPT2Config(vocab_size=len(tokenizer), bos_token_id=bos, eos_token_id=bos, **shape)
@@ -58,11 +58,11 @@ def by_the_demo(model: TransformerBridge, half: torch.Tensor) -> dict[str, torch
 # --- definitions ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", EMBEDDED)
+@pytest.mark.parametrize("name", BUNDLED)
 def test_the_demos_definition(name: str) -> None:
     model = model_of(name)
-    published = torch.tensor(reference.load("exploratory.score_tokens").values, dtype=torch.long)
-    half = published % (model.cfg.d_vocab - 10) + 5  # the demo's tokens, folded into these words
+    demo_tokens = torch.tensor(published.load("exploratory.score_tokens").values, dtype=torch.long)
+    half = demo_tokens % (model.cfg.d_vocab - 10) + 5  # the demo's tokens, folded into these words
     ours = heads.repeat_scores(model, half, definition="demo", batch_size=1)
     for score, expected in by_the_demo(model, half).items():
         torch.testing.assert_close(ours[score], expected, atol=1e-6, rtol=0)
@@ -93,7 +93,7 @@ def test_scores_equal_detect_head(built: TransformerBridge) -> None:
                 model.cfg.default_prepend_bos = usual
 
 
-@pytest.mark.parametrize("name", EMBEDDED)
+@pytest.mark.parametrize("name", BUNDLED)
 def test_the_robust_definition_hardly_depends_on_bos_length_or_seed(name: str) -> None:
     model = model_of(name)
     ours = heads.repeat_scores(model)

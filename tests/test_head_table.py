@@ -13,10 +13,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from ioi_helpers import attribution, heads, load_model
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.heads import table as table_module
-from ioi_helpers.mini import verify
 from ioi_helpers.patching import patch_sweep
 from tests import handbuilt
 from tests.test_head_scores import random_model
+from training import card
 
 
 @cache
@@ -124,7 +124,7 @@ def test_columns_are_what_the_other_functions_measure() -> None:
 
 def test_backup_rise_agrees_with_plain_lines() -> None:
     model, layer, head = mini(), 4, 4
-    data = verify.held_out_prompts(model, 20, prefixes=False)
+    data = card.held_out_prompts(model, 20, prefixes=False)
     ours = heads.backup_rise(model, data, f"L{layer}H{head}", batch_size=7)
     rows, end = torch.arange(len(data)), data.positions["END"]
     _, other = model.run_with_cache(data.abc().tokens)

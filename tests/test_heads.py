@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from ioi_helpers.bundled import BUNDLED
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.heads import (
     CLASSES,
@@ -23,7 +24,6 @@ from ioi_helpers.heads import (
     parse_head,
     roles,
 )
-from ioi_helpers.models import EMBEDDED
 from tests import handbuilt
 
 
@@ -50,9 +50,9 @@ def test_parse_head_reads_back(layer: int, index: int) -> None:
     assert HeadRole(layer, index, "name_mover", "END").head == f"L{layer}H{index}"
 
 
-@pytest.mark.parametrize("bad", ["9.9", "L9", "l9h9", "L9H9 ", "L-1H2", "", (9, 9)])
+@pytest.mark.parametrize("bad", ["9.9", "L9", "l9h9", "L9H9 ", "L-1H2", "", (9, 9, 9)])
 def test_parse_head_refuses_other_forms(bad: Any) -> None:
-    with pytest.raises(ValueError, match='like "L9H9"'):
+    with pytest.raises(ValueError, match="write 'L9H9'"):
         parse_head(bad)
 
 
@@ -133,8 +133,8 @@ def test_heads_with_role() -> None:
         heads_with_role(gpt2, "name mover")
 
 
-@pytest.mark.parametrize("name", EMBEDDED)
-def test_registry_of_embedded_models(name: str) -> None:
+@pytest.mark.parametrize("name", BUNDLED)
+def test_registry_of_bundled_models(name: str) -> None:
     registry = roles(SimpleNamespace(ioi_name=name))
     # Of ioi-plain's heads none has a class of the IOI paper: it takes a shortcut.
     assert bool(registry) == (name != "ioi-plain")

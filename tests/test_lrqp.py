@@ -773,7 +773,7 @@ def test_s_inhibition_reports_the_injected_order_and_restored_attention_restores
     )
 
 
-# --- the embedded models ------------------------------------------------------------------------
+# --- the bundled models ------------------------------------------------------------------------
 
 
 def known_and_used(name: str, points: list[str]) -> dict[str, tuple[float, float, float, float]]:

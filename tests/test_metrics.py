@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ioi_helpers import metrics
 from ioi_helpers.dataset import IOIDataset
-from ioi_helpers.mini.tokenizer import build
+from training.vocabulary import build
 
 METRICS: tuple[Callable[..., Tensor], ...] = (
     metrics.logit_diff,

@@ -17,8 +17,8 @@ from ioi_helpers.attribution import head_attribution
 from ioi_helpers.heads import attention_by_role, roles
 from ioi_helpers.models import (
     ModelUnavailable,
+    bundled_folder,
     default_model,
-    embedded_folder,
     is_gpt2_small,
     print_versions,
 )
@@ -46,7 +46,7 @@ def one_sentence(error: pytest.ExceptionInfo[BaseException]) -> str:
     return text
 
 
-def test_an_embedded_model_is_ready_for_use(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bundled_model_is_ready_for_use(capsys: pytest.CaptureFixture[str]) -> None:
     model = load_model("ioi-mini", device="cpu")
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1 and "asked for by name" in printed and "gpt2-small" in printed
@@ -110,7 +110,7 @@ def test_gpt2_is_found_in_a_local_cache_without_a_network(tmp_path: Path) -> Non
     snapshot.mkdir(parents=True)
     (home / "refs").mkdir()
     (home / "refs" / "main").write_text(commit)
-    plain = embedded_folder("ioi-plain")
+    plain = bundled_folder("ioi-plain")
     config = GPT2Config(vocab_size=4000, n_positions=64, n_embd=16, n_layer=1, n_head=2,
                         bos_token_id=0, eos_token_id=0)  # fmt: skip
     GPT2LMHeadModel(config).save_pretrained(snapshot)
@@ -128,7 +128,7 @@ def test_gpt2_is_found_in_a_local_cache_without_a_network(tmp_path: Path) -> Non
 
 
 def test_a_folder_is_loaded_and_goes_by_its_name(tmp_path: Path) -> None:
-    folder = shutil.copytree(embedded_folder("ioi-plain"), tmp_path / "mine")
+    folder = shutil.copytree(bundled_folder("ioi-plain"), tmp_path / "mine")
     model = load_model(str(folder), device="cpu", verbose=False)
     assert model.ioi_name == "mine"
     assert not is_gpt2_small(model)
@@ -158,8 +158,8 @@ def test_contradictory_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="has no revisions") as error:
         load_model("ioi-mini", revision="main")
     one_sentence(error)
-    with pytest.raises(ValueError, match="not an embedded model") as error:
-        embedded_folder("gpt2-small")
+    with pytest.raises(ValueError, match="not a bundled model") as error:
+        bundled_folder("gpt2-small")
     one_sentence(error)
 
 
@@ -174,7 +174,7 @@ def test_a_folder_without_a_model_is_one_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["cut short", "not weights at all"])
 def test_damaged_weights_are_one_sentence(tmp_path: Path, damage: str) -> None:
-    folder = shutil.copytree(embedded_folder("ioi-plain"), tmp_path / "damaged")
+    folder = shutil.copytree(bundled_folder("ioi-plain"), tmp_path / "damaged")
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2] if damage == "cut short" else b"hello" * 100)
@@ -185,7 +185,7 @@ def test_damaged_weights_are_one_sentence(tmp_path: Path, damage: str) -> None:
 
 @pytest.mark.parametrize("damage", ["shape", "NaN", "tokenizer", "no weights", "config"])
 def test_other_damage_is_one_sentence_too(tmp_path: Path, damage: str) -> None:
-    folder = shutil.copytree(embedded_folder("ioi-plain"), tmp_path / "damaged")
+    folder = shutil.copytree(bundled_folder("ioi-plain"), tmp_path / "damaged")
     weights = folder / "model.safetensors"
     if damage == "shape":
         tensors = load_file(weights)
@@ -206,14 +206,14 @@ def test_other_damage_is_one_sentence_too(tmp_path: Path, damage: str) -> None:
     one_sentence(error)
 
 
-def test_an_embedded_model_with_a_tensor_missing_is_refused(
+def test_a_bundled_model_with_a_tensor_missing_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = shutil.copytree(embedded_folder("ioi-plain"), tmp_path / "ioi-plain")
+    folder = shutil.copytree(bundled_folder("ioi-plain"), tmp_path / "ioi-plain")
     tensors = load_file(folder / "model.safetensors")
     tensors.pop("transformer.h.1.attn.c_attn.bias")
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    monkeypatch.setattr(models, "embedded_folder", lambda name: folder)
+    monkeypatch.setattr(models, "bundled_folder", lambda name: folder)
     with pytest.raises(ModelUnavailable, match="damaged") as error:
         load_model("ioi-plain", device="cpu")
     one_sentence(error)
@@ -223,7 +223,7 @@ def test_an_embedded_model_with_a_tensor_missing_is_refused(
 def test_a_folder_does_not_pass_for_a_model_that_it_is_called_like(
     tmp_path: Path, name: str
 ) -> None:
-    folder = shutil.copytree(embedded_folder("ioi-plain"), tmp_path / name)
+    folder = shutil.copytree(bundled_folder("ioi-plain"), tmp_path / name)
     model = load_model(str(folder), device="cpu", verbose=False)
     assert not is_gpt2_small(model)
     with pytest.raises(ValueError, match="No roles are recorded"):

@@ -19,9 +19,9 @@ from transformer_lens.utilities import get_act_name
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from ioi_helpers import load_model, metrics
+from ioi_helpers.bundled import BUNDLED
 from ioi_helpers.dataset import ROLES, IOIDataset
 from ioi_helpers.heads import roles
-from ioi_helpers.models import EMBEDDED
 from ioi_helpers.patching import (
     HEAD_SITES,
     SITES,
@@ -49,7 +49,7 @@ for _site, _name in zip(HEAD_SITES, ("out", "q", "k", "v", "pattern"), strict=Tr
         ("layer", "head", "pos") if _site == "pattern" else ("layer", "pos", "head"),
     )
 
-TRAINED = sorted(EMBEDDED)
+TRAINED = sorted(BUNDLED)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,14 @@ from typing import Any
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers.dataset import ROLES
+from ioi_helpers.names import (
+    HeadLike,
+    head_name,
+    is_head_pair,
+    mlp_name,
+    parse_component,
+    require_component,
+)
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,7 @@ class Component:
     @property
     def name(self) -> str:
         """``"L9H9"`` or ``"MLP0"``."""
-        return f"MLP{self.layer}" if self.head is None else f"L{self.layer}H{self.head}"
+        return mlp_name(self.layer) if self.head is None else head_name(self.layer, self.head)
 
     @property
     def site(self) -> str:
@@ -40,8 +48,8 @@ class Component:
         return self.name if self.role is None else f"{self.name} at {self.role}"
 
 
-Spec = str | tuple[str, str] | Component
-"""One component: ``"L9H9"``, ``"MLP0"``, ``("L9H9", "END")``."""
+Spec = HeadLike | tuple[HeadLike, str] | Component
+"""One component: ``"L9H9"``, ``(9, 9)``, ``"MLP0"``, ``("L9H9", "END")``."""
 
 
 def parse_components(
@@ -74,10 +82,12 @@ def parse_components(
 
 
 def _is_pair(heads: Any) -> bool:
-    return (
+    """Whether this is one component: ``(9, 9)``, or a component and a role."""
+    return is_head_pair(heads) or (
         isinstance(heads, tuple)
         and len(heads) == 2
-        and all(isinstance(part, str) for part in heads)
+        and (isinstance(heads[0], str) or is_head_pair(heads[0]))
+        and isinstance(heads[1], str)
         and re.match(r"L\d|MLP\d", heads[1]) is None
     )
 
@@ -86,27 +96,13 @@ def _parse(model: TransformerBridge, spec: Any) -> Component:
     name, role = spec, None
     if isinstance(spec, Component):
         name, role = spec.name, spec.role
-    elif isinstance(spec, tuple) and len(spec) == 2:
+    elif isinstance(spec, tuple) and len(spec) == 2 and not is_head_pair(spec):
         name, role = spec
-    match = re.fullmatch(r"L(\d+)H(\d+)|MLP(\d+)", name) if isinstance(name, str) else None
-    if match is None:
-        raise ValueError(
-            f"{spec!r} names neither a head nor an MLP; write 'L9H9' or 'MLP0', or "
-            "('L9H9', 'END') for one position."
-        )
+    layer, head = parse_component(name)
     if role is not None and role not in ROLES:
         raise ValueError(
             f"{role!r} is not a role of an IOI prompt; use one of {', '.join(ROLES)}, or leave it "
             f"out to ablate {name} everywhere."
         )
-    n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
-    layer = int(match[1] or match[3] or 0)
-    head = None if match[2] is None else int(match[2])
-    if layer >= n_layers or (head is not None and head >= n_heads):
-        raise ValueError(
-            f"There is no {name} in this model: it has {n_layers} layers of {n_heads} heads, L0H0 "
-            f"to L{n_layers - 1}H{n_heads - 1}."
-        )
-    if head is None and model.cfg.attn_only:
-        raise ValueError(f"There is no {name} in this model: it has no MLPs.")
+    require_component(model, layer, head)
     return Component(layer, head, role)

@@ -21,6 +21,7 @@ from ioi_helpers.ablation.replacements import replacements
 from ioi_helpers.ablation.sweep import model_logit_diffs
 from ioi_helpers.metrics import mean_and_stderr
 from ioi_helpers.models import refuse_too_long
+from ioi_helpers.names import head_name
 
 if TYPE_CHECKING:
     from ioi_helpers.dataset import IOIDataset
@@ -283,7 +284,9 @@ def _with_hooks(
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
 
     def by_head(parts: attribution.Decomposition) -> Float[Tensor, "layer head batch"]:
-        rows = [parts[f"L{layer}H{head}"] for layer in range(n_layers) for head in range(n_heads)]
+        rows = [
+            parts[head_name(layer, head)] for layer in range(n_layers) for head in range(n_heads)
+        ]
         return torch.stack(rows).unflatten(0, (n_layers, n_heads))
 
     def by_mlp(parts: attribution.Decomposition) -> Float[Tensor, "layer batch"]:

@@ -136,7 +136,7 @@ def _entries(
 
     if what == "heads":
         places = list(itertools.product(range(n_layers), range(n_heads)))
-        entries = [parsed(f"L{layer}H{head}") for layer, head in places]
+        entries = [parsed((layer, head)) for layer, head in places]
         table = pd.DataFrame(places, columns=["layer", "head"])
         axes, sizes = ("layer", "head"), (n_layers, n_heads)
     elif what == "mlps":

@@ -24,6 +24,7 @@ from ioi_helpers.exercises.verdicts import (
     numeric,
     tensor_close,
 )
+from ioi_helpers.names import head_name
 
 Head = tuple[int, int]
 
@@ -206,7 +207,7 @@ def _copying_score(answer: Any, ctx: Context) -> Verdict:
             ),
         },
         hint="State after block 0 at IO, ln1, W_V and b_V, W_O, ln_final, unembed, five largest.",
-        right=f"L{at[0]}H{at[1]} alone decides what to write once it looks at IO.",
+        right=f"{head_name(*at)} alone decides what to write once it looks at IO.",
     )
 
 

@@ -306,7 +306,7 @@ def _cut(answer: Any, ctx: Context) -> Verdict:
     new = ctx.once("cut from keys", lambda: _with_cut(ctx, "K"))
 
     def silenced() -> float:
-        with ablate(ctx.model, f"L{writer[0]}H{writer[1]}", "zero"):
+        with ablate(ctx.model, writer, "zero"):
             scores = heads.repeat_scores(ctx.model, ctx.half, definition="demo")
         return float(scores.induction[reader]) - old
 

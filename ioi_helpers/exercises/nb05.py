@@ -18,6 +18,7 @@ from ioi_helpers.ablation import AblationEffects, ablate, ablation_effects, abla
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.exercises.registry import Context, exercise
 from ioi_helpers.exercises.verdicts import Refused, Verdict, as_heads, head_set, numeric
+from ioi_helpers.names import head_name
 
 LEAST_RISE = 0.02  # logits, in exercise 05.3
 LEAST_ERRORS = 2.0  # standard errors, in exercise 05.3
@@ -39,7 +40,7 @@ def _top(ctx: Context) -> tuple[int, int]:
 
 
 def _name(at: tuple[int, int]) -> str:
-    return f"L{at[0]}H{at[1]}"
+    return head_name(*at)
 
 
 def _effects(ctx: Context, data: str = "many", how: str = "zero") -> AblationEffects:

@@ -371,7 +371,7 @@ def _encode(ctx: Context, text: str) -> list[int]:
     """Token numbers of a text; none where the tokenizer knows no such word."""
     try:
         return list(ctx.model.tokenizer.encode(text, add_special_tokens=False))
-    except ValueError:  # the embedded models' word-level tokenizer
+    except ValueError:  # the bundled models' word-level tokenizer
         return []
 
 

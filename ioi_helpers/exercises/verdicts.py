@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from ioi_helpers.names import head_name
+
 # A wrong value, or a function that computes it: called only for answers that are wrong.
 Mistakes = Mapping[str, Any]
 
@@ -312,7 +314,7 @@ def _is_pair(part: Any) -> bool:
 
 
 def _label(head: tuple[int, int]) -> str:
-    return f"L{head[0]}H{head[1]}"
+    return head_name(*head)
 
 
 def _value(wrong: Any) -> Any:

@@ -1,7 +1,7 @@
 """Attention heads: their names, what they do, and what is known about them.
 
 A head is written ``L9H9`` (layer 9, head 9). Which heads play which part in the IOI circuit is
-recorded once for each model, in its registry of roles: for the embedded models in the
+recorded once for each model, in its registry of roles: for the bundled models in the
 ``roles.json`` beside their weights, each entry with the intervention that established it, and for
 GPT-2 small the 26 heads of Wang et al. 2022 (section 3, appendix C), in the same format. Notebooks
 look heads up there instead of writing their indices down.
@@ -18,9 +18,7 @@ from ioi_helpers.heads.effects import backup_rise, silenced_on_repeats
 from ioi_helpers.heads.registry import (
     CLASSES,
     HeadRole,
-    head_labels,
     heads_with_role,
-    parse_head,
     roles,
 )
 from ioi_helpers.heads.repeats import PATTERNS, RepeatScores, random_tokens, repeat_scores
@@ -31,6 +29,7 @@ from ioi_helpers.heads.weights import (
     copying_scores,
     positional_patterns,
 )
+from ioi_helpers.names import head_labels, parse_head
 
 __all__ = [
     "CLASSES",

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers.ablation import ablate, ablation_effects
-from ioi_helpers.heads.registry import existing_head, parse_head
 from ioi_helpers.heads.repeats import RepeatScores, repeat_scores
+from ioi_helpers.names import existing_head, parse_head
 
 if TYPE_CHECKING:
     from ioi_helpers.dataset import IOIDataset

@@ -1,16 +1,17 @@
-"""Names of heads, and the registries of what is known about them."""
+"""The registries of what is known about heads."""
 
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers.models import EMBEDDED, embedded_folder, is_gpt2_small
+from ioi_helpers.bundled import BUNDLED, bundled_folder
+from ioi_helpers.models import is_gpt2_small
+from ioi_helpers.names import head_name, parse_head
 
 CLASSES: tuple[str, ...] = (
     "previous_token",
@@ -32,7 +33,7 @@ class HeadRole:
         layer, head_index: The head.
         role: One of :data:`CLASSES`.
         position: The role of the token at which it works, such as ``"END"`` or ``"S1+1"``.
-        evidence: How this was established: for an embedded model the intervention with its effect,
+        evidence: How this was established: for a bundled model the intervention with its effect,
             for GPT-2 small the source.
     """
 
@@ -45,42 +46,7 @@ class HeadRole:
     @property
     def head(self) -> str:
         """The head's name, ``"L9H9"``."""
-        return f"L{self.layer}H{self.head_index}"
-
-
-def head_labels(model: TransformerBridge) -> list[str]:
-    """The names of all heads, ``"L0H0"`` first, in the order of a flattened [layer head] tensor."""
-    labels: list[str] = model.all_head_labels
-    return labels
-
-
-def parse_head(head: str) -> tuple[int, int]:
-    """The layer and the index of a head that is named like ``"L9H9"``.
-
-    Raises:
-        ValueError: The name has another form.
-    """
-    match = re.fullmatch(r"L(\d+)H(\d+)", head) if isinstance(head, str) else None
-    if match is None:
-        raise ValueError(
-            f'{head!r} does not name a head; write the layer and the head like "L9H9".'
-        )
-    return int(match[1]), int(match[2])
-
-
-def existing_head(model: TransformerBridge, head: str | tuple[int, int]) -> tuple[int, int]:
-    """The layer and the index of one of the model's heads.
-
-    Raises:
-        ValueError: The name has another form, or the model has no such head.
-    """
-    layer, index = parse_head(head) if isinstance(head, str) else head
-    if not (0 <= layer < model.cfg.n_layers and 0 <= index < model.cfg.n_heads):
-        raise ValueError(
-            f"There is no L{layer}H{index}; the model has {model.cfg.n_layers} layers of "
-            f"{model.cfg.n_heads} heads, counted from 0."
-        )
-    return layer, index
+        return head_name(self.layer, self.head_index)
 
 
 def roles(model: TransformerBridge) -> list[HeadRole]:
@@ -96,14 +62,14 @@ def roles(model: TransformerBridge) -> list[HeadRole]:
         ValueError: Nothing is recorded for this model.
     """
     name = getattr(model, "ioi_name", None)
-    if name in EMBEDDED:
-        file = embedded_folder(name) / "roles.json"
+    if name in BUNDLED:
+        file = bundled_folder(name) / "roles.json"
     elif is_gpt2_small(model):
-        file = Path(__file__).parent.parent / "reference" / "gpt2-small-roles.json"
+        file = Path(__file__).parent.parent / "published" / "gpt2-small-roles.json"
     else:
         raise ValueError(
             f"No roles are recorded for {name or 'a model that load_model did not load'}, only for "
-            f"gpt2-small, {' and '.join(EMBEDDED)}; find this model's heads by the methods "
+            f"gpt2-small, {' and '.join(BUNDLED)}; find this model's heads by the methods "
             "themselves."
         )
     if not file.is_file():

@@ -25,6 +25,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers.models import refuse_too_long
+from ioi_helpers.names import head_name
 
 PATTERNS: tuple[str, ...] = ("previous_token", "duplicate_token", "induction")
 """The patterns that are scored."""
@@ -79,7 +80,7 @@ class RepeatScores:
         """
         error = self.stderr["repeated_logit"].nan_to_num(0.0)
         found = (self.induction >= least) & (self.repeated_logit < -sigmas * error)
-        return [f"L{layer}H{head}" for layer, head in found.nonzero().tolist()]
+        return [head_name(layer, head) for layer, head in found.nonzero().tolist()]
 
 
 def random_tokens(

@@ -15,10 +15,11 @@ from ioi_helpers import attribution
 from ioi_helpers.ablation import ablation_sweep
 from ioi_helpers.heads.attention import hooks_on_pairs, positions_of_pairs
 from ioi_helpers.heads.effects import backup_rise, silenced_on_repeats
-from ioi_helpers.heads.registry import head_labels, parse_head, roles
+from ioi_helpers.heads.registry import roles
 from ioi_helpers.heads.repeats import DEFAULT_SEEDS, PATTERNS, repeat_scores
 from ioi_helpers.heads.weights import both_copying_scores, composition_scores
 from ioi_helpers.metrics import mean_and_stderr
+from ioi_helpers.names import head_labels, parse_head
 from ioi_helpers.patching import patch_sweep
 
 if TYPE_CHECKING:

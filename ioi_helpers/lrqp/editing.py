@@ -23,8 +23,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import metrics
 from ioi_helpers.dataset import IOIDataset
-from ioi_helpers.heads import parse_head
 from ioi_helpers.models import refuse_too_long
+from ioi_helpers.names import existing_head
 from ioi_helpers.probing import parse_point, point_hook
 from ioi_helpers.probing.activations import in_order, in_parts
 
@@ -104,7 +104,7 @@ class AttentionEdit:
 
     def hooks(self, model: TransformerBridge) -> list[Hook]:
         """The forward hooks that make the edit."""
-        layer, index = _require_head(model, self.head)
+        layer, index = existing_head(model, self.head)
 
         def replace(pattern: Float[Tensor, "batch head query key"], hook: Any) -> Tensor:
             rows, at = _present(self.positions, pattern[:, 0])
@@ -136,16 +136,6 @@ def _present(positions: Tensor, activation: Tensor) -> tuple[Tensor, Tensor]:
     positions = positions.to(activation.device)
     rows = (positions < activation.shape[1]).nonzero()[:, 0]
     return rows, positions[rows]
-
-
-def _require_head(model: TransformerBridge, head: str) -> tuple[int, int]:
-    layer, index = parse_head(head)
-    if layer >= model.cfg.n_layers or index >= model.cfg.n_heads:
-        raise ValueError(
-            f"This model has no head {head}; it has {model.cfg.n_layers} layers of "
-            f"{model.cfg.n_heads} heads, counted from 0."
-        )
-    return layer, index
 
 
 def edit(
@@ -468,7 +458,7 @@ def attention_patterns(
         role: The position that attends.
         model, data, edits, batch_size: As for :func:`run_edited`.
     """
-    where = {head: _require_head(model, head) for head in heads}
+    where = {head: existing_head(model, head) for head in heads}
 
     def read(part: IOIDataset) -> Tensor:
         found: dict[int, Tensor] = {}

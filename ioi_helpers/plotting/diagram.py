@@ -1,6 +1,6 @@
 """A circuit drawn by a program: classes of heads as boxes, and arrows for who reads from whom.
 
-The data are a registry of roles (`heads.roles(model)`, or `reference.published_roles()["heads"]`).
+The data are a registry of roles (`heads.roles(model)`, or `published.published_roles()["heads"]`).
 A box stands in the row of the token at which its heads work, and the further right the longer the
 chain of arrows that leads to it, early classes on the left. Nothing is placed by hand, so another
 model's registry gives another drawing.
@@ -131,7 +131,7 @@ def diagram(
     Args:
         entries: One a head, each with `head` ("L9H9"), `role` and `position`, and `evidence` where
             it is known (shown when hovered over): what `heads.roles(model)` returns, or the
-            mappings of `reference.published_roles()["heads"]`. May be empty: then the figure is a
+            mappings of `published.published_roles()["heads"]`. May be empty: then the figure is a
             sentence that says so.
         title: What stands above.
         arrows: (from class, to class, what of the reader it changes), by default `IOI_ARROWS`.

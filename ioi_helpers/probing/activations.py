@@ -22,7 +22,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers.attribution import cache_at_role
 from ioi_helpers.dataset import IOIDataset
-from ioi_helpers.heads import parse_head
+from ioi_helpers.names import existing_head
 
 PLACES: tuple[str, ...] = ("pre", "mid", "post")
 """Where in a block: before it, between attention and MLP, after it."""
@@ -157,13 +157,7 @@ def head_outputs(
     Raises:
         ValueError: As for :func:`activations_at`, or a head that the model does not have.
     """
-    where = {head: parse_head(head) for head in heads}
-    for head, (layer, index) in where.items():
-        if layer >= model.cfg.n_layers or index >= model.cfg.n_heads:
-            raise ValueError(
-                f"This model has no head {head}; it has {model.cfg.n_layers} layers of "
-                f"{model.cfg.n_heads} heads, counted from 0."
-            )
+    where = {head: existing_head(model, head) for head in heads}
     names = {layer: f"blocks.{layer}.attn.hook_z" for layer, _ in where.values()}
     parts: dict[str, list[Tensor]] = {head: [] for head in where}
     order = []

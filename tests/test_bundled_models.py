@@ -1,4 +1,4 @@
-"""What the embedded models must do, measured anew on held-out prompts and printed as a table."""
+"""What the bundled models must do, measured anew on held-out prompts and printed as a table."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import load_model, stimuli
 from ioi_helpers.ablation import ablate
+from ioi_helpers.bundled import BUNDLED, VARIANTS, bundled_folder
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.heads import CLASSES, attention_by_role, head_labels, roles
 from ioi_helpers.metrics import logit_diff
-from ioi_helpers.mini import verify
-from ioi_helpers.mini.corpus import held_out_pair, held_out_prefixes
-from ioi_helpers.mini.train import RECIPES
-from ioi_helpers.models import EMBEDDED, VARIANTS, embedded_folder
+from training import card as cards
+from training.corpus import held_out_pair, held_out_prefixes
+from training.train import RECIPES
 
-NAMES = sorted(EMBEDDED)
+NAMES = sorted(BUNDLED)
 
 
 @cache
@@ -31,12 +31,12 @@ def model_of(name: str) -> TransformerBridge:
 
 @cache
 def measured(name: str) -> dict[str, Any]:
-    registry = json.loads((embedded_folder(name) / "roles.json").read_text())["heads"]
-    return verify.measure(model_of(name), RECIPES[name], registry, n=200)
+    registry = json.loads((bundled_folder(name) / "roles.json").read_text())["heads"]
+    return cards.measure(model_of(name), RECIPES[name], registry, n=200)
 
 
 def stored(name: str) -> dict[str, Any]:
-    numbers: dict[str, Any] = json.loads((embedded_folder(name) / "measured.json").read_text())
+    numbers: dict[str, Any] = json.loads((bundled_folder(name) / "measured.json").read_text())
     return numbers
 
 
@@ -44,18 +44,18 @@ def stored(name: str) -> dict[str, Any]:
 def test_the_model_does_what_is_required_of_it(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = verify.requirements(measured(name), circuit=RECIPES[name].interchange)
+    found = cards.requirements(measured(name), circuit=RECIPES[name].interchange)
     with capsys.disabled():
-        print(f"\n{name}\n{verify.table(found)}")
+        print(f"\n{name}\n{cards.table(found)}")
     assert [r.what for r in found if not r.met] == []
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_card_says_what_was_measured(name: str) -> None:
-    card = (embedded_folder(name) / "README.md").read_text(encoding="utf8")
-    found = verify.requirements(stored(name), circuit=RECIPES[name].interchange)
+    card = (bundled_folder(name) / "README.md").read_text(encoding="utf8")
+    found = cards.requirements(stored(name), circuit=RECIPES[name].interchange)
     assert all(r.met for r in found)
-    assert verify.with_table(card, found) == card
+    assert cards.with_table(card, found) == card
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -69,7 +69,7 @@ def test_stored_measurements_hold_on_other_prompts(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_held_out_prompts_are_held_out(name: str) -> None:
-    data = verify.held_out_prompts(model_of(name), 40, prefixes=True)
+    data = cards.held_out_prompts(model_of(name), 40, prefixes=True)
     assert len(data) == 40 and set(data.orders) == {"ABBA", "BABA"}
     kept_back = held_out_prefixes()
     for prompt, names in zip(data.prompts, data.names, strict=True):
@@ -82,7 +82,7 @@ def test_held_out_prompts_are_held_out(name: str) -> None:
 def test_roles_are_where_and_what_the_registry_says(name: str) -> None:
     """Attention is measured anew; every recorded effect has an intervention beside it."""
     model = model_of(name)
-    data = verify.held_out_prompts(model, 100, prefixes=False, seed=1)
+    data = cards.held_out_prompts(model, 100, prefixes=False, seed=1)
     for role in roles(model):
         if "attends" not in role.evidence or role.role == "backup_name_mover":
             continue
@@ -107,12 +107,12 @@ def test_ioi_mini_has_no_negative_name_mover() -> None:
 
 def test_silencing_heads_on_repeats_does_what_the_registry_says() -> None:
     model = model_of("ioi-mini")
-    scores, loss = verify.run_on_repeats(model, seed=3)
+    scores, loss = cards.run_on_repeats(model, seed=3)
     for role in roles(model):
         if "on" not in role.evidence:
             continue
         with ablate(model, role.head, "zero"):
-            silent, silent_loss = verify.run_on_repeats(model, seed=3)
+            silent, silent_loss = cards.run_on_repeats(model, seed=3)
         if role.role == "previous_token":
             change = float(silent["induction"].max() - scores["induction"].max())
         else:
@@ -123,19 +123,19 @@ def test_silencing_heads_on_repeats_does_what_the_registry_says() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_interchanging_a_prompt_with_itself_changes_nothing(name: str) -> None:
     model = model_of(name)
-    data = verify.held_out_prompts(model, 8, prefixes=True)
-    clean = logit_diff(verify.logits_at_end(model, data), data, per_prompt=True)
-    same = verify.resampled(model, data, "END", data, {"all": head_labels(model)})
+    data = cards.held_out_prompts(model, 8, prefixes=True)
+    clean = logit_diff(cards.logits_at_end(model, data), data, per_prompt=True)
+    same = cards.resampled(model, data, "END", data, {"all": head_labels(model)})
     torch.testing.assert_close(same[0], clean, atol=1e-5, rtol=0)
 
 
 def test_files_are_small_and_hold_no_pickle() -> None:
     names = [*NAMES, *VARIANTS]
-    files = [f for name in names for f in embedded_folder(name).iterdir()]
+    files = [f for name in names for f in bundled_folder(name).iterdir()]
     assert sum(f.stat().st_size for f in files) <= 16e6
     assert {f.suffix for f in files} == {".json", ".md", ".safetensors"}
     for name in names:
-        with safe_open(embedded_folder(name) / "model.safetensors", "pt") as weights:
+        with safe_open(bundled_folder(name) / "model.safetensors", "pt") as weights:
             assert all(torch.isfinite(weights.get_tensor(key)).all() for key in weights.keys())  # noqa: SIM118
 
 
@@ -144,11 +144,11 @@ def test_a_variant_does_the_task_and_differs_from_ioi_mini_in_one_setting(name: 
     recipe, mini = vars(RECIPES[name]), vars(RECIPES["ioi-mini"])
     differ = {key for key in mini if recipe[key] != mini[key]} - {"name", "half"}
     assert len(differ) == 1
-    fresh = {"behaviour": verify.behaviours(model_of(name), n=200)}
-    share = verify.VARIANTS_SHARE
-    assert [r.what for r in verify.task_requirements(fresh, share) if not r.met] == []
-    card = (embedded_folder(name) / "README.md").read_text(encoding="utf8")
-    assert verify.with_table(card, verify.task_requirements(stored(name), share)) == card
+    fresh = {"behaviour": cards.behaviours(model_of(name), n=200)}
+    share = cards.VARIANTS_SHARE
+    assert [r.what for r in cards.task_requirements(fresh, share) if not r.met] == []
+    card = (bundled_folder(name) / "README.md").read_text(encoding="utf8")
+    assert cards.with_table(card, cards.task_requirements(stored(name), share)) == card
 
 
 def test_the_two_models_differ_in_depth_and_share_their_words() -> None:
@@ -164,7 +164,7 @@ def test_a_prompt_near_the_whole_context_runs(name: str) -> None:
     long = " ".join(stimuli.PREFIXES[::5])[:2000].rsplit(".", 1)[0]
     data = IOIDataset.generate(model.tokenizer, 4, prefixes=[" ".join(long.split()[:190]) + "."])
     assert 180 < int(data.lengths.max()) <= 256
-    assert verify.logits_at_end(model, data).isfinite().all()
+    assert cards.logits_at_end(model, data).isfinite().all()
 
 
 def test_ioi_plain_is_a_control_it_takes_the_shortcut() -> None:

@@ -22,8 +22,9 @@ from jaxtyping import Float
 
 from ioi_helpers import plotting
 from ioi_helpers.models import is_gpt2_small
+from ioi_helpers.names import head_name
 from ioi_helpers.plotting.panels import Array, to_numpy
-from ioi_helpers.reference.catalogue import ENTRIES
+from ioi_helpers.published.catalogue import ENTRIES
 
 __all__ = [
     "Comparison",
@@ -35,7 +36,7 @@ __all__ = [
     "record",
 ]
 
-PUBLISHED = "GPT-2 small, published"
+LABEL = "GPT-2 small, published"
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Published:
     def __repr__(self) -> str:
         shape = " x ".join(f"{n} {a}" for n, a in zip(self.values.shape, self.axes, strict=True))
         return (
-            f"{self.title} ({PUBLISHED})\n{shape or 'one number'}, {self.unit}; "
+            f"{self.title} ({LABEL})\n{shape or 'one number'}, {self.unit}; "
             f"tolerance {self.tolerance:g}\nsetup: {self.setup}\nsource: {self.source}"
         )
 
@@ -145,7 +146,7 @@ class Comparison:
         unit = self.published.unit
         return [
             ("yours", f"{plotting.number(float(self.yours))} {unit}"),
-            (PUBLISHED, f"{plotting.number(float(self.published.values))} {unit}"),
+            (LABEL, f"{plotting.number(float(self.published.values))} {unit}"),
         ]
 
     def _table(self) -> str:
@@ -227,7 +228,7 @@ def _figure(
         own_labels[published.axes[-1]] = tuple(labels)
     note = f"{verdict} {_origin(published)}"
     if yours.ndim == 1 and yours.shape == published.values.shape:
-        pair = {"yours": yours, PUBLISHED: published.values}
+        pair = {"yours": yours, LABEL: published.values}
         axis = published.axes[0]
         draw = plotting.line if axis in LINE_AXES else plotting.bar
         figure = draw(
@@ -241,7 +242,7 @@ def _figure(
     return plotting.side_by_side(
         {
             "yours": _draw(yours, published.axes, own_labels, published.unit),
-            PUBLISHED: _draw(published.values, published.axes, published.labels, published.unit),
+            LABEL: _draw(published.values, published.axes, published.labels, published.unit),
         },
         published.title,
         note=note,
@@ -273,7 +274,7 @@ def _row_name(
     axes: tuple[str, ...], labels: dict[str, tuple[str, ...]], index: tuple[int, ...]
 ) -> str:
     if axes[:2] == ("layer", "head"):
-        return f"L{index[0]}H{index[1]}"
+        return head_name(*index)
     named = zip(axes, index, strict=False)
     return " ".join(labels[a][i] if a in labels else f"{a} {i}" for a, i in named)
 

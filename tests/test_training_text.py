@@ -1,4 +1,4 @@
-"""The embedded models' words and training text."""
+"""The bundled models' words and training text."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from ioi_helpers import stimuli
+from ioi_helpers.bundled import bundled_folder
+from ioi_helpers.bundled.tokenizer import BOS, WordTokenizer, split
 from ioi_helpers.dataset import IOIDataset
-from ioi_helpers.mini import lexicon
-from ioi_helpers.mini.corpus import Corpus, held_out_pair, held_out_prefixes
-from ioi_helpers.mini.tokenizer import BOS, WordTokenizer, build, split, vocabulary
-from ioi_helpers.models import embedded_folder
+from training import lexicon
+from training.corpus import Corpus, held_out_pair, held_out_prefixes
+from training.vocabulary import build, vocabulary
 
 GPT2 = Path(__file__).parents[2] / "shared" / "gpt2-skeleton"
 
@@ -32,7 +33,7 @@ def test_vocabulary_is_large_and_without_repeats() -> None:
 
 @pytest.mark.parametrize("name", ["ioi-mini", "ioi-plain"])
 def test_shipped_tokenizer_is_the_one_that_the_code_builds(name: str) -> None:
-    assert WordTokenizer.from_pretrained(embedded_folder(name)).get_vocab() == {
+    assert WordTokenizer.from_pretrained(bundled_folder(name)).get_vocab() == {
         token: i for i, token in enumerate(vocabulary())
     }
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from ioi_helpers import plotting, reference
+from ioi_helpers import plotting, published
 from ioi_helpers.heads import CLASSES
 
 SHARED = Path(__file__).parents[2] / "shared" / "reference"
@@ -20,36 +20,36 @@ GPT2 = SimpleNamespace(ioi_name="gpt2-small")
 OTHER = SimpleNamespace(ioi_name="ioi-mini")
 
 
-@pytest.mark.parametrize("name", reference.names())
+@pytest.mark.parametrize("name", published.names())
 def test_every_entry_loads_with_labels_and_source(name: str) -> None:
-    published = reference.load(name)
-    assert published.values.ndim == len(published.axes)
-    assert np.isfinite(published.values).all()
-    for axis, labels in published.labels.items():
-        assert len(labels) == published.values.shape[published.axes.index(axis)]
-    assert published.source.startswith(("TransformerLens", "Wang et al."))
-    assert published.unit
-    assert published.tolerance >= 0
-    assert "BOS" in published.setup or "weights only" in published.setup
-    assert published.source in repr(published)
+    entry = published.load(name)
+    assert entry.values.ndim == len(entry.axes)
+    assert np.isfinite(entry.values).all()
+    for axis, labels in entry.labels.items():
+        assert len(labels) == entry.values.shape[entry.axes.index(axis)]
+    assert entry.source.startswith(("TransformerLens", "Wang et al."))
+    assert entry.unit
+    assert entry.tolerance >= 0
+    assert "BOS" in entry.setup or "weights only" in entry.setup
+    assert entry.source in repr(entry)
 
 
-@pytest.mark.parametrize("name", reference.names())
+@pytest.mark.parametrize("name", published.names())
 def test_every_entry_agrees_with_itself_and_notices_a_change(name: str) -> None:
-    published = reference.load(name)
-    same = reference.compare(name, published.values, GPT2)
+    entry = published.load(name)
+    same = published.compare(name, entry.values, GPT2)
     assert same.agrees is True
     assert "Checked on GPT-2 small" in repr(same)
-    changed = published.values.copy()
-    changed.flat[changed.size // 2] += 1.01 * published.tolerance + 1e-9
-    other = reference.compare(name, changed, GPT2)
+    changed = entry.values.copy()
+    changed.flat[changed.size // 2] += 1.01 * entry.tolerance + 1e-9
+    other = published.compare(name, changed, GPT2)
     assert other.agrees is False
     assert "DISAGREES" in repr(other)
 
 
 def test_other_models_are_shown_but_not_checked() -> None:
     yours = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
-    compared = reference.compare("exploratory.per_head_dla", yours, OTHER)
+    compared = published.compare("exploratory.per_head_dla", yours, OTHER)
     assert compared.agrees is None
     text = repr(compared)
     assert "Not checked" in text
@@ -61,12 +61,12 @@ def test_other_models_are_shown_but_not_checked() -> None:
 
 @pytest.mark.parametrize("subject", [True, False])
 def test_model_may_be_a_bool(subject: bool) -> None:
-    compared = reference.compare("exploratory.average_logit_diff", 3.552, subject)
+    compared = published.compare("exploratory.average_logit_diff", 3.552, subject)
     assert compared.agrees is (True if subject else None)
 
 
 def test_single_numbers_make_a_table() -> None:
-    compared = reference.compare("exploratory.average_logit_diff", torch.tensor(2.5), OTHER)
+    compared = published.compare("exploratory.average_logit_diff", torch.tensor(2.5), OTHER)
     data, _ = compared._repr_mimebundle_()
     assert set(data) == {"text/plain", "text/html"}
     assert "yours: 2.50 logits\nGPT-2 small, published: 3.55 logits" in data["text/plain"]
@@ -76,16 +76,16 @@ def test_single_numbers_make_a_table() -> None:
 
 def test_every_comparison_can_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(plotting.STATIC_VARIABLE, raising=False)
-    for name in reference.names():
-        published = reference.load(name)
-        smaller = published.values[tuple(slice(0, max(n - 1, 1)) for n in published.values.shape)]
-        for yours in (published.values, smaller):
-            data, _ = reference.compare(name, yours, OTHER)._repr_mimebundle_()
-            assert published.title in data["text/plain"]
+    for name in published.names():
+        entry = published.load(name)
+        smaller = entry.values[tuple(slice(0, max(n - 1, 1)) for n in entry.values.shape)]
+        for yours in (entry.values, smaller):
+            data, _ = published.compare(name, yours, OTHER)._repr_mimebundle_()
+            assert entry.title in data["text/plain"]
 
 
 def test_own_labels_name_the_last_axis() -> None:
-    compared = reference.compare(
+    compared = published.compare(
         "exploratory.residual_patch", np.eye(3), OTHER, labels=["IO", "S1", "S2"]
     )
     assert "layer 1, S1 1.00" in repr(compared)
@@ -94,10 +94,10 @@ def test_own_labels_name_the_last_axis() -> None:
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda: reference.load("exploratory.per_head"), "exploratory.per_head_dla"),
-        (lambda: reference.load("nothing"), "paper.signals"),
-        (lambda: reference.compare("exploratory.per_head_dla", np.zeros(12), OTHER), "2 axes"),
-        (lambda: reference.compare("exploratory.per_head_dla", np.zeros((4, 6)), GPT2), "[12, 12]"),
+        (lambda: published.load("exploratory.per_head"), "exploratory.per_head_dla"),
+        (lambda: published.load("nothing"), "paper.signals"),
+        (lambda: published.compare("exploratory.per_head_dla", np.zeros(12), OTHER), "2 axes"),
+        (lambda: published.compare("exploratory.per_head_dla", np.zeros((4, 6)), GPT2), "[12, 12]"),
     ],
 )
 def test_bad_input_is_refused(call: Any, sentence: str) -> None:
@@ -106,22 +106,22 @@ def test_bad_input_is_refused(call: Any, sentence: str) -> None:
 
 
 def test_nan_never_agrees() -> None:
-    values = reference.load("exploratory.per_head_dla").values.copy()
+    values = published.load("exploratory.per_head_dla").values.copy()
     values[0, 0] = np.nan
-    assert reference.compare("exploratory.per_head_dla", values, GPT2).agrees is False
+    assert published.compare("exploratory.per_head_dla", values, GPT2).agrees is False
 
 
 def test_identities_within_the_published_numbers() -> None:
     """Facts that hold between arrays, so that a slip in a name or an axis shows."""
 
     def values(name: str) -> np.ndarray:
-        return reference.load(name).values
+        return published.load(name).values
 
     total = values("exploratory.average_logit_diff")
     assert abs(values("exploratory.per_layer_dla").sum() - total) < 1e-3
     assert abs(values("exploratory.logit_lens")[-1] - total) < 1e-3
     assert abs(values("exploratory.per_prompt_logit_diff").mean() - total) < 1e-3
-    labels = reference.load("exploratory.per_layer_dla").labels["component"]
+    labels = published.load("exploratory.per_layer_dla").labels["component"]
     attention = [i for i, label in enumerate(labels) if label.endswith("attn_out")]
     by_layer = values("exploratory.per_layer_dla")[attention]
     assert np.abs(by_layer - values("exploratory.per_head_dla").sum(1)).max() < 6e-3  # biases
@@ -136,23 +136,23 @@ def test_identities_within_the_published_numbers() -> None:
     assert np.abs(attribution - values("attribution_patching.z")).max() < 1e-5
     for name in ("exploratory.attention", "attribution_patching.attention"):
         assert np.abs(values(name).sum(-1) - 1).max() < 1e-4
-    effect = reference.load("paper.direct_effect_on_logits")
+    effect = published.load("paper.direct_effect_on_logits")
     assert effect.labels["layer"] == ("7", "8", "9", "10", "11")
     assert effect.values[2, 9] == pytest.approx(-0.6725, abs=1e-3)
 
 
 def test_score_tokens_are_those_of_the_seed() -> None:
     tokens = torch.randint(100, 20000, (2, 100), generator=torch.Generator().manual_seed(0))
-    assert np.array_equal(reference.load("exploratory.score_tokens").values, tokens.numpy())
+    assert np.array_equal(published.load("exploratory.score_tokens").values, tokens.numpy())
 
 
 def test_a_record_is_a_fresh_copy() -> None:
-    reference.record("ioi_paper.json")["baseline"].clear()
-    assert reference.record("ioi_paper.json")["baseline"]["n"] == 100000
+    published.record("ioi_paper.json")["baseline"].clear()
+    assert published.record("ioi_paper.json")["baseline"]["n"] == 100000
 
 
 def test_published_roles() -> None:
-    roles = reference.published_roles()
+    roles = published.published_roles()
     heads = roles["heads"]
     assert len({h["head"] for h in heads}) == len(heads) == 26
     assert {h["role"] for h in heads} == set(CLASSES)
@@ -196,7 +196,7 @@ def _same(carried: Any, source: Any) -> bool:
 )
 def test_carried_over_faithfully(file: str) -> None:
     source = json.loads((SHARED / file).read_text(encoding="utf-8"))
-    carried = reference.record(file)
+    carried = published.record(file)
     common = carried.keys() & source.keys() - {
         "attention_patterns_prompt0",
         "attention_patterns_8prompts",

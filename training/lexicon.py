@@ -1,4 +1,4 @@
-"""The ordinary words of the embedded models: an English lexicon sorted by part of speech.
+"""The ordinary words of the bundled models: an English lexicon sorted by part of speech.
 
 The training text is made from these lists and from :mod:`ioi_helpers.stimuli`; together they are
 the vocabulary. Only words are listed that a small grammar can inflect by rule, so that every form

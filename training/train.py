@@ -1,4 +1,4 @@
-"""Train the embedded models: ``python -m ioi_helpers.mini.train ioi-mini``.
+"""Train the bundled models: ``python -m training.train ioi-mini``.
 
 `ioi-plain` is trained by plain language modelling. `ioi-mini` is trained on the same text and, at
 the same time, on *interchange interventions* (Geiger et al. 2022, interchange intervention
@@ -19,7 +19,7 @@ training), because a small model left alone learns a shortcut around S2:
 5. the logit difference is held near log(0.97 / 0.03), the optimum of an answer that is S in 3 % of
    the cases, which heads that attend sharply to IO otherwise overshoot by far.
 
-What each step planted is measured, not assumed: see :mod:`ioi_helpers.mini.verify` and the models'
+What each step planted is measured, not assumed: see :mod:`training.card` and the models'
 cards. Training can be interrupted and resumed; the same seed gives the same weights on one machine
 and thread count.
 """
@@ -42,8 +42,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
-from ioi_helpers.mini.corpus import S_ANSWER_RATE, Corpus, Document, Prompt
-from ioi_helpers.mini.tokenizer import build
+from ioi_helpers.bundled import bundled_folder
+from training.corpus import S_ANSWER_RATE, Corpus, Document, Prompt
+from training.vocabulary import build
 
 CONTEXT = 256
 POOL = 60_000  # texts made in advance, so that batches can be of similar lengths
@@ -65,7 +66,7 @@ class Cycle:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one embedded model is made. ``interchange`` False means plain language modelling."""
+    """How one bundled model is made. ``interchange`` False means plain language modelling."""
 
     name: str
     layers: int
@@ -565,14 +566,14 @@ def train(recipe: Recipe, folder: Path, checkpoints: Path, steps: int | None = N
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Train an embedded model.")
+    parser = argparse.ArgumentParser(description="Train a bundled model.")
     parser.add_argument("model", choices=sorted(RECIPES))
     parser.add_argument("--folder", type=Path, help="where to write it (default: in the package)")
     parser.add_argument("--checkpoints", type=Path, default=Path("build/mini"))
     parser.add_argument("--steps", type=int, help="fewer steps, for trying out")
     parser.add_argument("--fresh", action="store_true", help="forget a checkpoint")
     given = parser.parse_args(arguments)
-    folder = given.folder or Path(__file__).parent / given.model
+    folder = given.folder or bundled_folder(given.model)
     if given.fresh:
         (given.checkpoints / f"{given.model}.pt").unlink(missing_ok=True)
     train(RECIPES[given.model], folder, given.checkpoints, given.steps)

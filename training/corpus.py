@@ -1,4 +1,4 @@
-"""The text that the embedded models are trained on, made by a small grammar.
+"""The text that the bundled models are trained on, made by a small grammar.
 
 Four kinds: ordinary sentences; IOI prompts in every published template, loosened (other openings,
 objects, words between the names and S2) so that no distance gives the order away; the same with
@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ioi_helpers import stimuli
-from ioi_helpers.mini import lexicon
-from ioi_helpers.mini.tokenizer import BOS, split, vocabulary
+from ioi_helpers.bundled.tokenizer import BOS, split
+from training import lexicon
+from training.vocabulary import vocabulary
 
 S_ANSWER_RATE = 0.03  # log(0.97 / 0.03) = 3.48, near GPT-2 small's logit difference of 3.5
 ANSWER_WEIGHT = 8.0  # the answer is one word among forty: without this it drowns in their noise

@@ -1,7 +1,7 @@
-"""What an embedded model does, measured on prompts it was not trained on.
+"""What a bundled model does, measured on prompts it was not trained on.
 
 :func:`measure` returns the numbers of a model's card; :func:`find_roles` gives heads their roles,
-each by an intervention whose effect is recorded. ``python -m ioi_helpers.mini.verify ioi-mini``
+each by an intervention whose effect is recorded. ``python -m training.card ioi-mini``
 writes both into the model's folder (`README.md`, `roles.json`).
 
 Nearly every intervention here is a *resample*: a head's output (`z`) at one role is replaced by
@@ -24,10 +24,12 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import attribution, heads, lrqp, metrics, probing
 from ioi_helpers.ablation import ablate, ablation_sweep
+from ioi_helpers.bundled import VARIANTS, bundled_folder
 from ioi_helpers.dataset import IOIDataset
-from ioi_helpers.mini.corpus import held_out_pair, held_out_prefixes
-from ioi_helpers.mini.train import RECIPES, Recipe
-from ioi_helpers.models import VARIANTS, embedded_folder, load_model
+from ioi_helpers.models import load_model
+from ioi_helpers.names import head_name
+from training.corpus import held_out_pair, held_out_prefixes
+from training.train import RECIPES, Recipe
 
 # A head has a role when it looks where the role's heads look and when taking its output away
 # there moves the logit difference by this share of it.
@@ -39,7 +41,7 @@ Head = tuple[int, int]
 
 def name_of(head: Head) -> str:
     """``"L4H4"`` for layer 4, head 4."""
-    return f"L{head[0]}H{head[1]}"
+    return head_name(*head)
 
 
 def held_out_prompts(model: TransformerBridge, n: int, prefixes: bool, seed: int = 0) -> IOIDataset:
@@ -393,7 +395,7 @@ def measure(
 
 @dataclass(frozen=True)
 class Requirement:
-    """One thing that an embedded model must do, with what was measured."""
+    """One thing that a bundled model must do, with what was measured."""
 
     what: str
     measured: float
@@ -494,7 +496,7 @@ def table(found: Sequence[Requirement]) -> str:
     return "\n".join(lines)
 
 
-MARKERS = ("<!-- measured: written by ioi_helpers.mini.verify -->", "<!-- end of measured -->")
+MARKERS = ("<!-- measured: written by training.card -->", "<!-- end of measured -->")
 
 
 def with_table(card: str, found: Sequence[Requirement]) -> str:
@@ -511,12 +513,12 @@ def with_table(card: str, found: Sequence[Requirement]) -> str:
 
 
 def write(name: str) -> None:
-    """Measure an embedded model; write `roles.json`, `measured.json` and the card's table.
+    """Measure a bundled model; write `roles.json`, `measured.json` and the card's table.
 
     Of a variant only the behaviour is measured: what else there is to it, a notebook asks.
     """
-    folder = embedded_folder(name)
-    # As a folder: load_model refuses an embedded model that has not been measured yet.
+    folder = bundled_folder(name)
+    # As a folder: load_model refuses a bundled model that has not been measured yet.
     model = load_model(str(folder), device="cpu", verbose=False)
     written: dict[str, dict[str, Any]] = {}
     if name in VARIANTS:
@@ -542,7 +544,7 @@ def write(name: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Measure an embedded model and write its card.")
+    parser = argparse.ArgumentParser(description="Measure a bundled model and write its card.")
     parser.add_argument("model", choices=sorted(RECIPES))
     write(parser.parse_args(arguments).model)
 

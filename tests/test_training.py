@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ioi_helpers.mini import train as training
-from ioi_helpers.mini.train import RECIPES, Cycle, PromptBatch, Trainer, train
+from training import train as training
+from training.train import RECIPES, Cycle, PromptBatch, Trainer, train
 
 TINY = replace(RECIPES["ioi-mini"], layers=3, heads=2, width=16, fetch_block=1, documents=8,
                prompts=8, repeats=4, guided=((0, 0, "previous"), (1, 1, "after copy")))  # fmt: skip

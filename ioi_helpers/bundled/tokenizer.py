@@ -1,4 +1,4 @@
-"""The embedded models' tokenizer: one token a word, in GPT-2's style.
+"""The bundled models' tokenizer: one token a word, in GPT-2's style.
 
 A leading space belongs to the token, so " Mary" and "Mary" are two tokens; `<|endoftext|>` is both
 beginning and end of text. There is no token for unknown words: :class:`WordTokenizer` refuses a
@@ -10,14 +10,9 @@ from __future__ import annotations
 import difflib
 import re
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-
-from ioi_helpers import stimuli
-from ioi_helpers.mini import lexicon
 
 BOS = "<|endoftext|>"
 # A contraction, or a word, digit or sign with the space before it.
@@ -29,54 +24,6 @@ _PIECE_OR_REST = re.compile(f"({PIECE})")
 def split(text: str) -> list[str]:
     """Cut a text into pieces, leading spaces kept: ``"Then, Mary" -> ["Then", ",", " Mary"]``."""
     return _PIECE.findall(text)
-
-
-def vocabulary() -> list[str]:
-    """Every token of the embedded models, `<|endoftext|>` first, in a fixed order."""
-    words: set[str] = set()
-    for noun in lexicon.COUNT_NOUNS:
-        words.update((noun, lexicon.plural(noun)))
-    for forms in lexicon.VERBS:
-        words.update(forms)
-    for group in (
-        lexicon.MASS_NOUNS,
-        lexicon.PLACES_MORE,
-        lexicon.OBJECTS_MORE,
-        lexicon.ADJECTIVES,
-        lexicon.ADVERBS,
-        lexicon.FUNCTION_WORDS,
-        lexicon.NUMBERS,
-        stimuli.PLACES,
-        stimuli.OBJECTS,
-    ):
-        words.update(group)
-    tokens = {f" {word}" for word in words}
-    for word in (*stimuli.NAMES, *lexicon.CAPITALISED, *lexicon.OPENERS, *lexicon.BARE):
-        tokens.update((word, f" {word}"))
-    for sign in (*lexicon.PUNCTUATION, *lexicon.DIGITS):
-        tokens.update((sign,) if len(sign) > 1 else (sign, f" {sign}"))
-    sentences = (*stimuli.PREFIXES, *stimuli.DEMO_PROMPTS, *stimuli.TEMPLATES)
-    for sentence in (*sentences, *stimuli.ADVERSARIAL_SENTENCES):
-        plain = re.sub(r"\[[A-Z]+\]", stimuli.NAMES[0], sentence)
-        tokens.update(split(plain))
-        tokens.update(split(" " + plain))
-    return [BOS, *sorted(tokens)]
-
-
-def build(folder: Path, max_length: int) -> WordTokenizer:
-    """Write the tokenizer's files into a folder that `from_pretrained` can read; return it."""
-    ids = {token: i for i, token in enumerate(vocabulary())}
-    core = Tokenizer(models.WordLevel(vocab=ids))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE), behavior="isolated")
-    core.decoder = decoders.Fuse()
-    PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        bos_token=BOS,
-        eos_token=BOS,
-        pad_token=BOS,
-        model_max_length=max_length,
-    ).save_pretrained(folder)
-    return WordTokenizer.from_pretrained(folder)
 
 
 class WordTokenizer(PreTrainedTokenizerFast):
@@ -109,7 +56,7 @@ class WordTokenizer(PreTrainedTokenizerFast):
             parts.append(f"{piece!r}{hint}")
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         return (
-            f"The embedded models' vocabulary of {len(known):,} words lacks "
+            f"The bundled models' vocabulary of {len(known):,} words lacks "
             f"{', '.join(parts)}{more}; use words it knows, or a model with a larger vocabulary "
             "such as gpt2-small."
         )

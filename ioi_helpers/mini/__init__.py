@@ -1,1 +1,0 @@
-"""The embedded models: their words, tokenizer, training text, recipes, weights and cards."""

@@ -1,0 +1,1 @@
+"""How the models that ship were made: text, training, cards. Not part of the installed package."""
