@@ -579,7 +579,7 @@ def test_edits_that_do_not_fit_are_refused(tiny: TransformerBridge, data: IOIDat
     ):
         tiny(data.tokens[:4])
     with (
-        pytest.raises(ValueError, match="no head L3H0"),
+        pytest.raises(ValueError, match="There is no L3H0"),
         lrqp.edited(tiny, lrqp.AttentionEdit("L3H0", data.positions["END"], new)),
     ):
         pass

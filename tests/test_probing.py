@@ -100,7 +100,7 @@ def test_a_point_or_head_beyond_the_model_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match="no point L5.pre; its 5 layers"):
         probing.activations_at(built, data[:2], "S2", "L5.pre")
-    with pytest.raises(ValueError, match="no head L0H4"):
+    with pytest.raises(ValueError, match="There is no L0H4"):
         probing.head_outputs(built, data[:2], "S2", ["L0H4"])
     with pytest.raises(ValueError, match="'S3' is not a role"):
         probing.activations_at(built, data[:2], "S3", "L1.pre")
