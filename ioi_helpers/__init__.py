@@ -1,9 +1,6 @@
 """Mechanistic interpretability of the Indirect Object Identification circuit, hands on.
 
-The rooms of this package: ``models`` (load and describe a model), ``dataset`` (IOI prompts, roles,
-counterfactuals), ``metrics``, ``attribution``, ``forward`` and ``patching`` (exact sweeps),
-``heads``, ``ablation``, ``probing``, ``lrqp``, ``plotting``, ``reference`` (published numbers),
-``exercises`` (checks) and ``mini`` (the bundled models).
+Its rooms, what happens in each and which may import which stand in CONTRIBUTING.md, "The house".
 """
 
 from __future__ import annotations
