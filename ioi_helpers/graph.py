@@ -16,6 +16,7 @@ An MLP and the final stream read their own token only.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -203,12 +204,14 @@ class Circuit:
         nodes: The components at their roles.
         edges: The edges, or None.
         classes: Names of groups of nodes, such as the head classes of the IOI paper.
+        notes: What is known of a node, to be read (a figure shows it).
         name: What it is called in figures and tables.
     """
 
     nodes: frozenset[Node]
     edges: frozenset[Edge] | None = None
     classes: Mapping[str, frozenset[Node]] = field(default_factory=dict, compare=False)
+    notes: Mapping[Node, str] = field(default_factory=dict, compare=False)
     name: str = field(default="", compare=False)
 
     @classmethod
@@ -226,43 +229,78 @@ class Circuit:
 
     @classmethod
     def of_registry(cls, entries: Iterable[Mapping[str, Any]], name: str = "") -> Circuit:
-        """From the entries of a registry: mappings with ``head``, ``position``, ``head_class``."""
+        """From the entries of a registry.
+
+        Args:
+            entries: Mappings with ``head``, ``head_class`` and ``position`` (a role), and with
+                ``evidence`` where it is known, which becomes the node's note.
+            name: The circuit's name.
+
+        Raises:
+            ValueError: An entry lacks one of them, or stands twice.
+        """
         classes: dict[str, set[Node]] = {}
+        notes: dict[Node, str] = {}
         for entry in entries:
-            node = parse_node((entry["head"], entry["position"]))
-            classes.setdefault(entry["head_class"], set()).add(node)
+            head, head_class, position = (
+                entry.get(key) for key in ("head", "head_class", "position")
+            )
+            if not head or not isinstance(head_class, str) or not isinstance(position, str):
+                raise ValueError(
+                    f"{dict(entry)} does not say head, head_class and position; pass the entries "
+                    "of a registry."
+                )
+            node = parse_node((head, position))
+            members = classes.setdefault(head_class, set())
+            if node in members:
+                raise ValueError(f"{node} stands twice in the head class {head_class}.")
+            members.add(node)
+            known = "\n".join(_lines(entry.get("evidence") or {}))
+            notes[node] = "\n".join(filter(None, (notes.get(node), known)))
         grouped = {label: frozenset(nodes) for label, nodes in classes.items()}
-        return cls(frozenset().union(*grouped.values()), classes=grouped, name=name)
+        return cls(frozenset(notes), classes=grouped, notes=notes, name=name)
 
     @classmethod
     def of_scores(
         cls,
-        scores: Mapping[NodeLike, float] | Iterable[tuple[NodeLike, float]],
+        scores: Mapping[Any, float] | Iterable[tuple[Any, float]],
         *,
         at_least: float | None = None,
         top: int | None = None,
         key: Callable[[float], float] = abs,
         name: str = "",
     ) -> Circuit:
-        """The nodes whose score is large: at least a threshold, or the ``top`` largest.
+        """The nodes, or edges, whose score is large: above a threshold, or the ``top`` largest.
 
         Args:
-            scores: A score for each node.
+            scores: A score for each node, in any form of :data:`NodeLike`, or for each `Edge`.
             at_least, top: One of them.
             key: What is compared; the size of a score unless told otherwise. Ties at the end of
                 ``top`` go to earlier nodes.
+            name: The circuit's name.
 
         Raises:
-            ValueError: Both or neither of ``at_least`` and ``top`` are given.
+            ValueError: Both or neither of ``at_least`` and ``top`` are given, or a score is not a
+                number.
         """
         if (at_least is None) == (top is None):
             raise ValueError("Give either at_least= or top=.")
         pairs = scores.items() if isinstance(scores, Mapping) else scores
-        ranked = sorted(((key(float(s)), parse_node(node)) for node, s in pairs),
-                        key=lambda pair: (-pair[0], pair[1]))  # fmt: skip
+        ranked = [
+            (key(float(score)), what if isinstance(what, Edge) else parse_node(what))
+            for what, score in pairs
+        ]
+        for score, what in ranked:
+            if math.isnan(score):
+                raise ValueError(f"The score of {what} is not a number; leave it out.")
+        ranked.sort(key=lambda pair: (-pair[0], _order(pair[1])))
         if at_least is not None:
             ranked = [pair for pair in ranked if pair[0] >= at_least]
-        return cls(frozenset(node for _, node in ranked[:top]), name=name)
+        chosen = [what for _, what in ranked[:top]]
+        edges = [what for what in chosen if isinstance(what, Edge)]
+        if edges:
+            return cls.of_edges(edges, name)
+        return cls.of((what for what in chosen if isinstance(what, Node)), name)
 
     def __contains__(self, node: object) -> bool:
         return node in self.nodes
@@ -299,7 +337,8 @@ class Circuit:
             )  # fmt: skip
         classes = {label: members & nodes for label, members in self.classes.items()}
         classes = {label: members for label, members in classes.items() if members}
-        return Circuit(nodes, edges, classes, self.name)
+        notes = {node: text for node, text in self.notes.items() if node in nodes}
+        return Circuit(nodes, edges, classes, notes, self.name)
 
     def outside(self, shape: Shape, roles: Iterable[str], mlps: bool = False) -> list[Node]:
         """All nodes of the model at these roles that are not in the circuit, early ones first.
@@ -316,6 +355,10 @@ class Circuit:
     def roles_of(self, layer: int, head: int | None) -> frozenset[str | None]:
         """The roles at which a component is in the circuit."""
         return frozenset(n.role for n in self.nodes if (n.layer, n.head) == (layer, head))
+
+    def sorted_edges(self) -> list[Edge]:
+        """The edges in a fixed order: by sender, then by receiver; none if they are not known."""
+        return sorted(self.edges or (), key=_order)
 
     def require(self, model: TransformerBridge) -> None:
         """Refuse a circuit with nodes that the model does not have, or edges it cannot have.
@@ -336,19 +379,19 @@ class Circuit:
         def row(node: Node | None) -> list[str | None] | None:
             return None if node is None else [node.name, node.role]
 
-        key = lambda edge: (edge.sender, edge.receiver or Node(10**9, None), edge.input)  # noqa: E731
         return json.dumps(
             {
                 "name": self.name,
                 "nodes": [row(node) for node in self],
                 "edges": None if self.edges is None else [
                     [row(edge.sender), row(edge.receiver), edge.input]
-                    for edge in sorted(self.edges, key=key)
+                    for edge in self.sorted_edges()
                 ],
                 "classes": {
                     label: [row(node) for node in sorted(members)]
                     for label, members in self.classes.items()
                 },
+                "notes": [[row(node), text] for node, text in sorted(self.notes.items())],
             },
             indent=1,
         )  # fmt: skip
@@ -372,10 +415,28 @@ class Circuit:
                 _read_nodes(data["nodes"]),
                 edges,
                 {label: _read_nodes(rows) for label, rows in data["classes"].items()},
+                {parse_node(tuple(node)): text for node, text in data["notes"]},
                 data["name"],
             )
         except (TypeError, KeyError, ValueError) as error:
             raise ValueError(f"This is no circuit as to_json writes it ({error}).") from error
+
+
+def _order(what: Node | Edge) -> tuple[Any, ...]:
+    """Nodes early to late; edges by their sender, then by their receiver, the final stream last."""
+    if isinstance(what, Node):
+        return what._order()
+    receiver = what.receiver or Node(10**9, None)
+    return what.sender._order(), receiver._order(), what.input
+
+
+def _lines(evidence: Mapping[str, Any]) -> Iterator[str]:
+    """Evidence as a few short lines; nested findings are written on one line each."""
+    for what, value in evidence.items():
+        if isinstance(value, Mapping):
+            measured = f"{value.get('value')} {value.get('unit', '')}"
+            value = value.get("finding") or measured.strip()
+        yield f"{what.replace('_', ' ')}: {value}"
 
 
 def _read_nodes(rows: Iterable[Any]) -> frozenset[Node]:

@@ -18,7 +18,7 @@ from ioi_helpers.ablation.context import find_prompts
 from ioi_helpers.attribution import head_attribution
 from ioi_helpers.bundled import BUNDLED
 from ioi_helpers.dataset import IOIDataset
-from ioi_helpers.heads import heads_with_role, parse_head
+from ioi_helpers.heads import heads_of_class, parse_head
 from tests import handbuilt
 from tests.test_forward import random_model
 
@@ -388,13 +388,13 @@ def test_heads_of_the_reference_circuit_are_found() -> None:
     sweep = ablation_sweep(mini, data, reference=reference, role="END")
     effect = sweep.effect().mean(dim=-1).flatten()
     lost_most = [sweep.labels[i].split()[0] for i in effect.argsort()[:2].tolist()]
-    assert set(lost_most) <= set(heads_with_role(mini, "s_inhibition"))
-    movers = heads_with_role(mini, "name_mover")
+    assert set(lost_most) <= set(heads_of_class(mini, "s_inhibition"))
+    movers = heads_of_class(mini, "name_mover")
     direct = head_attribution(mini, data).flatten()
     top = mini.all_head_labels[int(direct.argmax())]
     assert top in movers
     found = ablation_effects(mini, data, (top, "END"), "mean", reference=reference)
-    for name in heads_with_role(mini, "backup_name_mover"):
+    for name in heads_of_class(mini, "backup_name_mover"):
         layer, head = parse_head(name)
         change = metrics.mean_and_stderr(found.heads[layer, head], clusters=data.pair_ids)
         assert change.mean > 4 * change.stderr > 0

@@ -15,7 +15,7 @@ from ioi_helpers import load_model, stimuli
 from ioi_helpers.ablation import ablate
 from ioi_helpers.bundled import BUNDLED, VARIANTS, bundled_folder
 from ioi_helpers.dataset import IOIDataset
-from ioi_helpers.heads import CLASSES, attention_by_role, head_labels, roles
+from ioi_helpers.heads import HEAD_CLASSES, attention_by_role, head_labels, registry
 from ioi_helpers.metrics import logit_diff
 from training import card as cards
 from training.corpus import held_out_pair, held_out_prefixes
@@ -31,8 +31,8 @@ def model_of(name: str) -> TransformerBridge:
 
 @cache
 def measured(name: str) -> dict[str, Any]:
-    registry = json.loads((bundled_folder(name) / "roles.json").read_text())["heads"]
-    return cards.measure(model_of(name), RECIPES[name], registry, n=200)
+    known = json.loads((bundled_folder(name) / "registry.json").read_text())["heads"]
+    return cards.measure(model_of(name), RECIPES[name], known, n=200)
 
 
 def stored(name: str) -> dict[str, Any]:
@@ -79,24 +79,24 @@ def test_held_out_prompts_are_held_out(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_roles_are_where_and_what_the_registry_says(name: str) -> None:
+def test_heads_are_where_and_what_the_registry_says(name: str) -> None:
     """Attention is measured anew; every recorded effect has an intervention beside it."""
     model = model_of(name)
     data = cards.held_out_prompts(model, 100, prefixes=False, seed=1)
-    for role in roles(model):
-        if "attends" not in role.evidence or role.role == "backup_name_mover":
+    for entry in registry(model):
+        if "attends" not in entry.evidence or entry.head_class == "backup_name_mover":
             continue
-        query, key = role.evidence["attends"].split(" to ")
+        query, key = entry.evidence["attends"].split(" to ")
         looks = attention_by_role(model, data, query=query, keys=(key,))
-        assert float(looks[role.layer, role.head_index, 0]) == pytest.approx(
-            role.evidence["attention"], abs=0.1
+        assert float(looks[entry.layer, entry.head_index, 0]) == pytest.approx(
+            entry.evidence["attention"], abs=0.1
         )
-        assert role.evidence["intervention"] and abs(role.evidence["effect"]) > 0
+        assert entry.evidence["intervention"] and abs(entry.evidence["effect"]) > 0
 
 
-def test_ioi_mini_has_heads_of_every_class_but_one() -> None:
-    classes = {role.role for role in roles(model_of("ioi-mini"))}
-    assert set(CLASSES) - classes == {"negative_name_mover"}
+def test_ioi_mini_has_heads_of_every_head_class_but_one() -> None:
+    found = registry(model_of("ioi-mini")).head_classes
+    assert set(HEAD_CLASSES) - set(found) == {"negative_name_mover"}
 
 
 def test_ioi_mini_has_no_negative_name_mover() -> None:
@@ -108,16 +108,16 @@ def test_ioi_mini_has_no_negative_name_mover() -> None:
 def test_silencing_heads_on_repeats_does_what_the_registry_says() -> None:
     model = model_of("ioi-mini")
     scores, loss = cards.run_on_repeats(model, seed=3)
-    for role in roles(model):
-        if "on" not in role.evidence:
+    for entry in registry(model):
+        if "on" not in entry.evidence:
             continue
-        with ablate(model, role.head, "zero"):
+        with ablate(model, entry.head, "zero"):
             silent, silent_loss = cards.run_on_repeats(model, seed=3)
-        if role.role == "previous_token":
+        if entry.head_class == "previous_token":
             change = float(silent["induction"].max() - scores["induction"].max())
         else:
             change = silent_loss - loss
-        assert change == pytest.approx(role.evidence["effect"], rel=0.2)
+        assert change == pytest.approx(entry.evidence["effect"], rel=0.2)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -177,4 +177,4 @@ def test_ioi_plain_is_a_control_it_takes_the_shortcut() -> None:
     assert needed["head"].startswith("L0")
     assert needed["share lost with other names' output"] > 0.5
     assert needed["attention to S2"] > 0.4
-    assert roles(model_of("ioi-plain")) == []
+    assert registry(model_of("ioi-plain")).entries == ()

@@ -7,17 +7,20 @@ import json
 import pytest
 
 from ioi_helpers import plotting, published
+from ioi_helpers.graph import EMBEDDING, Circuit, Edge, Node
 from ioi_helpers.plotting.diagram import BOX_WIDTH, Box, Diagram
 
-PUBLISHED = published.published_roles()["heads"]
+PUBLISHED = Circuit.of_registry(published.head_classes(), "gpt2-small")
 
 
-def entry(head: str, role: str, position: str, **evidence: object) -> dict[str, object]:
-    return {"head": head, "role": role, "position": position, "evidence": evidence}
+def circuit(*entries: tuple[str, str, str]) -> Circuit:
+    """From (head, head class, role of its token)."""
+    keys = ("head", "head_class", "position")
+    return Circuit.of_registry(dict(zip(keys, entry, strict=True)) for entry in entries)
 
 
-def box(figure: Diagram, role: str) -> Box:
-    return next(b for b in figure.boxes if b.role == role)
+def box(figure: Diagram, label: str) -> Box:
+    return next(b for b in figure.boxes if b.label == label)
 
 
 def test_gpt2s_published_circuit_has_26_heads_in_7_boxes() -> None:
@@ -32,9 +35,9 @@ def test_gpt2s_published_circuit_has_26_heads_in_7_boxes() -> None:
 
 def test_classes_stand_early_to_late_and_in_the_row_of_their_token() -> None:
     figure = plotting.diagram(PUBLISHED)
-    left = {b.role: b.left for b in figure.boxes}
+    left = {b.label: b.left for b in figure.boxes}
     order = ("duplicate_token", "induction", "s_inhibition", "name_mover")
-    assert [left[role] for role in order] == sorted({left[role] for role in order})
+    assert [left[name] for name in order] == sorted({left[name] for name in order})
     assert left["previous_token"] == left["duplicate_token"]
     bands = {name: (top, bottom) for name, top, bottom in figure.rows}
     for b in figure.boxes:
@@ -52,19 +55,22 @@ def test_boxes_do_not_overlap_and_stay_inside() -> None:
 
 
 def test_arrows_are_drawn_between_classes_that_are_there() -> None:
-    entries = [entry("L0H1", "duplicate_token", "S2"), entry("L2H0", "s_inhibition", "END")]
-    figure = plotting.diagram(entries)
-    assert [(a.role, b.role) for a, b, _ in figure.arrows] == [("duplicate_token", "s_inhibition")]
+    figure = plotting.diagram(
+        circuit(("L0H1", "duplicate_token", "S2"), ("L2H0", "s_inhibition", "END"))
+    )
+    assert [(a.label, b.label) for a, b, _ in figure.arrows] == [
+        ("duplicate_token", "s_inhibition")
+    ]
     for one, other, _ in figure.arrows:
         assert one.left < other.left
 
 
 def test_classes_set_apart_get_no_arrows_and_are_called_so() -> None:
-    entries = [
-        entry("L0H0", "previous_token", "S1+1"),
-        entry("L1H1", "induction", "S2"),
-        entry("L2H0", "s_inhibition", "END"),
-    ]
+    entries = circuit(
+        ("L0H0", "previous_token", "S1+1"),
+        ("L1H1", "induction", "S2"),
+        ("L2H0", "s_inhibition", "END"),
+    )
     figure = plotting.diagram(entries, apart=["previous_token", "induction"])
     assert figure.arrows == ()
     assert "induction heads (no part in this task known): L1H1" in figure.summary
@@ -73,14 +79,14 @@ def test_classes_set_apart_get_no_arrows_and_are_called_so() -> None:
 
 
 def test_other_arrows_give_another_order() -> None:
-    entries = [entry("L0H0", "sender", "S2"), entry("L3H1", "reader", "END")]
+    entries = circuit(("L0H0", "sender", "S2"), ("L3H1", "reader", "END"))
     figure = plotting.diagram(entries, arrows=[("sender", "reader", "values")])
     assert box(figure, "sender").left < box(figure, "reader").left
     assert "sender -> reader (values)" in figure.summary
 
 
 def test_arrows_between_the_same_classes_are_one() -> None:
-    entries = [entry("L0H0", "sender", "S2"), entry("L3H1", "reader", "END")]
+    entries = circuit(("L0H0", "sender", "S2"), ("L3H1", "reader", "END"))
     arrows = [("sender", "reader", "keys"), ("sender", "reader", "values")]
     figure = plotting.diagram(entries, arrows=arrows)
     assert len(figure.arrows) == 1
@@ -88,12 +94,12 @@ def test_arrows_between_the_same_classes_are_one() -> None:
 
 
 def test_an_empty_registry_is_a_sentence_in_every_form() -> None:
-    figure = plotting.diagram([], "ioi-plain")
+    figure = plotting.diagram(Circuit.of([]), "ioi-plain")
     assert figure.summary == (
-        "Circuit diagram: ioi-plain\nNo head has a role on record, so there is no circuit to draw."
+        "Circuit diagram: ioi-plain\nThere is no head in this circuit, so there is nothing to draw."
     )
     assert figure.png().startswith(b"\x89PNG")
-    assert "no circuit to draw" in json.dumps(figure.plotly().to_dict(), default=str)
+    assert "nothing to draw" in json.dumps(figure.plotly().to_dict(), default=str)
 
 
 def test_three_forms(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +108,7 @@ def test_three_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     assert live["text/plain"] == figure.summary
     spec = live["application/vnd.plotly.v1+json"]
     assert {text for trace in spec["data"] for text in trace["text"]} == {
-        row["head"] for row in PUBLISHED
+        node.name for node in PUBLISHED
     }
     assert any("path patching" in text for text in spec["data"][0]["hovertext"])
     assert len(json.dumps(spec)) < 30_000
@@ -118,7 +124,7 @@ def test_the_registry_of_the_bundled_models_can_be_drawn() -> None:
     from ioi_helpers import heads, load_model
 
     for name in ("ioi-mini", "ioi-plain"):
-        known = heads.roles(load_model(name))
+        known = heads.circuit(load_model(name, device="cpu", verbose=False))
         figure = plotting.diagram(known, name)
         assert sum(len(b.heads) for b in figure.boxes) == len(known)
 
@@ -126,14 +132,56 @@ def test_the_registry_of_the_bundled_models_can_be_drawn() -> None:
 @pytest.mark.parametrize(
     ("entries", "arrows", "said"),
     [
-        ([{"head": "L0H0"}], (), "does not say head, role and position"),
-        ([entry("L0H0", "name_mover", "S3")], (), "L0H0 works at 'S3'"),
-        ([entry("L0H0", "a", "S2")] * 2, (), "L0H0 stands twice among the a heads at S2"),
+        ([("L0H0", "name_mover", "S3")], (), "L0H0 works at 'S3'"),
         ([], [("a", "b", "keys"), ("b", "a", "keys")], "go in a circle"),
     ],
 )
 def test_bad_input_is_refused_in_a_sentence(
-    entries: list[dict[str, object]], arrows: tuple[tuple[str, str, str], ...], said: str
+    entries: list[tuple[str, str, str]], arrows: tuple[tuple[str, str, str], ...], said: str
 ) -> None:
     with pytest.raises(ValueError, match=said):
-        plotting.diagram(entries, arrows=arrows)
+        plotting.diagram(circuit(*entries), arrows=arrows)
+
+
+def test_known_edges_are_the_arrows() -> None:
+    """Between head classes, layers, the embedding and the logits; several inputs in one arrow."""
+    base = circuit(("L0H1", "duplicate_token", "S2"), ("L2H0", "s_inhibition", "END"))
+    nodes = {node.name: node for node in base}
+    other = Node(3, None, "END")
+    edges = frozenset(
+        {
+            Edge(EMBEDDING.at("S2"), nodes["L0H1"], "q"),
+            Edge(nodes["L0H1"], nodes["L2H0"], "v"),
+            Edge(nodes["L0H1"], nodes["L2H0"], "k"),
+            Edge(nodes["L2H0"], other, "in"),
+            Edge(other, None, "final"),
+        }
+    )
+    drawn = plotting.diagram(Circuit(base.nodes | {other}, edges, base.classes))
+    assert drawn.summary.splitlines()[1:] == [
+        "at S2: embedding: embedding",
+        "at S2: duplicate-token heads: L0H1",
+        "at END: S-inhibition heads: L2H0",
+        "at END: layer 3: MLP3",
+        "at END: logits",
+        "arrows: embedding -> duplicate-token heads (queries); duplicate-token heads -> "
+        "S-inhibition heads (keys and values); S-inhibition heads -> layer 3 (input); "
+        "layer 3 -> logits (writes)",
+    ]
+    assert [box.stage for box in drawn.boxes] == [0, 1, 2, 3, 4]
+    assert drawn.png().startswith(b"\x89PNG")
+
+
+def test_boxes_that_read_from_each_other_are_drawn_by_layer() -> None:
+    """A head class over several layers can read from another one and be read by it."""
+    a, b, c = (Node(layer, 0, "END") for layer in (0, 1, 2))
+    edges = frozenset({Edge(a, b, "q"), Edge(b, c, "q")})
+    classes = {"one": frozenset({a, c}), "two": frozenset({b})}
+    drawn = plotting.diagram(Circuit(frozenset({a, b, c}), edges, classes))
+    assert {box.label: box.stage for box in drawn.boxes} == {"one": 0, "two": 1}
+    assert len(drawn.arrows) == 2 and drawn.png()
+
+
+def test_nodes_at_every_token_have_a_row_of_their_own() -> None:
+    drawn = plotting.diagram(Circuit.of(["L1H0", "MLP0"]))
+    assert "at every token: layer 1: L1H0" in drawn.summary

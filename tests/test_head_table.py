@@ -31,31 +31,31 @@ def mini_table(seed: int = 0) -> tuple[IOIDataset, pd.DataFrame]:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_roles_from_evidence_agree_with_the_registry(seed: int) -> None:
+def test_head_classes_from_evidence_agree_with_the_registry(seed: int) -> None:
     _, table = mini_table(seed)
-    assert (table["role"] == table["registry role"]).all()
-    assert (table["role"] != "").sum() == len(heads.roles(mini()))
+    assert (table["head class"] == table["registry"]).all()
+    assert (table["head class"] != "").sum() == len(heads.registry(mini()))
 
 
 def test_the_registry_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     _, with_registry = mini_table(0)
 
-    def none_recorded(model: TransformerBridge) -> list[heads.HeadRole]:
-        raise ValueError
+    def none_recorded(model: TransformerBridge) -> heads.Registry:
+        return heads.Registry("a stranger", (), recorded=False)
 
-    monkeypatch.setattr(table_module, "roles", none_recorded)
+    monkeypatch.setattr(table_module, "registry", none_recorded)
     without = heads.head_table(mini(), mini_table(0)[0], progress=False)
-    assert without["role"].equals(with_registry["role"])
-    assert set(without["registry role"]) == {""}
+    assert without["head class"].equals(with_registry["head class"])
+    assert set(without["registry"]) == {""}
 
 
-def test_a_shortcut_model_gets_no_roles() -> None:
+def test_a_shortcut_model_gets_no_head_classes() -> None:
     model = load_model("ioi-plain", device="cpu", verbose=False)
     data = IOIDataset.generate(model.tokenizer, 100, seed=1)
-    assert set(heads.head_table(model, data, progress=False)["role"]) == {""}
+    assert set(heads.head_table(model, data, progress=False)["head class"]) == {""}
 
 
-def test_permuted_weights_get_no_roles() -> None:
+def test_permuted_weights_get_no_head_classes() -> None:
     """The same numbers in every tensor, in random places."""
     model = load_model("ioi-mini", device="cpu", verbose=False)
     generator = torch.Generator().manual_seed(0)
@@ -67,7 +67,7 @@ def test_permuted_weights_get_no_roles() -> None:
     table = heads.head_table(model, data, progress=False)
     assert not torch.equal(model.W_E, mini().W_E)
     assert abs(table.attrs["logit difference"][0]) < 1
-    assert set(table["role"]) == {""}
+    assert set(table["head class"]) == {""}
 
 
 def test_hand_built_heads_get_the_roles_they_were_built_for(
@@ -82,8 +82,8 @@ def test_hand_built_heads_get_the_roles_they_were_built_for(
     del built["L4H1"]
     # This one carries the identity of S, which is the same in the other order.
     del built["L2H3"]
-    assert dict(table["role"][table["role"] != ""]) == built
-    assert set(table["registry role"]) == {""}
+    assert dict(table["head class"][table["head class"] != ""]) == built
+    assert set(table["registry"]) == {""}
 
 
 def test_columns_are_what_the_other_functions_measure() -> None:
@@ -156,11 +156,11 @@ def test_a_head_that_is_not_there_is_refused() -> None:
 def test_the_table_sorts_and_exports() -> None:
     _, table = mini_table(0)
     best = table.sort_values("induction", ascending=False).index[0]
-    assert "induction" in table.loc[best, "role"]
+    assert "induction" in table.loc[best, "head class"]
     again = pd.read_csv(io.StringIO(table.to_csv()), index_col="name", keep_default_na=True)
     assert list(again.index) == list(table.index)
-    assert table.attrs["rules"] == heads.ROLE_RULES
-    assert set(heads.ROLE_RULES) == set(heads.CLASSES)
+    assert table.attrs["rules"] == heads.CLASS_RULES
+    assert set(heads.CLASS_RULES) == set(heads.HEAD_CLASSES)
 
 
 def test_another_shape_with_random_weights(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -171,7 +171,7 @@ def test_another_shape_with_random_weights(tmp_path_factory: pytest.TempPathFact
     data = IOIDataset.generate(model.tokenizer, 8, seed=1)
     table = heads.head_table(model, data, seeds=(0, 1), length=20, progress=False)
     assert table.shape == (144, len(heads.COLUMNS))
-    assert set(table["role"]) == {""}
+    assert set(table["head class"]) == {""}
 
 
 def test_too_few_prompts_are_refused() -> None:

@@ -15,14 +15,17 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers.bundled import BUNDLED
 from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.graph import parse_node
 from ioi_helpers.heads import (
-    CLASSES,
-    HeadRole,
+    HEAD_CLASSES,
+    KnownHead,
+    Registry,
     attention_by_role,
+    circuit,
     head_labels,
-    heads_with_role,
+    heads_of_class,
     parse_head,
-    roles,
+    registry,
 )
 from tests import handbuilt
 
@@ -47,7 +50,7 @@ def test_labels_follow_a_flattened_tensor(model: TransformerBridge) -> None:
 @given(layer=st.integers(0, 99), index=st.integers(0, 99))
 def test_parse_head_reads_back(layer: int, index: int) -> None:
     assert parse_head(f"L{layer}H{index}") == (layer, index)
-    assert HeadRole(layer, index, "name_mover", "END").head == f"L{layer}H{index}"
+    assert _place(KnownHead(f"L{layer}H{index}", "name_mover", "END")) == (layer, index)
 
 
 @pytest.mark.parametrize("bad", ["9.9", "L9", "l9h9", "L9H9 ", "L-1H2", "", (9, 9, 9)])
@@ -110,9 +113,9 @@ def test_attention_by_role_refuses_bad_input(model: TransformerBridge, data: IOI
 
 
 def test_registry_of_gpt2_small_is_the_published_circuit() -> None:
-    registry = roles(SimpleNamespace(ioi_name="gpt2-small"))
-    assert len(registry) == len({entry.head for entry in registry}) == 26
-    assert Counter(entry.role for entry in registry) == {
+    known = registry(SimpleNamespace(ioi_name="gpt2-small"))
+    assert len(known) == len({entry.head for entry in known}) == 26
+    assert Counter(entry.head_class for entry in known) == {
         "previous_token": 2,
         "duplicate_token": 3,
         "induction": 4,
@@ -121,30 +124,57 @@ def test_registry_of_gpt2_small_is_the_published_circuit() -> None:
         "backup_name_mover": 8,
         "negative_name_mover": 2,
     }
-    places = [(entry.layer, entry.head_index) for entry in registry]
+    places = [_place(entry) for entry in known]
     assert places == sorted(places)
-    assert all(entry.evidence for entry in registry)
+    assert all(entry.evidence for entry in known)
+    assert str(known) == "26 heads of gpt2-small have a head class on record."
 
 
-def test_heads_with_role() -> None:
+def _place(entry: KnownHead) -> tuple[int, int]:
+    return entry.layer, entry.head_index
+
+
+def test_heads_of_class() -> None:
     gpt2 = SimpleNamespace(ioi_name="gpt2-small")
-    assert heads_with_role(gpt2, "name_mover") == ["L9H6", "L9H9", "L10H0"]
-    with pytest.raises(ValueError, match="not a class of heads"):
-        heads_with_role(gpt2, "name mover")
+    assert heads_of_class(gpt2, "name_mover") == ["L9H6", "L9H9", "L10H0"]
+    with pytest.raises(ValueError, match="not a head class"):
+        heads_of_class(gpt2, "name mover")
+
+
+def test_a_head_is_looked_up_by_name() -> None:
+    known = registry(SimpleNamespace(ioi_name="gpt2-small"))
+    assert known.class_of("L9H9") == known.class_of((9, 9)) == "name_mover"
+    assert known.class_of("L0H0") == "-"
+    both = Registry("x", (KnownHead("L1H1", "induction", "S2"), KnownHead("L1H1", "a", "END")))
+    assert both.class_of("L1H1") == "induction, a"
+
+
+def test_the_published_circuit_as_a_circuit() -> None:
+    known = registry(SimpleNamespace(ioi_name="gpt2-small"))
+    found = circuit(SimpleNamespace(ioi_name="gpt2-small"))
+    assert len(found) == 26 and found.name == "gpt2-small" and found.edges is None
+    assert set(found.classes) == set(HEAD_CLASSES) == set(known.head_classes)
+    assert parse_node(("L9H9", "END")) in found.classes["name_mover"]
+    assert "path patching to logits" in found.notes[parse_node(("L9H9", "END"))]
 
 
 @pytest.mark.parametrize("name", BUNDLED)
 def test_registry_of_bundled_models(name: str) -> None:
-    registry = roles(SimpleNamespace(ioi_name=name))
-    # Of ioi-plain's heads none has a class of the IOI paper: it takes a shortcut.
-    assert bool(registry) == (name != "ioi-plain")
-    for entry in registry:
-        assert entry.role in CLASSES
+    known = registry(SimpleNamespace(ioi_name=name))
+    # Of ioi-plain's heads none has a head class of the IOI paper: it takes a shortcut.
+    assert known.recorded and bool(known) == (name != "ioi-plain")
+    assert str(known).startswith("No head of ioi-plain has" if not known else str(len(known)))
+    for entry in known:
+        assert entry.head_class in HEAD_CLASSES
         assert entry.evidence
 
 
-def test_models_without_a_registry_are_refused(model: TransformerBridge) -> None:
-    with pytest.raises(ValueError, match="a model that load_model did not load"):
-        roles(model)
-    with pytest.raises(ValueError, match="No roles are recorded for distilgpt2"):
-        roles(SimpleNamespace(ioi_name="distilgpt2"))
+def test_nothing_on_record_is_empty_and_says_so(model: TransformerBridge) -> None:
+    for stranger, name in (
+        (model, "a model that load_model did not load"),
+        (SimpleNamespace(ioi_name="distilgpt2"), "distilgpt2"),
+    ):
+        known = registry(stranger)
+        assert not known.recorded and not known and not circuit(stranger)
+        assert str(known).startswith(f"Nothing is on record about the heads of {name}, only")
+        assert known.class_of("L0H0") == "-" and known.of_class("induction") == []

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from ioi_helpers import IOIDataset, load_model, models
 from ioi_helpers.attribution import head_attribution
-from ioi_helpers.heads import attention_by_role, roles
+from ioi_helpers.heads import attention_by_role, registry
 from ioi_helpers.models import (
     ModelUnavailable,
     bundled_folder,
@@ -226,8 +226,7 @@ def test_a_folder_does_not_pass_for_a_model_that_it_is_called_like(
     folder = shutil.copytree(bundled_folder("ioi-plain"), tmp_path / name)
     model = load_model(str(folder), device="cpu", verbose=False)
     assert not is_gpt2_small(model)
-    with pytest.raises(ValueError, match="No roles are recorded"):
-        roles(model)
+    assert not registry(model).recorded
 
 
 def test_prompts_longer_than_the_context_are_refused() -> None:

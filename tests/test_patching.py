@@ -21,7 +21,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from ioi_helpers import load_model, metrics
 from ioi_helpers.bundled import BUNDLED
 from ioi_helpers.dataset import ROLES, IOIDataset
-from ioi_helpers.heads import roles
+from ioi_helpers.heads import registry
 from ioi_helpers.patching import (
     HEAD_SITES,
     SITES,
@@ -524,9 +524,11 @@ def test_reference_circuit_ranks_first() -> None:
     strongest = fraction.abs().flatten().argsort(descending=True)[:6]
     places = torch.stack(torch.unravel_index(strongest, fraction.shape), dim=1).tolist()
     found = {(f"L{layer}H{head}", ROLES[role]) for layer, head, role in places}
-    known = {(entry.head, entry.position) for entry in roles(model)}
+    known = {(entry.head, entry.position) for entry in registry(model)}
     assert found <= known
-    classes = {entry.role for entry in roles(model) if (entry.head, entry.position) in found}
+    classes = {
+        entry.head_class for entry in registry(model) if (entry.head, entry.position) in found
+    }
     assert {"duplicate_token", "s_inhibition", "name_mover"} <= classes
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ioi_helpers import plotting, published
-from ioi_helpers.heads import CLASSES
+from ioi_helpers.heads import HEAD_CLASSES
 
 SHARED = Path(__file__).parents[2] / "shared" / "reference"
 GPT2 = SimpleNamespace(ioi_name="gpt2-small")
@@ -151,18 +151,17 @@ def test_a_record_is_a_fresh_copy() -> None:
     assert published.record("ioi_paper.json")["baseline"]["n"] == 100000
 
 
-def test_published_roles() -> None:
-    roles = published.published_roles()
-    heads = roles["heads"]
+def test_published_head_classes() -> None:
+    heads = published.head_classes()
     assert len({h["head"] for h in heads}) == len(heads) == 26
-    assert {h["role"] for h in heads} == set(CLASSES)
+    assert {h["head_class"] for h in heads} == set(HEAD_CLASSES)
     for head in heads:
-        assert head["head"] == f"L{head['layer']}H{head['head_index']}"
+        assert set(head) == {"head", "head_class", "position", "evidence"}
         assert head["position"] in {"S1+1", "S2", "END"}
         facts = [fact for fact in head["evidence"].values() if isinstance(fact, dict)]
         assert facts
         assert all(fact["source"] for fact in facts)
-    found = {r: {h["head"] for h in heads if h["role"] == r} for r in CLASSES}
+    found = {c: {h["head"] for h in heads if h["head_class"] == c} for c in HEAD_CLASSES}
     assert found["name_mover"] == {"L9H9", "L9H6", "L10H0"}
     assert found["previous_token"] == {"L2H2", "L4H11"}
     assert len(found["backup_name_mover"]) == 8

@@ -2,7 +2,7 @@
 
 :func:`measure` returns the numbers of a model's card; :func:`find_roles` gives heads their roles,
 each by an intervention whose effect is recorded. ``python -m training.card ioi-mini``
-writes both into the model's folder (`README.md`, `roles.json`).
+writes both into the model's folder (`README.md`, `registry.json`).
 
 Nearly every intervention here is a *resample*: a head's output (`z`) at one role is replaced by
 what it is on the same prompt with something changed, and the logit difference is read again.
@@ -27,7 +27,7 @@ from ioi_helpers.ablation import ablate, ablation_sweep
 from ioi_helpers.bundled import VARIANTS, bundled_folder
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.models import load_model
-from ioi_helpers.names import head_name
+from ioi_helpers.names import head_name, parse_head
 from training.corpus import held_out_pair, held_out_prefixes
 from training.train import RECIPES, Recipe
 
@@ -202,9 +202,7 @@ def find_roles(model: TransformerBridge, data: IOIDataset) -> list[dict[str, Any
         found.append(
             {
                 "head": name_of(head),
-                "layer": head[0],
-                "head_index": head[1],
-                "role": role,
+                "head_class": role,
                 "position": position,
                 "evidence": {"attention": round(attention, 3), **evidence},
             }
@@ -258,7 +256,7 @@ def find_roles(model: TransformerBridge, data: IOIDataset) -> list[dict[str, Any
     by_effect("induction", "S2", s2[..., 1], "S2 to S1+1", at_s2, order)
     by_effect("previous_token", "S1+1", after_s1[..., 0], "S1+1 to S1", at_next, three)
 
-    known = {(h["head"], h["role"]) for h in found}
+    known = {(h["head"], h["head_class"]) for h in found}
     for head, role, position, evidence in repeat_heads(model):
         if (name_of(head), role) not in known:
             add(head, role, position, evidence.pop("attention"), **evidence)
@@ -307,7 +305,7 @@ def measure(
     looks = heads.attention_by_role(model, plain, query="END", keys=("IO",))[..., 0]
 
     def with_role(*roles: str) -> list[Head]:
-        return [(h["layer"], h["head_index"]) for h in registry if h["role"] in roles]
+        return [parse_head(h["head"]) for h in registry if h["head_class"] in roles]
 
     def swapped(blocks: Sequence[int]) -> dict[str, float]:
         diff = s2_interchange(model, plain, blocks)
@@ -316,12 +314,12 @@ def measure(
 
     movers = [head for head in with_role("name_mover") if float(looks[head]) > 0.4]
     early = [
-        (h["layer"], h["head_index"])
+        parse_head(h["head"])
         for h in registry
-        if h["role"] in ("duplicate_token", "induction") and "on" not in h["evidence"]
+        if h["head_class"] in ("duplicate_token", "induction") and "on" not in h["evidence"]
     ]
     # Of the S-inhibition heads that move a third of the logit difference, the one that looks most.
-    inhibition = [h for h in registry if h["role"] == "s_inhibition"]
+    inhibition = [h for h in registry if h["head_class"] == "s_inhibition"]
     inhibition.sort(
         key=lambda h: (-h["evidence"]["effect"] > total / 3, h["evidence"]["attention"]),
         reverse=True,
@@ -513,7 +511,7 @@ def with_table(card: str, found: Sequence[Requirement]) -> str:
 
 
 def write(name: str) -> None:
-    """Measure a bundled model; write `roles.json`, `measured.json` and the card's table.
+    """Measure a bundled model; write `registry.json`, `measured.json` and the card's table.
 
     Of a variant only the behaviour is measured: what else there is to it, a notebook asks.
     """
@@ -529,7 +527,7 @@ def write(name: str) -> None:
         registry = find_roles(model, held_out_prompts(model, 400, prefixes=False))
         numbers = measure(model, RECIPES[name], registry)
         found = requirements(numbers, circuit=RECIPES[name].interchange)
-        written["roles.json"] = {"model": name, "heads": registry}
+        written["registry.json"] = {"model": name, "heads": registry}
     weights = (folder / "model.safetensors").read_bytes()
     numbers["sha256"] = hashlib.sha256(weights).hexdigest()
     written["measured.json"] = numbers
@@ -539,7 +537,7 @@ def write(name: str) -> None:
     card.write_text(with_table(card.read_text(encoding="utf8"), found), encoding="utf8")
     print(table(found))
     for head in registry:
-        print(head["head"], head["role"], head["position"], head["evidence"])
+        print(head["head"], head["head_class"], head["position"], head["evidence"])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

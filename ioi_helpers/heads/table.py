@@ -15,7 +15,7 @@ from ioi_helpers import attribution
 from ioi_helpers.ablation import ablation_sweep
 from ioi_helpers.heads.attention import hooks_on_pairs, positions_of_pairs
 from ioi_helpers.heads.effects import backup_rise, silenced_on_repeats
-from ioi_helpers.heads.registry import roles
+from ioi_helpers.heads.known import registry
 from ioi_helpers.heads.repeats import DEFAULT_SEEDS, PATTERNS, repeat_scores
 from ioi_helpers.heads.weights import both_copying_scores, composition_scores
 from ioi_helpers.metrics import mean_and_stderr
@@ -38,8 +38,8 @@ LOOKS: dict[str, tuple[str, str]] = {
 COLUMNS: dict[str, str] = {
     "layer": "the head's layer",
     "head": "its index in the layer",
-    "role": "roles that the evidence in this row supports, see ROLE_RULES",
-    "registry role": "role in the model's registry (GPT-2 small: published), where there is one",
+    "head class": "head classes that the evidence in this row supports, see CLASS_RULES",
+    "registry": "head class in the model's registry (GPT-2 small: published), where there is one",
     "previous_token": "attention to the previous token, on repeated random tokens",
     "duplicate_token": "attention to the earlier copy of the token, on the same",
     "induction": "attention to the token after the earlier copy, on the same",
@@ -81,7 +81,7 @@ LARGE = 2e7  # parameters
 
 _MOVES = f"moves the logit difference by {100 * EFFECT_AT_LEAST:g} % of it or more"
 
-ROLE_RULES: dict[str, str] = {
+CLASS_RULES: dict[str, str] = {
     "name_mover": f"END to IO >= {LOOKS_AT_LEAST}, and direct >= {100 * EFFECT_AT_LEAST:g} % of "
     "the logit difference",
     "negative_name_mover": f"END to IO >= {LOOKS_AT_LEAST}, and direct <= "
@@ -100,9 +100,9 @@ ROLE_RULES: dict[str, str] = {
     f"{_MOVES}; or a previous-token score >= {SCORES_AT_LEAST}, and silencing it lowers the best "
     f"induction score by {CHANGE_AT_LEAST} or more",
 }
-"""When the evidence supports a role. Effects must also lie three standard errors from zero, and
-roles in IOI are given only where the model does IOI: a logit difference three standard errors above
-zero. The thresholds are conventions; look at the numbers of a head that is near one."""
+"""When the evidence supports a head class. Effects must also lie three standard errors from zero,
+and head classes of IOI are given only where the model does IOI: a logit difference three standard
+errors above zero. The thresholds are conventions: look at the numbers of a head near one."""
 
 
 def head_table(
@@ -119,9 +119,9 @@ def head_table(
     """All that is measured about a model's heads, one head a row, named ``"L9H9"``.
 
     ``table.sort_values("induction")`` sorts it, ``table.to_csv("heads.csv")`` exports it. The
-    column ``role`` follows :data:`ROLE_RULES` from the evidence in the row alone and never looks at
-    the registry, whose entry stands beside it. :data:`COLUMNS` says what each column holds;
-    ``table.attrs`` holds the rules, the model's name and logit difference, and the settings.
+    column ``head class`` follows :data:`CLASS_RULES` from the evidence in the row alone and never
+    looks at the registry, whose entry stands beside it. :data:`COLUMNS` says what each column
+    holds; ``table.attrs`` holds the rules, the model's name and logit difference, and the settings.
 
     Take hooks off the model before: sweeps would be slow, and what some of them put in is the
     output of the model without hooks.
@@ -179,12 +179,12 @@ def head_table(
         index=pd.Index(labels, name="name"),
     )
     errors = {name: error.flatten().tolist() for name, (_, error) in sweeps.items()}
-    table["role"] = _supported(table, total, errors)
-    table["registry role"] = _registered(model, labels)
+    table["head class"] = _supported(table, total, errors)
+    table["registry"] = _registered(model, labels)
     table.attrs = {
         "model": getattr(model, "ioi_name", "unnamed"),
         "logit difference": total,
-        "rules": dict(ROLE_RULES),
+        "rules": dict(CLASS_RULES),
         "prompts": len(data),
         "sweep prompts": len(first),
     }
@@ -316,7 +316,7 @@ def _reads(model: TransformerBridge, labels: Sequence[str]) -> dict[str, Any]:
 def _supported(
     table: pd.DataFrame, total: tuple[float, float], errors: Mapping[str, Sequence[float]]
 ) -> list[str]:
-    """The roles of each row, by the rules."""
+    """The head classes of each row, by the rules."""
     does_ioi = total[0] > SIGMAS * total[1]
     enough = EFFECT_AT_LEAST * abs(total[0])
     found = []
@@ -354,8 +354,5 @@ def _supported(
 
 
 def _registered(model: TransformerBridge, labels: Sequence[str]) -> list[str]:
-    try:
-        known = roles(model)
-    except ValueError:  # nothing is recorded for this model
-        known = []
-    return [", ".join(entry.role for entry in known if entry.head == name) for name in labels]
+    known = registry(model)
+    return [known.class_of(name).strip("-") for name in labels]

@@ -1,9 +1,9 @@
-"""A circuit drawn by a program: classes of heads as boxes, and arrows for who reads from whom.
+"""A circuit drawn by a program: groups of heads as boxes, and arrows for who reads from whom.
 
-The data are a registry of roles (`heads.roles(model)`, or `published.published_roles()["heads"]`).
-A box stands in the row of the token at which its heads work, and the further right the longer the
-chain of arrows that leads to it, early classes on the left. Nothing is placed by hand, so another
-model's registry gives another drawing.
+What is drawn is a `graph.Circuit`. A box holds the nodes of one head class, or of one layer where
+the circuit names no head classes. It stands in the row of the token at which its heads work, and
+the further right the longer the chain of arrows that leads to it. Nothing is placed by hand, so
+another circuit gives another drawing.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ import base64
 import io
 import math
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from ioi_helpers.dataset.roles import ROLES
+from ioi_helpers.graph import EMBEDDING, Circuit, Node
 from ioi_helpers.plotting import interactive, static, style
 from ioi_helpers.plotting.figure import Figure
 from ioi_helpers.plotting.panels import CHARACTER, LINE, TITLE_LINE, TITLE_WIDENING, Arrangement
 
 Arrow = tuple[str, str, str]
+Key = tuple[str, str]
+"""A box: its label (a head class, or a layer) and the role of its token."""
 
 IOI_ARROWS: tuple[Arrow, ...] = (
     ("previous_token", "induction", "keys"),
@@ -32,7 +35,7 @@ IOI_ARROWS: tuple[Arrow, ...] = (
     ("s_inhibition", "backup_name_mover", "queries"),
     ("s_inhibition", "negative_name_mover", "queries"),
 )
-"""Which class of heads reads from which, and into what, in GPT-2 small (Wang et al. 2022, figure 2
+"""Which head class reads from which, and into what, in GPT-2 small (Wang et al. 2022, figure 2
 and section 3)."""
 
 CALLED = {
@@ -44,8 +47,12 @@ CALLED = {
     "backup_name_mover": "backup name movers",
     "negative_name_mover": "negative name movers",
 }
+READ = {"q": "queries", "k": "keys", "v": "values", "in": "input", "final": "writes"}
+LOGITS = "logits"
+EVERYWHERE = "all"
+"""The row of nodes that are in the circuit at every token."""
 
-EMPTY = "No head has a role on record, so there is no circuit to draw."
+EMPTY = "There is no head in this circuit, so there is nothing to draw."
 
 HEADS_A_LINE = 3
 BOX_WIDTH = 156.0  # pixels; the rest of the geometry as well
@@ -57,9 +64,9 @@ ROW_PADDING = 18.0
 
 @dataclass(frozen=True)
 class Box:
-    """One class at one token: its heads, what is known of each, and where it stands in pixels."""
+    """One group at one token: its heads, what is known of each, and where it stands in pixels."""
 
-    role: str
+    label: str
     position: str
     heads: tuple[str, ...]
     notes: tuple[str, ...]
@@ -70,8 +77,8 @@ class Box:
 
     @property
     def title(self) -> str:
-        """The class as a reader calls it."""
-        return CALLED.get(self.role, self.role.replace("_", " "))
+        """The group as a reader calls it."""
+        return CALLED.get(self.label, self.label.replace("_", " "))
 
     @property
     def lines(self) -> tuple[tuple[str, ...], ...]:
@@ -119,114 +126,153 @@ class Diagram(Figure):
 
 
 def diagram(
-    entries: Sequence[Any],
+    circuit: Circuit,
     title: str = "",
     *,
-    arrows: Sequence[Arrow] = IOI_ARROWS,
+    arrows: Sequence[Arrow] | None = None,
     apart: Collection[str] = (),
     note: str = "",
 ) -> Diagram:
-    """Draw a circuit from a registry of roles: classes as boxes, arrows between them.
+    """Draw a circuit: its groups of nodes as boxes, arrows between them.
 
     Args:
-        entries: One a head, each with `head` ("L9H9"), `role` and `position`, and `evidence` where
-            it is known (shown when hovered over): what `heads.roles(model)` returns, or the
-            mappings of `published.published_roles()["heads"]`. May be empty: then the figure is a
-            sentence that says so.
+        circuit: What `heads.circuit(model)` returns, or any other: nodes in no head class are
+            grouped by layer, and a node's note is shown when one hovers over it. It may be empty:
+            then the figure is a sentence that says so.
         title: What stands above.
-        arrows: (from class, to class, what of the reader it changes), by default `IOI_ARROWS`.
-            Only those between classes with heads are drawn. They also say what comes early: a class
-            stands one step to the right of the last one that it reads from.
-        apart: Classes that have heads but no known part in the behaviour: drawn with a dashed frame
-            and without arrows.
+        arrows: (from head class, to head class, what of the reader it changes). By default the
+            circuit's own edges where it has any, else `IOI_ARROWS`. Only those between groups that
+            have nodes are drawn. They also say what comes early: a box stands one step to the right
+            of the last one that it reads from.
+        apart: Head classes without a known part in the behaviour: drawn with a dashed frame and
+            without arrows.
         note: A line below the title; by default it explains dashed frames where there are some.
 
     Raises:
-        ValueError: An entry without head, role or position; an unknown position; a head that
-            stands twice in one class at one position; arrows that go in a circle.
+        ValueError: A node at an unknown role; arrows between head classes that go in a circle.
     """
-    rows = [_entry(entry) for entry in entries]
-    stages = _stages(arrows)
-    groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for head, role, position, evidence in rows:
-        group = groups.setdefault((role, position), [])
-        if any(head == known for known, _ in group):
-            raise ValueError(f"{head} stands twice among the {role} heads at {position}.")
-        group.append((head, evidence))
+    groups = _groups(circuit)
+    if arrows is None and circuit.edges is not None:
+        links = _edges_between(circuit, groups)
+        try:
+            stages = _stages(links)
+        except ValueError:  # boxes that read from each other, through several layers
+            stages = _by_layer(groups)
+        order: list[str] = []
+    else:
+        arrows = IOI_ARROWS if arrows is None else arrows
+        links = _links(groups, [(source, target, what) for source, target, what in arrows])
+        by_class = _stages({(source, target): [] for source, target, _ in arrows})
+        stages = {key: by_class.get(key[0], 0) for key in groups}
+        order = [*dict.fromkeys(name for arrow in arrows for name in arrow[:2])]
     boxes = [
         Box(
-            role,
+            label,
             position,
-            tuple(head for head, _ in found),
-            tuple(text for _, text in found),
-            stages.get(role, 0),
-            role in apart,
+            tuple(node.name for node in members),
+            tuple(circuit.notes.get(node, "") for node in members),
+            stages.get((label, position), 0),
+            label in apart,
         )
-        for (role, position), found in groups.items()
+        for (label, position), members in groups.items()
     ]
-    order = [*dict.fromkeys(name for arrow in arrows for name in arrow[:2])]
-    boxes.sort(key=lambda box: (ROLES.index(box.position), box.stage, _place(order, box.role)))
+    places = [*ROLES, EVERYWHERE]
+    boxes.sort(key=lambda box: (places.index(box.position), box.stage, _place(order, box.label)))
     placed, bands, size = _lay_out(boxes)
-    changes: dict[tuple[str, str], list[str]] = {}
-    for source, target, what in arrows:
-        changes.setdefault((source, target), []).append(what)
+    by_key = {(box.label, box.position): box for box in placed if not box.apart}
     # Two arrows between the same boxes would lie on each other: they are one, with both words.
-    links = tuple(
-        (one, other, " and ".join(dict.fromkeys(what)))
-        for (source, target), what in changes.items()
-        for one in placed
-        for other in placed
-        if (one.role, other.role) == (source, target) and not (one.apart or other.apart)
+    drawn = tuple(
+        (by_key[source], by_key[target], " and ".join(dict.fromkeys(what)))
+        for (source, target), what in links.items()
+        if source in by_key and target in by_key
     )
     if not note and any(box.apart for box in placed):
         note = "Dashed: heads with no known part in this task."
-    words = _describe(title, note, placed, links)
+    words = _describe(title, note, placed, drawn)
     return Diagram(
-        title, (), note=note, words=words, boxes=placed, arrows=links, rows=bands, size=size
+        title, (), note=note, words=words, boxes=placed, arrows=drawn, rows=bands, size=size
     )
 
 
-def _entry(entry: Any) -> tuple[str, str, str, str]:
-    def get(name: str) -> Any:
-        return entry.get(name) if isinstance(entry, Mapping) else getattr(entry, name, None)
+def _groups(circuit: Circuit) -> dict[Key, list[Node]]:
+    """The nodes of each box, early ones first; those without a head class by layer."""
+    found: dict[Key, list[Node]] = {}
+    for label, members in circuit.classes.items():
+        for node in sorted(members):
+            found.setdefault((label, _position(node)), []).append(node)
+    grouped = frozenset().union(*circuit.classes.values())
+    for node in circuit:
+        if node not in grouped:
+            found.setdefault((f"layer {node.layer}", _position(node)), []).append(node)
+    for edge in circuit.edges or ():
+        if edge.sender.layer < 0:
+            found.setdefault((EMBEDDING.name, _position(edge.sender)), [edge.sender])
+        if edge.receiver is None:
+            found.setdefault((LOGITS, "END"), [])
+    return found
 
-    head, role, position = (get(name) for name in ("head", "role", "position"))
-    if not all(isinstance(value, str) and value for value in (head, role, position)):
+
+def _position(node: Node) -> str:
+    if node.role is not None and node.role not in ROLES:
         raise ValueError(
-            f"{entry!r} does not say head, role and position; pass what heads.roles(model) returns."
+            f"{node.name} works at {node.role!r}, which is no role; use one of {', '.join(ROLES)}."
         )
-    if position not in ROLES:
-        raise ValueError(
-            f"{head} works at {position!r}, which is no position; use one of {', '.join(ROLES)}."
-        )
-    return head, role, position, _evidence(get("evidence") or {})
+    return node.role or EVERYWHERE
 
 
-def _evidence(found: Mapping[str, Any]) -> str:
-    """Evidence as a few short lines; nested findings are written on one line each."""
-    lines = []
-    for what, value in found.items():
-        if isinstance(value, Mapping):
-            said = value.get("finding") or f"{value.get('value')} {value.get('unit', '')}"
-            value = said.strip()
-        lines.append(f"{what.replace('_', ' ')}: {value}")
-    return "\n".join(lines)
+def _links(groups: Mapping[Key, Any], arrows: Iterable[Arrow]) -> dict[tuple[Key, Key], list[str]]:
+    """Arrows between head classes as arrows between their boxes, with what each changes."""
+    found: dict[tuple[Key, Key], list[str]] = {}
+    for source, target, what in arrows:
+        for one in groups:
+            for other in groups:
+                if (one[0], other[0]) == (source, target):
+                    found.setdefault((one, other), []).append(what)
+    return found
 
 
-def _stages(arrows: Sequence[Arrow]) -> dict[str, int]:
-    """How many arrows lead to each class, along the longest chain."""
-    stages = {name: 0 for arrow in arrows for name in arrow[:2]}
+def _edges_between(
+    circuit: Circuit, groups: Mapping[Key, Sequence[Node]]
+) -> dict[tuple[Key, Key], list[str]]:
+    """The circuit's edges as arrows between boxes; those within a box are left out."""
+    boxes_of: dict[Node, list[Key]] = {}
+    for key, members in groups.items():
+        for node in members:
+            boxes_of.setdefault(node, []).append(key)
+    found: dict[tuple[Key, Key], list[str]] = {}
+    for edge in circuit.sorted_edges():
+        ends = [(LOGITS, "END")] if edge.receiver is None else boxes_of[edge.receiver]
+        for one in boxes_of[edge.sender]:
+            for other in ends:
+                if one != other:
+                    found.setdefault((one, other), []).append(READ[edge.input])
+    return found
+
+
+def _stages(links: Iterable[tuple[Any, Any]]) -> dict[Any, int]:
+    """How many arrows lead to each box, or head class, along the longest chain."""
+    links = list(links)
+    stages = {end: 0 for link in links for end in link}
     for _ in range(len(stages) + 1):
         before = dict(stages)
-        for source, target, _ in arrows:
+        for source, target in links:
             stages[target] = max(stages[target], stages[source] + 1)
         if stages == before:
             return stages
-    raise ValueError("The arrows go in a circle, so no class comes first; leave one of them out.")
+    raise ValueError(
+        "The arrows go in a circle, so no head class comes first; leave one of them out."
+    )
 
 
-def _place(order: Sequence[str], role: str) -> int:
-    return order.index(role) if role in order else len(order)
+def _by_layer(groups: Mapping[Key, Sequence[Node]]) -> dict[Key, int]:
+    """Boxes in the order of their first layers; the logits last."""
+    first = {key: min((n.layer for n in nodes), default=10**9) for key, nodes in groups.items()}
+    ranks = sorted(set(first.values()))
+    return {key: ranks.index(layer) for key, layer in first.items()}
+
+
+def _place(order: Sequence[str], label: str) -> int:
+    return order.index(label) if label in order else len(order)
 
 
 def _lay_out(
@@ -246,9 +292,7 @@ def _lay_out(
             y += (height - sum(b.height for b in inside) - GAP * max(len(inside) - 1, 0)) / 2
             for box in inside:
                 left = LEFT + column * STAGE_WIDTH
-                placed.append(
-                    Box(box.role, box.position, box.heads, box.notes, box.stage, box.apart, left, y)
-                )
+                placed.append(replace(box, left=left, top=y))
                 y += box.height + GAP
         bands.append((position, top, top + height + 2 * ROW_PADDING))
         top += height + 2 * ROW_PADDING
@@ -268,7 +312,9 @@ def _describe(
         return "\n".join([*lines, EMPTY])
     for box in boxes:
         aside = " (no part in this task known)" if box.apart else ""
-        lines.append(f"at {box.position}: {box.title}{aside}: {', '.join(box.heads)}")
+        where = "at every token" if box.position == EVERYWHERE else f"at {box.position}"
+        members = f": {', '.join(box.heads)}" if box.heads else ""
+        lines.append(f"{where}: {box.title}{aside}{members}")
     said = dict.fromkeys(f"{a.title} -> {b.title} ({what})" for a, b, what in links)
     return "\n".join([*lines, "arrows: " + ("; ".join(said) or "none")])
 
@@ -311,7 +357,7 @@ def _scene(
         texts.append((8.0, origin + (top + bottom) / 2, name, "row", ""))
     for box in figure.boxes:
         middle = box.left + BOX_WIDTH / 2
-        texts.append((middle, origin + box.top + 6 + LINE / 2, box.title, "class", ""))
+        texts.append((middle, origin + box.top + 6 + LINE / 2, box.title, "title", ""))
         notes = dict(zip(box.heads, box.notes, strict=True))
         step = (BOX_WIDTH - 8) / HEADS_A_LINE
         for number, line in enumerate(box.lines):
@@ -462,7 +508,7 @@ def _png(figure: Diagram, whole: Arrangement, origin: float) -> bytes:
             text(x, origin + y, what, size=10)
         texts, below = _scene(figure, origin)
         for x, y, words, kind, _ in texts:
-            size = {"row": 13, "class": 12, "head": 11}[kind]
+            size = {"row": 13, "title": 12, "head": 11}[kind]
             text(x, y, words, "left" if kind == "row" else "center", size)
         if figure.boxes:
             text((LEFT + whole.width) / 2, below, BELOW)

@@ -30,9 +30,9 @@ __all__ = [
     "Comparison",
     "Published",
     "compare",
+    "head_classes",
     "load",
     "names",
-    "published_roles",
     "record",
 ]
 
@@ -107,9 +107,13 @@ def record(file: str) -> dict[str, Any]:
     return json.loads(_text(file))
 
 
-def published_roles() -> dict[str, Any]:
-    """The 26 heads of GPT-2 small's circuit with role, position and evidence (a roles registry)."""
-    return record("gpt2-small-roles.json")
+def head_classes() -> list[dict[str, Any]]:
+    """The 26 heads of GPT-2 small's circuit: `head`, `head_class`, `position` and `evidence`.
+
+    Source and setup: `record("gpt2-small-registry.json")`.
+    """
+    found: list[dict[str, Any]] = record("gpt2-small-registry.json")["heads"]
+    return found
 
 
 @dataclass(frozen=True)
