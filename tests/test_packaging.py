@@ -1,0 +1,86 @@
+"""What the wheel asks for: what it imports, and nothing that Colab has in another version."""
+
+from __future__ import annotations
+
+import ast
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib import metadata
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.house import PACKAGE, REPOSITORY
+
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+ASKED = [Requirement(line) for line in PROJECT["dependencies"]]
+
+# What Colab's image of August 2026 has installed. Its session runs on some of these: another
+# IPython, and `google.colab` no longer imports.
+COLAB_PYTHON = "3.13"
+COLAB = {
+    "ipython": "7.34.0",
+    "numpy": "2.1.3",
+    "pandas": "2.2.3",
+    "plotly": "5.24.1",
+    "torch": "2.11.0",
+    "traitlets": "5.7.1",
+    "transformers": "5.15.0",
+}
+
+
+def all_requirements() -> Iterator[tuple[str, Requirement]]:
+    """What the wheel needs and what that needs in turn, as installed here: (who asks, for what)."""
+    waiting, seen = [("ioi_helpers", line) for line in ASKED], set()
+    while waiting:
+        asker, wanted = waiting.pop()
+        if wanted.marker and not any(
+            wanted.marker.evaluate({"extra": extra, "python_version": COLAB_PYTHON})
+            for extra in ("", *wanted.extras)
+        ):
+            continue
+        yield asker, wanted
+        name = canonicalize_name(wanted.name)
+        try:
+            lines = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:  # for another system or Python than this one
+            continue
+        for line in [Requirement(line) for line in lines] if name not in seen else []:
+            waiting.append((name, line))
+        seen.add(name)
+
+
+def test_colab_has_what_is_asked_for() -> None:
+    asked = list(all_requirements())
+    refused = [
+        f"{asker} asks for {wanted}, Colab has {COLAB[canonicalize_name(wanted.name)]}"
+        for asker, wanted in asked
+        if canonicalize_name(wanted.name) in COLAB
+        and not wanted.specifier.contains(COLAB[canonicalize_name(wanted.name)])
+    ]
+    assert refused == []
+    names = {canonicalize_name(wanted.name) for _, wanted in asked}
+    assert {"torch", "transformers", "numpy", "pandas", "plotly"} <= names  # it did look
+    assert len(names) > 50
+
+
+def test_colab_runs_a_supported_python() -> None:
+    assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(COLAB_PYTHON)
+
+
+def test_the_package_imports_what_it_asks_for_and_nothing_else() -> None:
+    imported = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add((node.module or "").partition(".")[0])
+    imported -= {*sys.stdlib_module_names, "ioi_helpers"}
+    sold_as = metadata.packages_distributions()
+    imported_from = {canonicalize_name(sold_as[name][0]) for name in imported}
+    asked = {canonicalize_name(wanted.name) for wanted in ASKED}
+    assert imported_from - asked == set(), "imported, but not in pyproject.toml's dependencies"
+    # One is a solver that qpsolvers calls, the other scripts that are read as files.
+    assert asked - imported_from == {"osqp", "circuitsvis"}
