@@ -175,18 +175,80 @@ def io_preferred(
     return _mean((logit_diff(logits, data, per_prompt=True) > 0).float(), per_prompt)
 
 
+def cluster_values(
+    values: Float[Tensor, "*axes batch"], clusters: Int[Tensor, " batch"] | None = None
+) -> Float[Tensor, "*axes cluster"]:
+    """One value for each cluster of prompts, whose mean is the mean over prompts.
+
+    Prompts that were generated as a pair are not independent: they share template, names, place and
+    object, so what moves one tends to move the other. Then a standard error over prompts counts
+    the same thing twice and comes out too small (on the bundled models 0.80 to 0.89 of the one over
+    pairs). Where the two of a pair move against each other, it comes out too large. So errors,
+    intervals and tests in this package take *pairs* as their observations, by this function: what
+    is done with independent values (a standard deviation over root n, a bootstrap, a permutation
+    test) is done with its values.
+
+    For clusters of equal size they are the cluster means. Otherwise a cluster counts by how much
+    its prompts pull the mean m: m + (C / N) * (sum of its prompts' deviations from m), with C
+    clusters and N prompts, the linearised estimate of a mean over unequal clusters.
+
+    Args:
+        values: One number for each prompt along the last axis.
+        clusters: A number for each prompt, equal for prompts that belong together, such as
+            `data.pair_ids`. None: every prompt is its own.
+
+    Raises:
+        ValueError: `clusters` has another length.
+    """
+    wide = values if values.dtype == torch.float64 else values.float()
+    if clusters is None:
+        return wide
+    if clusters.shape != values.shape[-1:]:
+        raise ValueError(
+            f"There are {values.shape[-1]} values but clusters of shape {tuple(clusters.shape)}; "
+            "give one number for each prompt."
+        )
+    labels = torch.unique(clusters.to(values.device), return_inverse=True)[1]
+    n = int(labels.max()) + 1 if len(labels) else 0
+    if n == len(labels):
+        return wide
+    mean = wide.mean(dim=-1, keepdim=True)
+    sums = wide.new_zeros(*wide.shape[:-1], n).index_add_(-1, labels, wide - mean)
+    return mean + sums * (n / len(labels))
+
+
+def standard_error(
+    values: Float[Tensor, "*axes batch"], clusters: Int[Tensor, " batch"] | None = None
+) -> Float[Tensor, "*axes"]:
+    """The standard error of the mean over prompts, with clusters as the observations.
+
+    NaN where there are fewer than two. Arguments and errors: as for `cluster_values`.
+    """
+    independent = cluster_values(values, clusters)
+    n = independent.shape[-1]
+    if n < 2:
+        return independent.new_full(independent.shape[:-1], math.nan)
+    return independent.std(dim=-1) / math.sqrt(n)
+
+
+def error_label(clusters: Int[Tensor, " batch"]) -> str:
+    """What an error is over: ``"standard error over 100 pairs"``, or prompts, or groups."""
+    sizes = torch.unique(clusters, return_counts=True)[1]
+    largest = int(sizes.max())
+    unit = "prompt" if largest == 1 else "pair" if largest == 2 else "group"
+    return f"standard error over {len(sizes)} {unit}{'s' if len(sizes) > 1 else ''}"
+
+
 def mean_and_stderr(
     values: Shaped[Tensor, " batch"], clusters: Int[Tensor, " batch"] | None = None
 ) -> Estimate:
     """Mean over prompts and its standard error (sample standard deviation over root n).
 
-    Prompts that were generated as a pair are not independent: a name that the model likes raises
-    one and lowers the other, so treating them as independent overstates the error. With
-    `clusters=data.pair_ids` the mean is over prompts still, and its error that of the clusters
-    (for clusters of equal size: the standard error of the cluster means).
+    With `clusters=data.pair_ids` the mean is over prompts still, and its error that of the pairs,
+    which are what is independent in a paired dataset: see `cluster_values`.
 
     For an interval without a normal approximation use
-    `transformer_lens.utilities.statistics.bootstrap_ci` on the per-prompt (or per-pair) values.
+    `transformer_lens.utilities.statistics.bootstrap_ci` on the `cluster_values`.
 
     Args:
         values: one number for each prompt, such as `logit_diff(..., per_prompt=True)`.
@@ -204,27 +266,14 @@ def mean_and_stderr(
             f"Give one value for each prompt, not a tensor of shape {tuple(values.shape)}; "
             "compute the metric with per_prompt=True."
         )
-    values = values.detach().double().cpu()
-    if clusters is None:
-        labels = torch.arange(len(values))
-    elif clusters.shape != values.shape:
-        raise ValueError(
-            f"There are {len(values)} values but clusters of shape {tuple(clusters.shape)}; "
-            "give one number for each prompt."
-        )
-    else:
-        labels = torch.unique(clusters.detach().cpu(), return_inverse=True)[1]
-    n = int(labels.max()) + 1 if len(labels) else 0
+    values = values.detach().cpu().double()
+    independent = cluster_values(values, clusters)
+    n = len(independent)
     if n < 2:
         raise ValueError(
             f"A standard error needs at least 2 independent prompts or clusters, not {n}."
         )
-    mean = values.mean()
-    # Sums of deviations by cluster: within a cluster they may cancel, between clusters they add
-    # up as independent errors do.
-    deviations = torch.zeros(n, dtype=torch.float64).index_add_(0, labels, values - mean)
-    variance = deviations.square().sum() * n / (n - 1) / len(values) ** 2
-    return Estimate(mean.item(), math.sqrt(variance.item()), n)
+    return Estimate(values.mean().item(), standard_error(independent).item(), n)
 
 
 def recovered_fraction(

@@ -147,6 +147,26 @@ def test_stderr_of_pairs_is_that_of_the_pair_means(data: IOIDataset) -> None:
     assert str(estimate).endswith("(n = 5)")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_many_errors_at_once(data: IOIDataset, dtype: torch.dtype) -> None:
+    values = torch.randn(3, 2, len(data), generator=torch.Generator().manual_seed(2)).to(dtype)
+    for clusters in (None, data.pair_ids):
+        errors = metrics.standard_error(values, clusters)
+        expected = [metrics.mean_and_stderr(row, clusters).stderr for row in values.flatten(0, 1)]
+        assert errors.flatten().tolist() == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(
+        metrics.cluster_values(values, data.pair_ids),
+        values.to(errors.dtype).unflatten(-1, (-1, 2)).mean(dim=-1),
+    )
+    assert metrics.standard_error(values[..., :2], data.pair_ids[:2]).isnan().all()
+
+
+def test_what_an_error_is_over() -> None:
+    assert metrics.error_label(torch.tensor([0, 0, 1, 1])) == "standard error over 2 pairs"
+    assert metrics.error_label(torch.tensor([4, 2, 7])) == "standard error over 3 prompts"
+    assert metrics.error_label(torch.tensor([0, 0, 0])) == "standard error over 1 group"
+
+
 def test_stderr_covers_the_truth() -> None:
     """Of clustered samples with unequal clusters, about 95 % of intervals hold the true mean."""
     generator = torch.Generator().manual_seed(0)

@@ -17,7 +17,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
@@ -26,13 +26,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.patching import PatchingResult, generic_activation_patch
+from transformer_lens.patching import generic_activation_patch
 from transformer_lens.tools.analysis import EdgeAttributionConfig, attribution_patch
 from transformer_lens.utilities import get_act_name
 
 from ioi_helpers import forward
 from ioi_helpers.dataset import ROLES
-from ioi_helpers.metrics import logit_diff, recovered_fraction
+from ioi_helpers.metrics import logit_diff
+from ioi_helpers.patching.result import SweepResult, sweep_result
 
 if TYPE_CHECKING:
     from ioi_helpers.dataset import IOIDataset
@@ -47,75 +48,6 @@ DEFAULT_MEMORY = 2**30
 """Bytes that a sweep may use for activations, apart from the model: 1 GiB."""
 
 Metric = Callable[..., Tensor]
-
-
-@dataclass(kw_only=True)
-class SweepResult(PatchingResult):
-    """A `PatchingResult` that also knows the two unpatched runs.
-
-    ``values`` is ``[metric?, *axes, batch]``, in the metric's units; a metric axis exists only when
-    several metrics were asked for. ``mean()``, ``stderr()``, ``effect()``, ``bootstrap_ci()``,
-    ``permutation_pvalue()`` and ``to_dataframe()`` are TransformerLens'; ``result["name"]`` is one
-    metric's result.
-
-    Attributes:
-        site: What was patched.
-        direction: ``"denoising"`` or ``"noising"``.
-        clean, corrupted: ``[metric? batch]``, the metric of the two runs with nothing patched, both
-            scored with the clean answers. ``baseline`` is that of the run which was patched:
-            corrupted when denoising, clean when noising.
-    """
-
-    site: str
-    direction: str
-    clean: Float[Tensor, "*metric batch"]
-    corrupted: Float[Tensor, "*metric batch"]
-
-    def __getitem__(self, metric_name: str) -> SweepResult:
-        """One metric's result, without the metric axis."""
-        one = super().__getitem__(metric_name)
-        if one is self:
-            return self
-        row = self.metric_names.index(metric_name)
-        base = {field.name: getattr(one, field.name) for field in fields(PatchingResult)}
-        return SweepResult(
-            **base,
-            site=self.site,
-            direction=self.direction,
-            clean=self.clean[row],
-            corrupted=self.corrupted[row],
-        )
-
-    def fraction(self) -> Tensor:
-        """How far each patch moves the mean metric from the patched run's to the other run's.
-
-        0: the patch changes nothing. 1: denoising, it restores the clean value; noising, it brings
-        about the corrupted value. Fraction of the means over prompts, ``[metric? *axes]``.
-
-        Raises:
-            ValueError: The two runs have the same mean, up to twice the standard error of their
-                difference, so there is nothing to move. So it is where both name the same IO, as
-                with ``swap_order()``.
-        """
-        gap = (self.clean - self.corrupted).reshape(-1, self.clean.shape[-1])  # [metric batch]
-        for name, row in zip(self.metric_names, gap, strict=True):
-            if len(row) == 1:  # has no standard error, and any gap of its own counts
-                continue
-            mean, error = float(row.mean()), float(row.std()) / len(row) ** 0.5
-            if not abs(mean) > 2 * error:
-                raise ValueError(
-                    f"In {name} the clean and the corrupted runs differ by {mean:.2g} ± "
-                    f"{error:.2g} on average, so there is nothing to recover a fraction of; use "
-                    "effect(), or pairs whose answers differ, such as swap_subject()."
-                )
-        runs = [self.clean.mean(dim=-1), self.corrupted.mean(dim=-1)]
-        there, here = runs if self.direction == "denoising" else runs[::-1]
-        spare = (1,) * len(self.axis_names)
-        return recovered_fraction(
-            self.mean(),
-            there.reshape(*there.shape, *spare),
-            here.reshape(*here.shape, *spare),
-        )
 
 
 @dataclass(frozen=True)
@@ -248,26 +180,20 @@ def patch_sweep(
         values, base, source = _loop(model, site, cells, pair, scorer)
 
     several = metric is not None and not callable(metric)
-    shape = [sizes[axis] for axis in axes]
-    values = values.unflatten(1, shape) if shape else values
     if not several:
         values, base, source = values[0], base[0], source[0]
     clean_value, corrupted_value = (source, base) if direction == "denoising" else (base, source)
-    table = pd.DataFrame(indices, columns=list(axes))
-    if "role" in axes:
-        table["role"] = [roles[i] for i in table["role"]]
-    return SweepResult(
-        values=values,
-        axis_names=list(axes),
-        index_df=table,
-        metric_names=list(named_metrics),
-        reduced=False,
-        baseline=base,
-        has_metric_axis=several,
-        site=site,
-        direction=direction,
+    along = {axis: roles if axis == "role" else range(sizes[axis]) for axis in axes}
+    return sweep_result(
+        values,
+        along,
         clean=clean_value,
         corrupted=corrupted_value,
+        direction=direction,
+        pair_ids=clean.pair_ids,
+        site=site,
+        metric_names=list(named_metrics),
+        has_metric_axis=several,
     )
 
 
@@ -1024,19 +950,16 @@ def attribution_sweep(
     clean_value, corrupted_value = (
         (source_value, base_value) if direction == "denoising" else (base_value, source_value)
     )
-    indices = list(itertools.product(*(range(size) for size in effect.shape[:-1])))
-    table = pd.DataFrame(indices, columns=list(axes))
-    if "role" in axes:
-        table["role"] = [roles[i] for i in table["role"]]
-    return SweepResult(
-        values=base_value + effect,
-        axis_names=list(axes),
-        index_df=table,
-        metric_names=list(metrics),
-        reduced=False,
-        baseline=base_value,
-        site=site,
-        direction=direction,
+    sizes = dict(zip(axes, effect.shape[:-1], strict=True))
+    along = {axis: roles if axis == "role" else range(sizes[axis]) for axis in axes}
+    return sweep_result(
+        base_value + effect,
+        along,
         clean=clean_value,
         corrupted=corrupted_value,
+        direction=direction,
+        pair_ids=clean.pair_ids,
+        method="attribution patching",
+        site=site,
+        metric_names=list(metrics),
     )
