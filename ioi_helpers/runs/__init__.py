@@ -1,0 +1,70 @@
+"""Run a model over a dataset: what every helper that runs one shares.
+
+Here the arguments are checked once for the whole package (a model in evaluation mode, a dataset
+made with its tokenizer, prompts that fit into its context), the prompts are cut into batches by
+``memory=`` (bytes), with a bar if it takes long (``progress=``), and values are read where a role
+stands in each prompt: activations, logits, logit differences, attention.
+
+Hooks that are on the model stay on and take effect. ``edits=`` are put on for the run: see
+:mod:`ioi_helpers.edits`.
+"""
+
+from __future__ import annotations
+
+from ioi_helpers.runs.attention import attention_of_pairs, attention_patterns, hooks_on_pairs
+from ioi_helpers.runs.batches import (
+    DEFAULT_MEMORY,
+    MOST_TOKENS,
+    Edit,
+    Hook,
+    in_order,
+    in_parts,
+    prompts_at_once,
+    run_in_batches,
+)
+from ioi_helpers.runs.guards import (
+    known_hooks,
+    refuse_too_long,
+    refuse_training,
+    require_data,
+    require_model,
+    role_positions,
+)
+from ioi_helpers.runs.points import parse_point, point_hook, residual_points
+from ioi_helpers.runs.reading import (
+    activations_at,
+    gather_activations,
+    logit_diffs,
+    logits_at,
+    logits_at_positions,
+    widened,
+)
+
+__all__ = [
+    "DEFAULT_MEMORY",
+    "MOST_TOKENS",
+    "Edit",
+    "Hook",
+    "activations_at",
+    "attention_of_pairs",
+    "attention_patterns",
+    "gather_activations",
+    "hooks_on_pairs",
+    "in_order",
+    "in_parts",
+    "known_hooks",
+    "logit_diffs",
+    "logits_at",
+    "logits_at_positions",
+    "parse_point",
+    "point_hook",
+    "prompts_at_once",
+    "refuse_too_long",
+    "refuse_training",
+    "require_data",
+    "require_model",
+    "residual_points",
+    "role_positions",
+    "run_in_batches",
+    "widened",
+]

@@ -1,0 +1,144 @@
+"""Prompts in batches that fit into memory, similar lengths together, and results back in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from ioi_helpers.dataset import IOIDataset
+
+DEFAULT_MEMORY = 2**30
+"""Bytes that a run may use for activations, apart from the model: 1 GiB."""
+MOST_TOKENS = 4096
+"""Tokens in a batch at most: more are not faster, as they leave the processor's cache."""
+
+Hook = tuple[str, Callable[..., Any]]
+"""A hook's name and function, as ``model.hooks(fwd_hooks=...)`` takes them."""
+
+
+class Edit(Protocol):
+    """Something that can be put on a model for a run over certain prompts."""
+
+    def take(self, rows: Int[Tensor, " rows"]) -> Edit:
+        """The edit for some of the prompts only."""
+
+    def hooks(self, model: TransformerBridge) -> list[Hook]:
+        """The forward hooks that make the edit."""
+
+
+Read = TypeVar("Read", Tensor, dict[Any, Tensor])
+
+
+def prompts_at_once(
+    model: TransformerBridge, width: int, memory: int, *, kept: int = 0, logits: int = 1
+) -> int:
+    """How many prompts can be run together.
+
+    Args:
+        width: Positions in the longest prompt.
+        memory: Bytes that the run may use.
+        kept: Numbers that are kept of each prompt until the run is over.
+        logits: Positions of each prompt whose logits are computed, times the copies made of them.
+
+    Raises:
+        ValueError: ``memory`` is not positive.
+    """
+    if memory < 1:
+        raise ValueError(f"memory must be a positive number of bytes, not {memory}.")
+    cfg = model.cfg
+    d_mlp = getattr(cfg, "d_mlp", None) or 4 * cfg.d_model
+    # A block at work: the stream and its norm, q, k, v and z; the MLP's hidden layer before and
+    # after its activation function; attention scores and weights with the masks.
+    block = width * (16 * cfg.d_model + 3 * d_mlp) + 4 * cfg.n_heads * width**2
+    numbers = block + kept + 2 * logits * cfg.d_vocab
+    size = model.W_E.element_size()
+    return max(1, min(memory // (numbers * size), MOST_TOKENS // width))
+
+
+def in_parts(
+    lengths: Int[Tensor, " batch"],
+    at_once: int,
+    *,
+    progress: bool = True,
+    what: str = "prompts",
+) -> Iterator[Int[Tensor, " rows"]]:
+    """Row numbers in parts of at most ``at_once``, with a bar if it takes long.
+
+    Rows that are read up to about the same position come together, so that little of what is run
+    is padding; where everything fits into one part the order is kept.
+    """
+    rows = torch.arange(len(lengths))
+    if len(rows) > at_once:
+        rows = lengths.cpu().argsort(stable=True)
+    starts = range(0, len(rows), at_once)
+    for start in tqdm(starts, desc=what, disable=not progress, leave=False, delay=5):
+        yield rows[start : start + at_once]
+
+
+def in_order(parts: Sequence[Tensor], rows: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Join what came of :func:`in_parts`, in the rows' own order."""
+    joined = torch.cat(list(parts), dim=dim)
+    return joined.index_select(dim, torch.cat(list(rows)).argsort().to(joined.device))
+
+
+def run_in_batches(
+    model: TransformerBridge,
+    data: IOIDataset,
+    read: Callable[[IOIDataset], Read],
+    *,
+    edits: Sequence[Edit] = (),
+    memory: int = DEFAULT_MEMORY,
+    progress: bool = True,
+    upto: Int[Tensor, " batch"] | None = None,
+    kept: int = 0,
+    logits: int = 1,
+    dim: int = 0,
+    what: str = "prompts",
+) -> Read:
+    """Call ``read`` on part after part of the prompts, with edits on, and join what it returns.
+
+    ::
+
+        def read(part):                                        # one run of the model
+            return model(part.tokens)[:, 0]
+
+        first_logits = run_in_batches(model, data, read)
+
+    Args:
+        model, data: The model and all the prompts that the edits were made for.
+        read: From some of the prompts to a tensor, or a dictionary of tensors. It must run the
+            model on all of them at once.
+        edits: What is put on the model meanwhile, such as
+            :func:`~ioi_helpers.edits.residual_edit` makes; each for these prompts.
+        memory: Bytes that the run may use; more prompts than fit are run in parts, prompts of
+            similar length together. The result is in the order of the prompts.
+        progress: Show a bar where there is something to wait for.
+        upto: The last position of each prompt that is run, for sorting; by default its last.
+        kept, logits: As for :func:`prompts_at_once`.
+        dim: The axis of the prompts in what ``read`` returns.
+        what: What the bar counts.
+
+    Raises:
+        ValueError: An edit for another number of prompts, or ``memory`` is not positive.
+    """
+    upto = data.lengths - 1 if upto is None else upto
+    at_once = prompts_at_once(model, int(upto.max()) + 1, memory, kept=kept, logits=logits)
+    parts: list[Any] = []
+    order: list[Tensor] = []
+    for rows in in_parts(upto, at_once, progress=progress, what=what):
+        hooks = [hook for one in edits for hook in one.take(rows).hooks(model)]
+        with model.hooks(fwd_hooks=hooks):
+            parts.append(read(data[rows]))
+        order.append(rows)
+    joined: Any = (
+        in_order(parts, order, dim)
+        if isinstance(parts[0], Tensor)
+        else {key: in_order([part[key] for part in parts], order, dim) for key in parts[0]}
+    )
+    return joined

@@ -1,0 +1,125 @@
+"""What a run is refused for, each in one sentence.
+
+Written once for the whole package: whoever runs a model over a dataset calls :func:`require_data`,
+whoever runs it on other tokens :func:`require_model` and :func:`refuse_too_long`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.tools.analysis._model_state import require_eval_mode
+
+from ioi_helpers.dataset import IOIDataset
+
+
+def require_model(model: Any) -> None:
+    """Refuse what is no model that can be run, and one in training mode.
+
+    Raises:
+        ValueError: It is no bridge, or some part of it is in training mode.
+    """
+    if not (hasattr(model, "hook_dict") and hasattr(model, "cfg")):
+        raise ValueError(
+            "The model must be a TransformerBridge, as load_model() returns it, not "
+            f"{_kind(model)}."
+        )
+    refuse_training(model)
+
+
+def refuse_training(model: TransformerBridge) -> None:
+    """Refuse a model any part of which is in training mode, where dropout is random.
+
+    Also one whose wrapped model is, or a single block of that: ``model.training`` says nothing
+    about them.
+
+    Raises:
+        ValueError: Something is in training mode; names it.
+    """
+    require_eval_mode(model, operation="A run")
+
+
+def require_data(model: Any, data: Any) -> None:
+    """Refuse what cannot be run together: :func:`require_model`, and a dataset that fits it.
+
+    Raises:
+        ValueError: As :func:`require_model`; what is given is no dataset; or it was made with
+            another tokenizer than the model's.
+    """
+    require_model(model)
+    if not all(hasattr(data, name) for name in ("tokens", "positions", "lengths")):
+        raise ValueError(
+            f"The prompts must be a dataset, not {_kind(data)}; make one with "
+            "IOIDataset.from_prompts(model.tokenizer, prompts, answers) or IOIDataset.generate."
+        )
+    own, its = getattr(model, "tokenizer", None), getattr(data, "tokenizer", None)
+    if own is its or own is None or its is None:
+        return
+    # Two objects may be the same tokenizer: what counts is what the prompts' tokens mean.
+    used = torch.cat([data.tokens.flatten(), data.io_tokens, data.s_tokens]).unique().tolist()
+    if max(used) >= len(own) or own.convert_ids_to_tokens(used) != its.convert_ids_to_tokens(used):
+        raise ValueError(
+            "The prompts were made with another tokenizer than the model's, so their tokens mean "
+            "other words to it; make them with model.tokenizer."
+        )
+
+
+def _kind(thing: Any) -> str:
+    """What something is, for a reader who expected something else."""
+    if isinstance(thing, Tensor):
+        return f"a tensor of shape {tuple(thing.shape)}"
+    if isinstance(thing, str):
+        return f"the text {thing[:40]!r}"
+    if isinstance(thing, Sequence):
+        inner = f" of {type(thing[0]).__name__}" if len(thing) else ""
+        return f"a {type(thing).__name__}{inner}"
+    return f"a {type(thing).__name__}"
+
+
+def refuse_too_long(model: TransformerBridge, tokens: Int[Tensor, "batch pos"]) -> None:
+    """Refuse prompts that do not fit into the model's context.
+
+    Raises:
+        ValueError: There are more positions than the model has.
+    """
+    if tokens.shape[-1] > model.cfg.n_ctx:
+        raise ValueError(
+            f"The prompts are {tokens.shape[-1]} tokens long, but this model's context holds "
+            f"{model.cfg.n_ctx}; use shorter or fewer prefix sentences."
+        )
+
+
+def role_positions(data: IOIDataset, role: str) -> Int[Tensor, " batch"]:
+    """Where a role stands in each prompt.
+
+    Raises:
+        ValueError: The role is unknown, or a prompt lacks it.
+    """
+    at = data.positions[role]
+    missing = (at < 0) | (at >= data.lengths)
+    if missing.any():
+        row = int(missing.int().argmax())
+        raise ValueError(
+            f"Prompt {row} has no {role}: {data.prompts[row]!r}; leave out the role or the prompt."
+        )
+    return at
+
+
+def known_hooks(model: TransformerBridge, names: Sequence[str]) -> list[str]:
+    """The names, each once.
+
+    Raises:
+        ValueError: The model has no such hook.
+    """
+    for name in names:
+        if name not in model.hook_dict:
+            raise ValueError(
+                f"The model has no hook {name!r}; see model.hook_dict for those of this "
+                "architecture."
+            )
+    return list(dict.fromkeys(names))

@@ -1,0 +1,230 @@
+"""What a run holds where a role stands: activations, logits, the logit difference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, overload
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from ioi_helpers import metrics
+from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.runs.batches import DEFAULT_MEMORY, Edit, run_in_batches
+from ioi_helpers.runs.guards import known_hooks, refuse_too_long, require_data, role_positions
+from ioi_helpers.runs.points import point_hook
+
+UNEMBED = "unembed.hook_in"
+"""What the unembedding reads: the final stream, normalised."""
+
+
+@overload
+def activations_at(
+    model: TransformerBridge,
+    data: IOIDataset,
+    role: str,
+    where: str,
+    *,
+    edits: Sequence[Edit] = (),
+    memory: int = DEFAULT_MEMORY,
+    progress: bool = True,
+) -> Float[Tensor, "batch *rest"]: ...
+
+
+@overload
+def activations_at(
+    model: TransformerBridge,
+    data: IOIDataset,
+    role: str,
+    where: Sequence[str],
+    *,
+    edits: Sequence[Edit] = (),
+    memory: int = DEFAULT_MEMORY,
+    progress: bool = True,
+) -> dict[str, Float[Tensor, "batch *rest"]]: ...
+
+
+def activations_at(
+    model: TransformerBridge,
+    data: IOIDataset,
+    role: str,
+    where: str | Sequence[str],
+    *,
+    edits: Sequence[Edit] = (),
+    memory: int = DEFAULT_MEMORY,
+    progress: bool = True,
+) -> Float[Tensor, "batch *rest"] | dict[str, Float[Tensor, "batch *rest"]]:
+    """Activations at the position that a role has in each prompt.
+
+    The same for one prompt, in plain TransformerLens::
+
+        _, cache = model.run_with_cache(data.tokens[i])
+        cache["resid_mid", layer][0, data.positions[role][i]]
+
+    Args:
+        model: A model that TransformerBridge boots.
+        data: Prompts; they may differ in length.
+        role: ``"IO"``, ``"S1"``, ``"S1+1"``, ``"S2"`` or ``"END"``.
+        where: A point of the residual stream (``"L6.mid"``), or the name of a hook whose
+            activation begins with batch and position (``"blocks.6.attn.hook_z"``); or several,
+            such as :func:`residual_points`, which are read in one pass.
+        edits, memory, progress: As for :func:`run_in_batches`.
+
+    Returns:
+        ``[batch ...]`` on the model's device, or for several ``{name: [batch ...]}`` in their
+        order. Half precision becomes float32.
+
+    Raises:
+        ValueError: An unknown role, point or hook, a prompt without the role, or as
+            :func:`~ioi_helpers.runs.guards.require_data`.
+    """
+    require_data(model, data)
+    positions = role_positions(data, role)
+    names = [where] if isinstance(where, str) else list(where)
+    hooks = {name: name if "hook" in name else point_hook(model, name) for name in names}
+    known_hooks(model, list(hooks.values()))
+
+    def read(part: IOIDataset) -> dict[str, Tensor]:
+        found = gather_activations(model, part.tokens, part.positions[role], list(hooks.values()))
+        return {name: found[hook] for name, hook in hooks.items()}
+
+    found = run_in_batches(
+        model,
+        data,
+        read,
+        edits=edits,
+        memory=memory,
+        progress=progress,
+        upto=positions,
+        kept=len(hooks) * model.cfg.d_model,
+    )
+    return found[where] if isinstance(where, str) else found
+
+
+def gather_activations(
+    model: TransformerBridge,
+    tokens: Int[Tensor, "batch pos"],
+    positions: Int[Tensor, " batch"],
+    names: Sequence[str],
+) -> dict[str, Float[Tensor, "batch *rest"]]:
+    """One run, of which each row's activations at one position are kept.
+
+    Args:
+        tokens: Prompts, right-padded, all run at once. What comes after the last position that is
+            read is not run: by causality it cannot matter.
+        positions: The position in each row.
+        names: Names of hooks.
+    """
+    gathered: dict[str, Tensor] = {}
+
+    def gather(activation: Tensor, hook: Any, name: str) -> None:
+        at = positions.to(activation.device)
+        rows = torch.arange(len(at), device=activation.device)
+        gathered[name] = widened(activation[rows, at]).to(model.W_U.device)
+
+    def gatherer(name: str) -> Any:
+        return lambda activation, hook: gather(activation, hook, name)
+
+    tokens = tokens[:, : int(positions.max()) + 1].to(model.cfg.device)
+    refuse_too_long(model, tokens)
+    with torch.no_grad():
+        # logits_to_keep: one position's logits are cheaper than all, and none are used here.
+        model.run_with_hooks(
+            tokens,
+            fwd_hooks=[(name, gatherer(name)) for name in dict.fromkeys(names)],
+            return_type=None,
+            logits_to_keep=1,
+        )
+    return gathered
+
+
+def logits_at(
+    model: TransformerBridge,
+    data: IOIDataset,
+    role: str = "END",
+    edits: Sequence[Edit] = (),
+    *,
+    memory: int = DEFAULT_MEMORY,
+    progress: bool = True,
+) -> Float[Tensor, "batch vocab"]:
+    """The logits at one role of each prompt.
+
+    Only that position is unembedded, so that a large vocabulary takes neither time nor memory.
+
+    Args:
+        model, data: The model and the prompts, which may differ in length.
+        role: Where to read: END for the answer, or where an edit is for what it does there.
+        edits, memory, progress: As for :func:`run_in_batches`.
+
+    Raises:
+        ValueError: As :func:`activations_at`.
+    """
+    require_data(model, data)
+    positions = role_positions(data, role)
+
+    def read(part: IOIDataset) -> Tensor:
+        with torch.no_grad():
+            return logits_at_positions(model, part.tokens, part.positions[role])
+
+    return run_in_batches(
+        model, data, read, edits=edits, memory=memory, progress=progress, upto=positions
+    )
+
+
+def logit_diffs(
+    model: TransformerBridge,
+    data: IOIDataset,
+    edits: Sequence[Edit] = (),
+    *,
+    memory: int = DEFAULT_MEMORY,
+    progress: bool = True,
+) -> Float[Tensor, " batch"]:
+    """The logit difference of each prompt: IO's logit minus S's at END, in logits.
+
+    The same in plain TransformerLens, for prompts that fit into memory at once::
+
+        metrics.logit_diff(model(data.tokens), data, per_prompt=True)
+
+    Args:
+        model, data: The model and the prompts, which may differ in length.
+        edits, memory, progress: As for :func:`run_in_batches`.
+
+    Returns:
+        ``[batch]``, in float32 or better.
+
+    Raises:
+        ValueError: As :func:`activations_at`.
+    """
+    require_data(model, data)
+
+    def read(part: IOIDataset) -> Tensor:
+        with torch.no_grad():
+            logits = logits_at_positions(model, part.tokens, part.positions["END"])
+        return metrics.logit_diff(logits, part, per_prompt=True)
+
+    return run_in_batches(model, data, read, edits=edits, memory=memory, progress=progress)
+
+
+def logits_at_positions(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], positions: Int[Tensor, " batch"]
+) -> Float[Tensor, "batch vocab"]:
+    """The logits at one position of each row, from one run of all rows.
+
+    Gradients flow, unless they are switched off.
+    """
+    tokens = tokens[:, : int(positions.max()) + 1].to(model.cfg.device)
+    refuse_too_long(model, tokens)
+
+    def keep_one(stream: Float[Tensor, "batch pos d_model"], hook: Any) -> Tensor:
+        at = positions.to(stream.device)
+        return stream[torch.arange(len(at), device=stream.device), at][:, None]
+
+    logits: Tensor = model.run_with_hooks(tokens, fwd_hooks=[(UNEMBED, keep_one)])
+    return logits[:, 0]
+
+
+def widened(values: Tensor) -> Tensor:
+    """Half precision as float32, so that sums of many terms keep their digits."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
