@@ -335,7 +335,9 @@ def layer_norm(norm: Norm, x: Float[Tensor, "*token d_model"]) -> Float[Tensor, 
     against the entries, and TransformerLens writes it out too.
     """
     x = x - x.mean(dim=-1, keepdim=True)
-    x /= (x.square().mean(dim=-1, keepdim=True) + norm.eps).sqrt()
+    scale = (x.square().mean(dim=-1, keepdim=True) + norm.eps).sqrt()
+    # In place, but for gradients, which need what would be overwritten.
+    x = x / scale if x.requires_grad else x.div_(scale)
     if norm.weight is not None and norm.bias is not None:
         x = x * norm.weight + norm.bias
     return x
@@ -608,6 +610,7 @@ def run_edits(
     gpt: GPT2,
     base: Run,
     edits: Sequence[Edit],
+    edit: Editor | None = None,
 ) -> Float[Tensor, "row d_model"]:
     """Run every row of every edit through the rest of the model.
 
@@ -617,6 +620,9 @@ def run_edits(
     Args:
         base: The unedited run, with :data:`BASE_SITES` kept.
         edits: Rows of edits, each edit with its own layer.
+        edit: Replaces further values of the rows on their way from where they enter, see
+            :data:`Editor`. The rows of its spans are numbered as they entered: those of the lowest
+            edit first.
 
     Returns:
         The final residual stream at each row's last position: the rows of the first edit, then
@@ -633,9 +639,9 @@ def run_edits(
     def next_edit(layer: int, middle: bool) -> Edit | None:
         if waiting and (edits[waiting[0]].layer, edits[waiting[0]].middle) == (layer, middle):
             entered.append(waiting.pop(0))
-            edit = edits[entered[-1]]
+            entering = edits[entered[-1]]
             at_the_end = layer > last_layer or (layer == last_layer and middle)
-            return edit.only_ends() if at_the_end else edit
+            return entering.only_ends() if at_the_end else entering
         return None
 
     def enter(new: Spans, tokens: Tensor, values: Tensor, layer: int) -> None:
@@ -647,24 +653,29 @@ def run_edits(
         spans, x = Spans.join([spans, new]), torch.cat([x, joining])
 
     for layer in range(edits[waiting[0]].layer, gpt.n_layers):
-        while edit := next_edit(layer, middle=False):
-            enter(edit.spans, edit.tokens, edit.values, layer)
+        while new := next_edit(layer, middle=False):
+            enter(new.spans, new.tokens, new.values, layer)
         x_mid = x
         if len(spans):
             only_ends = layer == last_layer
-            x_mid = attention(gpt, layer, x, spans, base, only_ends=only_ends)["resid_mid"]
+            computed = attention(gpt, layer, x, spans, base, only_ends=only_ends, edit=edit)
+            x_mid = computed["resid_mid"]
             spans = spans.only_ends() if only_ends else spans
         in_middle = []
-        while edit := next_edit(layer, middle=True):
-            in_middle.append(edit)
-        parts = [x_mid, *(edit.values for edit in in_middle)]
+        while new := next_edit(layer, middle=True):
+            in_middle.append(new)
+        parts = [x_mid, *(new.values for new in in_middle)]
         after = torch.cat(parts)
-        after += mlp(gpt, layer, after)
+        mlp_out = mlp(gpt, layer, after)
+        if edit is not None and len(spans):
+            on_their_way = len(x_mid)
+            mlp_out[:on_their_way] = edit("mlp_out", layer, mlp_out[:on_their_way], spans)
+        after += mlp_out
         x, *edited = after.split([len(part) for part in parts])
-        for edit, values in zip(in_middle, edited, strict=True):
-            enter(edit.spans, edit.tokens, values, layer + 1)
-    while edit := next_edit(gpt.n_layers, middle=False):
-        enter(edit.spans, edit.tokens, edit.values, gpt.n_layers)
+        for new, values in zip(in_middle, edited, strict=True):
+            enter(new.spans, new.tokens, values, layer + 1)
+    while new := next_edit(gpt.n_layers, middle=False):
+        enter(new.spans, new.tokens, new.values, gpt.n_layers)
 
     # Every row is down to its last position; back to the order in which the edits were given.
     by_edit = dict(zip(entered, x.split([len(edits[i].spans) for i in entered]), strict=True))

@@ -241,6 +241,49 @@ def test_edits_equal_hooks(model: TransformerBridge, data: IOIDataset, seed: int
     torch.testing.assert_close(logits, torch.stack(expected), atol=2e-4, rtol=5e-4)
 
 
+@pytest.mark.parametrize("middle", [False, True])
+def test_rows_of_an_edit_can_be_edited_further(
+    model: TransformerBridge, data: IOIDataset, middle: bool
+) -> None:
+    """The stream of block 0 is replaced at S2, and values of later blocks are changed as well."""
+    gpt = forward.read_weights(model)
+    last, s2 = data.lengths - 1, data.positions["S2"]
+    base = forward.run(gpt, data.tokens, last)
+    spans = forward.Spans(torch.arange(len(data)), s2, last)
+    values = base["resid_mid" if middle else "resid_pre"][0][torch.arange(len(data)), s2] * 1.5
+
+    def later(site: str, layer: int, value: Tensor, where: forward.Spans) -> Tensor:
+        if layer == 0 or site not in ("q", "v", "mlp_out"):
+            return value
+        value = value.clone()
+        chosen = where.pos == (s2 if site == "v" else last)[where.prompt[where.row]]
+        value[chosen] *= -1.3
+        return value
+
+    def all_of_it(site: str, layer: int, value: Tensor, where: forward.Spans) -> Tensor:
+        if (site, layer) == ("resid_mid" if middle else "resid_pre", 0):
+            value = value.clone()
+            value[where.starts] = values
+            return value
+        return later(site, layer, value, where)
+
+    edit = forward.Edit(0, middle, spans, spans.starts, values)
+    expected = forward.run(gpt, data.tokens, last, (), base=base, first=s2, edit=all_of_it).final
+    final = forward.run_edits(gpt, base, [edit], later)
+    torch.testing.assert_close(final, expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(final, forward.run_edits(gpt, base, [edit]), atol=1e-3)
+
+
+def test_gradients_flow_where_they_are_asked_for(
+    model: TransformerBridge, data: IOIDataset
+) -> None:
+    gpt = forward.read_weights(model)
+    x = torch.randn(3, gpt.W_E.shape[1], requires_grad=True)
+    (gradient,) = torch.autograd.grad(forward.normalise_final(gpt, x).square().sum(), x)
+    (expected,) = torch.autograd.grad(model.ln_final(x).square().sum(), x)
+    torch.testing.assert_close(gradient, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_no_edits(model: TransformerBridge, data: IOIDataset) -> None:
     gpt = forward.read_weights(model)
     base = forward.run(gpt, data.tokens, data.lengths - 1)
