@@ -79,7 +79,9 @@ def load_model(
 
     Returns:
         A ``TransformerBridge`` in compatibility mode and eval mode, whose parameters do not
-        require gradients. ``model.ioi_name`` is the name it goes by in this package.
+        require gradients. ``model.ioi_name`` is the name it goes by in this package, and
+        ``model.ioi_folder`` the folder that its weights are from, where its registry may lie too;
+        None if they are from the hub or random.
 
     Raises:
         ModelUnavailable: The model cannot be found, reached or read.
@@ -129,6 +131,8 @@ def load_model(
             )
         parameter.requires_grad_(False)
     model.ioi_name = _goes_by(name, source, boot_arguments)
+    from_folder = _is_path(source) and boot_arguments.get("load_weights") is not False
+    model.ioi_folder = Path(source).resolve() if from_folder else None
     if verbose:
         print(_announcement(model, name, reason))
     return model

@@ -51,6 +51,7 @@ def test_a_bundled_model_is_ready_for_use(capsys: pytest.CaptureFixture[str]) ->
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1 and "asked for by name" in printed and "gpt2-small" in printed
     assert model.ioi_name == "ioi-mini"
+    assert model.ioi_folder == bundled_folder("ioi-mini")
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert model.compatibility_mode
@@ -130,7 +131,7 @@ def test_gpt2_is_found_in_a_local_cache_without_a_network(tmp_path: Path) -> Non
 def test_a_folder_is_loaded_and_goes_by_its_name(tmp_path: Path) -> None:
     folder = shutil.copytree(bundled_folder("ioi-plain"), tmp_path / "mine")
     model = load_model(str(folder), device="cpu", verbose=False)
-    assert model.ioi_name == "mine"
+    assert model.ioi_name == "mine" and model.ioi_folder == folder
     assert not is_gpt2_small(model)
     assert len(IOIDataset.demo(model.tokenizer)) == 8
 
@@ -243,7 +244,7 @@ def test_gpt2_smalls_true_shape_loads_with_random_weights() -> None:
     model = load_model(str(SKELETON), load_weights=False, device="cpu", verbose=False)
     assert (model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_model) == (12, 12, 768)
     assert not model.training and not is_gpt2_small(model)
-    assert "random weights" in model.ioi_name
+    assert "random weights" in model.ioi_name and model.ioi_folder is None
     data = IOIDataset.generate(model.tokenizer, 4, prefixes="bundled")
     assert model(data.tokens).shape == (*data.tokens.shape, model.cfg.d_vocab)
 
