@@ -225,8 +225,23 @@ def test_a_folder_does_not_pass_for_a_model_that_it_is_called_like(
     tmp_path: Path, name: str
 ) -> None:
     folder = shutil.copytree(bundled_folder("ioi-plain"), tmp_path / name)
+    (folder / "registry.json").unlink()
     model = load_model(str(folder), device="cpu", verbose=False)
     assert not is_gpt2_small(model)
+    assert not registry(model).recorded
+
+
+def test_a_registry_in_a_models_folder_is_found(tmp_path: Path) -> None:
+    folder = shutil.copytree(bundled_folder("ioi-mini"), tmp_path / "mine")
+    model = load_model(str(folder), device="cpu", verbose=False)
+    bundled = load_model("ioi-mini", device="cpu", verbose=False)
+    assert registry(model).model == "mine"
+    assert registry(model).entries == registry(bundled).entries != ()
+    (folder / "registry.json").write_text("{}")
+    with pytest.raises(ValueError, match="not a registry of heads") as error:
+        registry(model)
+    one_sentence(error)
+    model = load_model(str(folder), load_weights=False, device="cpu", verbose=False)
     assert not registry(model).recorded
 
 

@@ -208,7 +208,7 @@ MEASUREMENTS: dict[str, Callable[[TransformerBridge], Any]] = {
     "composition_chance": heads.composition_chance,
     "positional_patterns": lambda m: heads.positional_patterns(m, 20),
     "head_table": head_table,
-    "roles": heads.roles,
+    "registry": lambda m: heads.registry(m).entries,
     "activations": activations,
     "probe_table": probe_table,
     "lrqp.compare": interventions,
@@ -219,7 +219,6 @@ MEASUREMENTS: dict[str, Callable[[TransformerBridge], Any]] = {
 
 # What is known to be wrong, until it is mended: (measurement, form).
 KNOWN: set[tuple[str, str]] = {
-    *((name, form) for name in ("roles", "head_table") for form in FORMS),
     *(("positional_patterns", form) for form in ("Stanford", "GPT-Neo")),
     *(
         (name, form)

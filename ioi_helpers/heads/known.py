@@ -127,24 +127,33 @@ class Registry:
 def registry(model: TransformerBridge) -> Registry:
     """What is on record about the heads of the model at hand.
 
+    Of a model that was loaded from a folder: the ``registry.json`` that lies there, as the bundled
+    models' do.
+
     Args:
-        model: As ``load_model`` returns it: ``model.ioi_name`` says which it is.
+        model: As ``load_model`` returns it, which says what it is and where it is from.
 
     Returns:
         The registry; empty, and saying so when printed, where nothing is recorded.
 
     Raises:
-        ValueError: The file of a bundled model is missing.
+        ValueError: The file of a bundled model is missing, or a file is no registry.
     """
-    name = getattr(model, "ioi_name", None)
+    name = getattr(model, "ioi_name", "a model that load_model did not load")
     if is_gpt2_small(model):
         return Registry("gpt2-small", _entries(published.head_classes()))
-    if name not in BUNDLED:
-        return Registry(name or "a model that load_model did not load", (), recorded=False)
-    file = bundled_folder(name) / "registry.json"
-    if not file.is_file():
-        raise ValueError(f"The registry of {name} ({file.name}) is missing; reinstall the package.")
-    return Registry(name, _entries(json.loads(file.read_text(encoding="utf-8"))["heads"]))
+    folder = bundled_folder(name) if name in BUNDLED else getattr(model, "ioi_folder", None)
+    file = folder / "registry.json" if folder else None
+    if file is None or not file.is_file():
+        if name in BUNDLED:
+            raise ValueError(f"The registry.json of {name} is missing; reinstall the package.")
+        return Registry(name, (), recorded=False)
+    try:
+        return Registry(name, _entries(json.loads(file.read_text(encoding="utf-8"))["heads"]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{str(file)!r} is not a registry of heads ({error!r}); mend it or take it away."
+        ) from error
 
 
 def circuit(model: TransformerBridge) -> Circuit:
