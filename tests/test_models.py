@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors.torch import load_file, save_file
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import GPT2LMHeadModel
 
-from ioi_helpers import IOIDataset, load_model, models
+from ioi_helpers import IOIDataset, load_model
 from ioi_helpers.attribution import head_attribution
+from ioi_helpers.bundled import bundled_folder
 from ioi_helpers.heads import attention_by_role, registry
 from ioi_helpers.models import (
     ModelUnavailable,
-    bundled_folder,
     default_model,
     is_gpt2_small,
+    loading,
+    original,
     print_versions,
+    sources,
 )
+from ioi_helpers.models.original import run_original
+from tests import random_models
 
 SKELETON = Path(__file__).parents[2] / "shared" / "gpt2-skeleton"
 
@@ -79,12 +90,12 @@ def test_which_model_is_taken_by_default(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("IOI_MODEL", "ioi-plain")
     assert default_model() == ("ioi-plain", "IOI_MODEL is set")
     monkeypatch.delenv("IOI_MODEL")
-    monkeypatch.setattr(models, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(sources, "try_to_load_from_cache", lambda *_: None)
     assert default_model()[0] == "ioi-mini"
-    monkeypatch.setattr(models, "_in_colab", lambda: True)
+    monkeypatch.setattr(loading, "_in_colab", lambda: True)
     assert default_model()[0] == "gpt2-small"
-    monkeypatch.setattr(models, "_in_colab", lambda: False)
-    monkeypatch.setattr(models, "try_to_load_from_cache", lambda *_: "/cache/model.safetensors")
+    monkeypatch.setattr(loading, "_in_colab", lambda: False)
+    monkeypatch.setattr(sources, "try_to_load_from_cache", lambda *_: "/cache/model.safetensors")
     assert default_model() == ("gpt2-small", "its weights are in the local cache")
 
 
@@ -152,6 +163,170 @@ def test_loads_on_cuda() -> None:
     assert model("Then, John").device.type == "cuda"
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+@pytest.mark.parametrize("device", ["cuda", "cuda:3", "mps", "gpu", "meta", torch.device("cuda")])
+def test_a_device_that_is_not_there_is_not_blamed_on_the_model(device: str | torch.device) -> None:
+    with pytest.raises(ValueError, match="cannot be used here") as error:
+        load_model("ioi-mini", device=device)
+    assert repr(str(device)) in one_sentence(error)
+
+
+def test_a_dtype_may_be_given_by_name_and_an_unknown_one_is_refused() -> None:
+    model = load_model("ioi-plain", dtype="float16", device="cpu", verbose=False)
+    assert {p.dtype for p in model.parameters()} == {torch.float16}
+    for dtype in ("half precision", torch.int8):
+        with pytest.raises(
+            ValueError, match="float32, float64, bfloat16, float16, not as"
+        ) as error:
+            load_model("ioi-plain", dtype=dtype)
+        one_sentence(error)
+
+
+def test_a_fault_of_the_arguments_is_not_blamed_on_the_folder() -> None:
+    with pytest.raises(TypeError, match="colour"):
+        load_model("ioi-plain", colour="blue")
+
+
+# --- the bridge and the original ---------------------------------------------------------------
+
+
+def unscaled(folder: Path) -> Path:
+    """A GPT-2 whose attention scores are not scaled, which TransformerBridge (4.3) overlooks."""
+    random_models.save(folder, "gpt2")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "scale_attn_weights": False}))
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_a_bridge_that_computes_something_else_is_refused(tmp_path: Path, dtype: str) -> None:
+    with pytest.raises(ModelUnavailable, match="does not compute what GPT2LMHeadModel") as error:
+        load_model(str(unscaled(tmp_path)), device="cpu", dtype=dtype)
+    said = one_sentence(error)
+    assert "TransformerBridge (TransformerLens 4" in said and "transformers 5" in said
+    assert float(said.split("differ by up to ")[1].split(",")[0]) > 0.5
+
+
+def test_random_weights_are_compared_as_well(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnavailable, match="does not compute what"):
+        load_model(str(unscaled(tmp_path)), device="cpu", load_weights=False)
+
+
+@pytest.mark.parametrize("architecture", random_models.ARCHITECTURES)
+def test_bridges_that_are_right_are_let_in_at_every_precision(
+    architecture: str, tmp_path: Path
+) -> None:
+    folder = str(random_models.save(tmp_path, architecture))
+    for dtype in ("float64", "float32", "bfloat16", "float16"):
+        load_model(folder, device="cpu", dtype=dtype, verbose=False)
+
+
+def test_the_original_is_the_checkpoints_own_code_and_the_bridge_is_put_back() -> None:
+    folder = str(bundled_folder("ioi-mini"))
+    tokens = torch.arange(24)[None] + 5
+    hf = GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager").eval()
+    bridge = TransformerBridge.boot_transformers(folder, device="cpu").eval()
+    modules = list(bridge.original_model.modules())
+    fired = []
+    with torch.no_grad(), bridge.hooks(fwd_hooks=[("hook_embed", lambda x, hook: fired.append(x))]):
+        assert torch.equal(run_original(bridge, tokens), hf(tokens).logits)
+        assert not fired
+        bridge(tokens)
+        assert fired
+    with pytest.raises(IndexError):
+        run_original(bridge, tokens + bridge.cfg.d_vocab)
+    assert all(a is b for a, b in zip(bridge.original_model.modules(), modules, strict=True))
+    bridge.enable_compatibility_mode(disable_warnings=True)
+    with pytest.raises(ValueError, match="compare before it") as error:
+        run_original(bridge, tokens)
+    one_sentence(error)
+
+
+@pytest.fixture(scope="module")
+def unfolded() -> TransformerBridge:
+    folder = str(bundled_folder("ioi-plain"))
+    return TransformerBridge.boot_transformers(folder, device="cpu").eval()
+
+
+@pytest.mark.parametrize(("factor", "refused"), [(1 + 1e-5, False), (0.99, True), (1.01, True)])
+def test_a_difference_of_one_per_cent_is_not_rounding(
+    factor: float, refused: bool, unfolded: TransformerBridge
+) -> None:
+    expected = factor * run_original(unfolded, original.one_prompt(unfolded)) + 3.0
+    for model in (unfolded, load_model("ioi-plain", device="cpu", verbose=False)):
+        with pytest.raises(ModelUnavailable) if refused else nullcontext():
+            original.require_same(model, expected, "ioi-plain")
+
+
+def test_logits_that_are_not_finite_are_one_sentence(unfolded: TransformerBridge) -> None:
+    expected = run_original(unfolded, original.one_prompt(unfolded))
+    expected[0, 3, 5] = torch.inf
+    with pytest.raises(ModelUnavailable, match="not finite in float32") as error:
+        original.require_same(unfolded, expected, "ioi-plain")
+    one_sentence(error)
+
+
+def test_an_original_that_cannot_run_on_tokens_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("decoder_input_ids are wanted")
+
+    monkeypatch.setattr(loading, "run_original", fail)
+    with pytest.warns(UserWarning, match="ioi-plain was not compared with its original"):
+        load_model("ioi-plain", device="cpu", verbose=False)
+
+
+# --- the hub -----------------------------------------------------------------------------------
+
+
+def no_network(*_: object, **__: object) -> None:
+    raise OSError("Name or service not known")
+
+
+def test_without_a_network_one_quick_question_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "get_hf_file_metadata", no_network)
+    monkeypatch.setattr(sources, "try_to_load_from_cache", lambda *_, **__: None)
+    monkeypatch.setattr(loading, "_boot", lambda *_, **__: pytest.fail("must not be tried"))
+    with pytest.raises(ModelUnavailable, match="nor could the .* hub be reached") as error:
+        load_model("gpt2-xl")
+    one_sentence(error)
+
+
+def test_without_a_network_cached_files_are_taken_as_a_folder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sources, "get_hf_file_metadata", no_network)
+    file = bundled_folder("ioi-plain") / "config.json"
+    monkeypatch.setattr(sources, "try_to_load_from_cache", lambda *_, **__: str(file))
+    model = load_model("gpt2-small", device="cpu", revision="main", verbose=False)
+    assert is_gpt2_small(model) and model.ioi_folder is None
+    assert model.cfg.n_layers == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (RepositoryNotFoundError, "no model 'somebody/nothing'"),
+        (RevisionNotFoundError, "no revision 'v9' of 'somebody/nothing'"),
+    ],
+)
+def test_what_the_hub_does_not_know_is_one_sentence(
+    kind: type[HfHubHTTPError], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise kind("404", response=SimpleNamespace(headers={}, request=None))
+
+    monkeypatch.setattr(sources, "get_hf_file_metadata", refuse)
+    with pytest.raises(ModelUnavailable, match=said) as error:
+        load_model("somebody/nothing", revision="v9")
+    one_sentence(error)
+
+
+def test_a_name_that_cannot_be_one_is_refused() -> None:
+    with pytest.raises(ModelUnavailable, match="no model 'gpt2 small!'") as error:
+        load_model("gpt2 small!")
+    one_sentence(error)
+
+
 def test_contradictory_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="either device or device_map") as error:
         load_model("ioi-mini", device="cpu", device_map="auto")
@@ -214,7 +389,8 @@ def test_a_bundled_model_with_a_tensor_missing_is_refused(
     tensors = load_file(folder / "model.safetensors")
     tensors.pop("transformer.h.1.attn.c_attn.bias")
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    monkeypatch.setattr(models, "bundled_folder", lambda name: folder)
+    monkeypatch.setattr(loading, "bundled_folder", lambda name: folder)
+    monkeypatch.setattr(sources, "bundled_folder", lambda name: folder)
     with pytest.raises(ModelUnavailable, match="damaged") as error:
         load_model("ioi-plain", device="cpu")
     one_sentence(error)

@@ -1,25 +1,17 @@
-"""Load a model for IOI: GPT-2 small, one of the two bundled ones, or any GPT-2-style model.
-
-:func:`load_model` returns TransformerLens' ``TransformerBridge`` in compatibility mode (LayerNorm
-folded, weights centred), in eval mode, with frozen parameters. A model asked for by name is never
-replaced by another: where it cannot be had, :class:`ModelUnavailable` says what to do.
-"""
+"""`load_model`, and what it says about the model it loaded."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
 import os
 import platform
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from jaxtyping import Int
 from safetensors import SafetensorError
 from torch import Tensor
@@ -27,14 +19,18 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers.bundled import BUNDLED, VARIANTS, bundled_folder
 from ioi_helpers.bundled.tokenizer import WordTokenizer
+from ioi_helpers.models.original import one_prompt, require_same, run_original
+from ioi_helpers.models.sources import (
+    GPT2_REPOSITORIES,
+    ModelUnavailable,
+    check_bundled,
+    gpt2_is_cached,
+    is_path,
+    on_the_hub,
+)
 
 _HUB_NAMES = {"gpt2-small": "gpt2"}
-_GPT2_REPOSITORIES = ("gpt2", "openai-community/gpt2")
-_GPT2_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-
-
-class ModelUnavailable(RuntimeError):
-    """A model was asked for that cannot be loaded here; the message names the remedies."""
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 def default_model() -> tuple[str, str]:
@@ -42,11 +38,7 @@ def default_model() -> tuple[str, str]:
     asked = os.environ.get("IOI_MODEL", "").strip()
     if asked:
         return asked, "IOI_MODEL is set"
-    if any(
-        isinstance(try_to_load_from_cache(repository, file), str)
-        for repository in _GPT2_REPOSITORIES
-        for file in _GPT2_WEIGHTS
-    ):
+    if gpt2_is_cached():
         return "gpt2-small", "its weights are in the local cache"
     if _in_colab():
         return "gpt2-small", "this is Colab, which can download it"
@@ -57,7 +49,7 @@ def load_model(
     name: str | None = None,
     *,
     device: str | torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     revision: str | None = None,
     device_map: str | dict[str, str | int] | None = None,
     verbose: bool = True,
@@ -65,13 +57,20 @@ def load_model(
 ) -> TransformerBridge:
     """Load a model, ready for interpretability work.
 
+    Parameters are frozen, which saves memory and makes nothing less differentiable: gradients flow
+    to activations. A tool that wants gradients to start at the parameters, such as TransformerLens'
+    ``attribution_patch``, needs ``model.requires_grad_(True)`` first.
+
+    One prompt is run through the checkpoint's own code and compared with what the bridge makes of
+    it, before folding and after (:mod:`~ioi_helpers.models.original`).
+
     Args:
-        name: ``"gpt2-small"``, ``"ioi-mini"``, ``"ioi-plain"``, one of :data:`VARIANTS`, a Hugging
-            Face hub name, or the path of a folder with a GPT-2-style model. ``None`` takes the
-            environment variable ``IOI_MODEL`` if it is set, else GPT-2 small if its weights are in
-            the local cache or this is Colab, else ``ioi-mini``.
+        name: ``"gpt2-small"``, ``"ioi-mini"``, ``"ioi-plain"``, one of
+            :data:`~ioi_helpers.bundled.VARIANTS`, a Hugging Face hub name, or the path of a folder
+            with a decoder. ``None`` takes the environment variable ``IOI_MODEL`` if it is set, else
+            GPT-2 small if its weights are in the local cache or this is Colab, else ``ioi-mini``.
         device: Where to put it; by default TransformerLens chooses (CUDA if there is one).
-        dtype: Of the parameters.
+        dtype: Of the parameters, such as ``torch.bfloat16`` or ``"bfloat16"``.
         revision: Branch, tag or commit on the hub.
         device_map: Placement over several devices; not together with ``device``.
         verbose: Print one line that says which model this is, why, and how to have another.
@@ -84,34 +83,41 @@ def load_model(
         None if they are from the hub or random.
 
     Raises:
-        ModelUnavailable: The model cannot be found, reached or read.
-        ValueError: Arguments that contradict each other.
+        ModelUnavailable: The model cannot be found, reached or read, or TransformerBridge computes
+            something else than the checkpoint's own code.
+        ValueError: Arguments that contradict each other, or a device or dtype that is not there.
     """
     reason = "asked for by name"
     if name is None:
         name, reason = default_model()
     if device is not None and device_map is not None:
         raise ValueError("Give either device or device_map, not both.")
+    if device is not None:
+        _require_device(device)
+    dtype = _dtype(dtype)
+    source = boot_from = _HUB_NAMES.get(name, name)
     if name in (*BUNDLED, *VARIANTS):
         if revision is not None:
             raise ValueError(f"{name} ships with the package and has no revisions; leave it out.")
-        source = str(bundled_folder(name))
-        _check_bundled(name)
+        source = boot_from = str(bundled_folder(name))
+        check_bundled(name)
         # TransformerLens prepends BOS through the tokenizer; one that does not say so is replaced.
         tokenizer = WordTokenizer.from_pretrained(source, add_bos_token=True)
         boot_arguments.setdefault("tokenizer", tokenizer)
+    elif is_path(source):
+        source = boot_from = os.path.expanduser(source)  # Path would drop a leading "."
+        if not (Path(source) / "config.json").is_file():
+            raise ModelUnavailable(
+                f"There is no model in the folder {source!r} (no config.json); give the folder "
+                "that holds config.json, the weights and the tokenizer, or a name on the hub."
+            )
     else:
-        source = _HUB_NAMES.get(name, name)
-        if _is_path(source):
-            source = os.path.expanduser(source)  # not Path, which would drop a leading "."
-    if _is_path(source) and not (Path(source) / "config.json").is_file():
-        raise ModelUnavailable(
-            f"There is no model in the folder {source!r} (no config.json); give the folder that "
-            "holds config.json, the weights and the tokenizer, or a name on the hub."
-        )
+        boot_from = on_the_hub(name, source, revision)
+        if is_path(boot_from):
+            revision = None  # it is a folder of the cache, chosen by its revision
     model = _boot(
         name,
-        source,
+        boot_from,
         device=device,
         dtype=dtype,
         revision=revision,
@@ -121,7 +127,6 @@ def load_model(
     if boot_arguments.get("load_weights") is False:
         # TransformerLens builds random weights on the CPU in the config's dtype, whatever is asked.
         model.to(device or model.cfg.device or "cpu", dtype, print_details=False)
-    model.enable_compatibility_mode(disable_warnings=True)
     model.eval()
     for parameter in model.parameters():
         if not parameter.isfinite().all():
@@ -129,9 +134,17 @@ def load_model(
                 f"The weights of {name} are damaged (not all of them are finite numbers); "
                 "get them anew."
             )
+    expected = _original_logits(model, name)
+    if expected is not None:
+        require_same(model, expected, name)
+    model.enable_compatibility_mode(disable_warnings=True)
+    model.eval()
+    for parameter in model.parameters():
         parameter.requires_grad_(False)
+    if expected is not None:
+        require_same(model, expected, name)
     model.ioi_name = _goes_by(name, source, boot_arguments)
-    from_folder = _is_path(source) and boot_arguments.get("load_weights") is not False
+    from_folder = is_path(source) and boot_arguments.get("load_weights") is not False
     model.ioi_folder = Path(source).resolve() if from_folder else None
     if verbose:
         print(_announcement(model, name, reason))
@@ -140,7 +153,7 @@ def load_model(
 
 def is_gpt2_small(model: TransformerBridge) -> bool:
     """Whether published numbers for GPT-2 small apply: its weights were loaded by their name."""
-    return getattr(model, "ioi_name", "") in ("gpt2-small", *_GPT2_REPOSITORIES)
+    return getattr(model, "ioi_name", "") in ("gpt2-small", *GPT2_REPOSITORIES)
 
 
 def refuse_too_long(model: TransformerBridge, tokens: Int[Tensor, "batch pos"]) -> None:
@@ -167,8 +180,41 @@ def _in_colab() -> bool:
     return bool(importlib.util.find_spec("google") and importlib.util.find_spec("google.colab"))
 
 
-def _is_path(source: str) -> bool:
-    return Path(source).is_dir() or source.startswith((".", "~", os.sep))
+def _require_device(device: str | torch.device) -> None:
+    """Refuse a device that is not there."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        what = str(error).strip().split("\n")[0].rstrip(".")
+        raise ValueError(
+            f"The device {str(device)!r} cannot be used here ({what}); leave it out or take 'cpu'."
+        ) from error
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """A dtype, also by its name."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in _DTYPES:
+        raise ValueError(
+            f"Models are loaded as {', '.join(_DTYPES)}, not as {dtype!r}; give one of these."
+        )
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def _original_logits(model: TransformerBridge, name: str) -> Tensor | None:
+    """What the checkpoint's own code makes of one prompt; None if it cannot run on one."""
+    try:
+        return run_original(model, one_prompt(model))
+    except Exception as error:
+        # It may want other inputs than tokens, or be unable to run in this dtype: its own affair,
+        # and any exception can tell of it.
+        warnings.warn(
+            f"{name} was not compared with its original, which does not run on plain tokens "
+            f"here ({type(error).__name__}: {error}).",
+            stacklevel=3,
+        )
+        return None
 
 
 def _goes_by(name: str, source: str, boot_arguments: Mapping[str, Any]) -> str:
@@ -178,31 +224,13 @@ def _goes_by(name: str, source: str, boot_arguments: Mapping[str, Any]) -> str:
     like a known model, nor a known shape with random weights.
     """
     bundled = (*BUNDLED, *VARIANTS)
-    known = (*bundled, *_HUB_NAMES, *_GPT2_REPOSITORIES)
-    if name not in bundled and _is_path(source):
+    known = (*bundled, *_HUB_NAMES, *GPT2_REPOSITORIES)
+    if name not in bundled and is_path(source):
         folder = Path(source).resolve().name
         name = f"{folder} (a folder)" if folder in known else folder
     if boot_arguments.get("load_weights") is False:
         name = f"{name} (random weights)"
     return name
-
-
-def _check_bundled(name: str) -> None:
-    """Refuse a bundled model whose weights are not the ones that its card was measured on."""
-    folder = bundled_folder(name)
-    try:
-        known = json.loads((folder / "measured.json").read_text(encoding="utf8"))["sha256"]
-        found = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelUnavailable(
-            f"Files of {name} are missing or damaged ({error}); reinstall the package."
-        ) from error
-    if found != known:
-        raise ModelUnavailable(
-            f"The weights of {name} are damaged: they are not the ones that its card was measured "
-            "on; reinstall the package, or after training them anew run "
-            f"python -m training.card {name}."
-        )
 
 
 def _boot(name: str, source: str, **arguments: Any) -> TransformerBridge:
@@ -214,21 +242,16 @@ def _boot(name: str, source: str, **arguments: Any) -> TransformerBridge:
             "cache, and get them anew."
         ) from error
     except Exception as error:
-        # What else is wrong with a folder's files (a truncated JSON, shapes that do not fit, an
-        # unknown architecture, no weights) comes as one of a dozen exceptions of several libraries.
-        if _is_path(source):
-            what = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
-            raise ModelUnavailable(
-                f"The folder {source!r} does not hold a model that can be loaded ({what})."
-            ) from error
-        if not isinstance(error, (OSError, HfHubHTTPError, LocalEntryNotFoundError)):
+        # What else is wrong with a model's files (a truncated JSON, shapes that do not fit, an
+        # unknown architecture, no weights) comes as one of these, and from the tokenizers library
+        # as a bare Exception. Others are faults of the arguments or of a program: they go on.
+        known = (OSError, ValueError, KeyError, RuntimeError)
+        if not (isinstance(error, known) or type(error) is Exception):
             raise
-        raise ModelUnavailable(
-            f"{name!r} could not be loaded: it is neither a folder here, nor in the local cache, "
-            "nor could it be downloaded. Check the name and the network, point HF_HOME at a cache "
-            "that holds it, give a folder with its files, or use load_model('ioi-mini'), which "
-            "needs no download."
-        ) from error
+        what = str(error).strip().split("\n")[0].rstrip(".")
+        said = f"{type(error).__name__}: {what}" if what else type(error).__name__
+        where = f"folder {source!r}" if is_path(source) else f"files of {name!r} on the hub"
+        raise ModelUnavailable(f"The model in the {where} could not be loaded ({said}).") from error
 
 
 def _announcement(model: TransformerBridge, name: str, reason: str) -> str:
