@@ -26,15 +26,19 @@ matrix product is done once for all of them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+from torch.nn.modules import module as torch_modules
+from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
 # --- weights -------------------------------------------------------------------------------------
@@ -98,6 +102,11 @@ class GPT2:
         """Where the weights are."""
         return self.W_E.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of activations: the weights' own, but float32 where those are of half precision."""
+        return torch.promote_types(self.W_E.dtype, torch.float32)
+
     def heads(self, x: Float[Tensor, "token head_x_d_head"]) -> Float[Tensor, "token head d_head"]:
         """The same numbers, one row a head."""
         return x.unflatten(-1, (self.n_heads, -1))
@@ -111,7 +120,7 @@ class GPT2:
         # The stream and its norm, q, k and v with their padded copies, z and what is made of it;
         # attention scores and weights.
         numbers = 16 * self.W_E.shape[1] + 8 * self.n_heads * width
-        return numbers * self.W_E.element_size()
+        return numbers * self.dtype.itemsize
 
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -128,17 +137,97 @@ MOST_TOKENS = 8192
 slower."""
 
 
+Engine = Literal["auto", "fast", "hooks"]
+"""How a sweep is run: ``"fast"`` by the equations of this module, ``"hooks"`` by runs of the model
+itself, ``"auto"`` by the former where it can be."""
+ENGINES: tuple[str, ...] = ("auto", "fast", "hooks")
+
+_said: WeakKeyDictionary[TransformerBridge, set[str]] = WeakKeyDictionary()
+
+
+def weights_for(model: TransformerBridge, engine: str) -> GPT2 | None:
+    """The weights if a sweep is to be run by the equations above, None if by the model itself.
+
+    With ``engine="auto"`` a model that cannot be run here is run itself, which is slow; a printed
+    line says why, once for each model and cause.
+
+    Raises:
+        ValueError: The engine is unknown, or it is ``"fast"`` and the model cannot be run here.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be 'auto', 'fast' or 'hooks', not {engine!r}.")
+    if engine == "hooks":
+        return None
+    gpt, obstacle = usable_weights(model)
+    if gpt is None and engine == "fast":
+        raise ValueError(f"The fast path cannot run this model: {obstacle}; use engine='auto'.")
+    if gpt is None and obstacle not in _said.setdefault(model, set()):
+        _said[model].add(obstacle)
+        print(f"Sweeps go through hooks, one run of the model for each entry: {obstacle}.")
+    return gpt
+
+
 def usable_weights(model: TransformerBridge) -> tuple[GPT2 | None, str]:
     """The weights of a model that can be run here, or what keeps it from being run here.
 
-    Hooks on the model do, as they would not be run.
+    That is: another architecture; hooks of TransformerLens or PyTorch on it or on any module of
+    the wrapped model, as they would not be run; and anything else that makes a run of the model
+    differ from what its weights say, such as a module that was replaced, which is found by trying.
     """
-    if any(point.fwd_hooks for point in model.hook_dict.values()):
-        return None, "there are hooks on the model, which the fast path would not run"
     try:
-        return read_weights(model), ""
+        gpt = read_weights(model)
     except UnsupportedModel as error:
         return None, str(error)
+    # The architecture was asked for first: on others the bridge has permanent hooks of its own.
+    hooked = _first_hook(model)
+    if hooked:
+        return None, f"there are hooks on the model ({hooked}), which the fast path would not run"
+    if not _runs_as_written(model, gpt):
+        return None, (
+            "it does not compute what its weights say, as if a module of it had been replaced"
+        )
+    return gpt, ""
+
+
+def _first_hook(model: TransformerBridge) -> str:
+    """The name of a module on which somebody has put a hook; empty if nobody has."""
+    if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:
+        return "on all modules"
+    for root in (model, model.original_model):
+        for name, module in root.named_modules():
+            hooks = itertools.chain(*(vars(module)[kind].values() for kind in _HOOKS))
+            # The two libraries hang hooks of their own on modules, which only watch.
+            theirs = isinstance(module, HookPoint) and module.fwd_hooks
+            if theirs or any(not _made_by_library(hook) for hook in hooks):
+                # Bridges hold the wrapped modules; say the name as a user would.
+                return name.replace("._original_component", "") or type(module).__name__
+    return ""
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _made_by_library(hook: Callable[..., Any]) -> bool:
+    made_in = getattr(hook, "__module__", None) or ""
+    return made_in.split(".")[0] in ("transformer_lens", "transformers")
+
+
+@torch.no_grad()
+def _runs_as_written(model: TransformerBridge, gpt: GPT2) -> bool:
+    """Whether the model's logits on a few tokens are those of the equations above."""
+    n_tokens = min(4, gpt.W_pos.shape[0])
+    tokens = torch.arange(n_tokens, device=gpt.device)[None] * 31 % gpt.W_E.shape[0]
+    last = torch.tensor([n_tokens - 1], device=gpt.device)
+    try:
+        actual = model(tokens, logits_to_keep=1)[:, -1].float()
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
+        return False  # the sweep will meet the same error, and say it
+    written = unembed(gpt, run(gpt, tokens, last, ()).final).float()
+    exact = gpt.W_E.dtype in (torch.float32, torch.float64)
+    exact = exact and torch.get_float32_matmul_precision() == "highest"
+    # Rounding: 1e-5 of the logits' spread in float32, some hundredths in bfloat16.
+    tolerance = (1e-3 if exact else 0.25) * float(written.std())
+    return bool(((actual - written).abs() <= tolerance).all())
 
 
 def read_weights(model: TransformerBridge) -> GPT2:
@@ -149,7 +238,8 @@ def read_weights(model: TransformerBridge) -> GPT2:
             or not.
 
     Raises:
-        UnsupportedModel: The model has another architecture, or its blocks are on several devices.
+        UnsupportedModel: The model has another architecture, or its weights are on several devices
+            or of several dtypes.
     """
     cfg = model.cfg
     architecture = getattr(cfg, "architecture", None)
@@ -159,6 +249,8 @@ def read_weights(model: TransformerBridge) -> GPT2:
         raise UnsupportedModel(f"its activation function is {cfg.act_fn}")
     if len({parameter.device for parameter in model.parameters()}) > 1:
         raise UnsupportedModel("its blocks are on several devices")
+    if len({parameter.dtype for parameter in model.parameters()}) > 1:
+        raise UnsupportedModel("its weights are of several dtypes")
 
     def norm(layer_norm: Any) -> Norm:
         weight, bias = layer_norm.weight, layer_norm.bias
@@ -397,13 +489,25 @@ def attend(
     return z + queries.flat_from_prompts(from_before)
 
 
+def affine(
+    bias: Float[Tensor, " out"], x: Float[Tensor, "token in"], weight: Float[Tensor, "in out"]
+) -> Float[Tensor, "token out"]:
+    """x W + b, in the precision of x: float32 where the weights are of half precision.
+
+    Activations are float32 at least, as sums of many terms in 16 bits would lose what a patch
+    changes.
+    """
+    return torch.addmm(bias.to(x.dtype), x, weight.to(x.dtype))
+
+
 def mlp(gpt: GPT2, layer: int, x_mid: Float[Tensor, "token d_model"]) -> Tensor:
     """The MLP's output, to be added to the stream: act(LN2(x_mid) W_in + b_in) W_out + b_out."""
     block = gpt.blocks[layer]
+    W_in, W_out = block.W_in.to(x_mid.dtype), block.W_out.to(x_mid.dtype)
     out = []
     for part in x_mid.split(MLP_TOKENS):
-        hidden = gpt.activation(torch.addmm(block.b_in, layer_norm(block.ln2, part), block.W_in))
-        out.append(torch.addmm(block.b_out, hidden, block.W_out))
+        hidden = gpt.activation(affine(block.b_in, layer_norm(block.ln2, part), W_in))
+        out.append(affine(block.b_out, hidden, W_out))
     return torch.cat(out)
 
 
@@ -441,13 +545,13 @@ def attention(
     def edited(site: str, value: Tensor, where: Spans) -> Tensor:
         return value if edit is None else edit(site, layer, value, where)
 
-    q = edited("q", gpt.heads(torch.addmm(block.b_Q, normed_queries, block.W_Q)), queries)
-    k = edited("k", gpt.heads(torch.addmm(block.b_K, normed, block.W_K)), spans)
-    v = edited("v", gpt.heads(torch.addmm(block.b_V, normed, block.W_V)), spans)
+    q = edited("q", gpt.heads(affine(block.b_Q, normed_queries, block.W_Q)), queries)
+    k = edited("k", gpt.heads(affine(block.b_K, normed, block.W_K)), spans)
+    v = edited("v", gpt.heads(affine(block.b_V, normed, block.W_V)), spans)
     earlier_k, earlier_v = (None, None) if base is None else (base["k"][layer], base["v"][layer])
     pattern = attention_pattern(gpt, layer, q, k, queries, spans, earlier_k)
     z = edited("z", attend(pattern, v, queries, spans, earlier_v), queries)
-    attn_out = edited("attn_out", torch.addmm(block.b_O, z.flatten(1), block.W_O), queries)
+    attn_out = edited("attn_out", affine(block.b_O, z.flatten(1), block.W_O), queries)
     x_mid = edited("resid_mid", x + attn_out, queries)
     return {"q": q, "k": k, "v": v, "z": z, "attn_out": attn_out, "resid_mid": x_mid}
 
@@ -456,7 +560,7 @@ def embed(
     gpt: GPT2, tokens: Int[Tensor, "batch pos"], spans: Spans
 ) -> Float[Tensor, "token d_model"]:
     """The residual stream that enters block 0, at the positions of ``spans``."""
-    return gpt.W_E[tokens[spans.at]] + gpt.W_pos[spans.pos]
+    return gpt.W_E[tokens[spans.at]].to(gpt.dtype) + gpt.W_pos[spans.pos]
 
 
 def normalise_final(gpt: GPT2, x: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
@@ -466,7 +570,7 @@ def normalise_final(gpt: GPT2, x: Float[Tensor, "*row d_model"]) -> Float[Tensor
 
 def unembed(gpt: GPT2, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
     """The logits of final residual streams."""
-    return torch.addmm(gpt.b_U, normalise_final(gpt, x), gpt.W_U)
+    return affine(gpt.b_U, normalise_final(gpt, x), gpt.W_U)
 
 
 def logit_diffs(
@@ -475,15 +579,11 @@ def logit_diffs(
     io_tokens: Int[Tensor, " batch"],
     s_tokens: Int[Tensor, " batch"],
 ) -> Float[Tensor, "*run batch"]:
-    """The logit difference of final residual streams at END, from two columns of ``W_U`` only.
-
-    In float32 at least: 16 bits are too few to add it up in.
-    """
+    """The logit difference of final residual streams at END, from two columns of ``W_U`` only."""
     io, s = io_tokens.to(gpt.device), s_tokens.to(gpt.device)
-    wide = torch.promote_types(x.dtype, torch.float32)
-    directions = gpt.W_U.T[io].to(wide) - gpt.W_U.T[s].to(wide)
-    constant = gpt.b_U[io].to(wide) - gpt.b_U[s].to(wide)
-    normed = normalise_final(gpt, x).to(wide)
+    directions = gpt.W_U.T[io].to(x.dtype) - gpt.W_U.T[s].to(x.dtype)
+    constant = gpt.b_U[io].to(x.dtype) - gpt.b_U[s].to(x.dtype)
+    normed = normalise_final(gpt, x)
     return torch.einsum("...bd,bd->...b", normed, directions) + constant
 
 

@@ -512,10 +512,11 @@ def test_a_role_that_a_prompt_lacks(random: TransformerBridge) -> None:
 
 def test_requests_that_make_no_sense(random: TransformerBridge) -> None:
     data = prompts_for(random, 4)
+    slow: Any = "slow"
     with pytest.raises(ValueError, match="engine must be"):
-        ablation_sweep(random, data, how="zero", engine="slow")
+        ablation_sweep(random, data, how="zero", engine=slow)
     with pytest.raises(ValueError, match="engine must be"):
-        ablation_effects(random, data, "L0H0", engine="slow")
+        ablation_effects(random, data, "L0H0", engine=slow)
     with pytest.raises(ValueError, match="what must be"):
         ablation_sweep(random, data, "neurons", how="zero")
     with pytest.raises(ValueError, match="nothing to ablate"):

@@ -9,12 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities import get_act_name
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from ioi_helpers import forward
+from ioi_helpers import forward, load_model
+from ioi_helpers.bundled import BUNDLED
 from ioi_helpers.dataset import IOIDataset
 from tests import handbuilt
 
@@ -345,3 +346,105 @@ def test_spans(spans: forward.Spans) -> None:
     ends = spans.only_ends()
     assert ends.pos.equal(spans.last)
     assert len(ends.row) == len(spans)
+
+
+# --- when the model does something else than these equations ----------------------------------
+
+
+class Silent(nn.Module):
+    """In place of a module, and adds nothing to the stream."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return torch.zeros_like(x)
+
+
+def test_plain_models_are_usable_also_after_a_run(
+    model: TransformerBridge, data: IOIDataset
+) -> None:
+    model(data.tokens)  # transformers hangs hooks of its own on a model at the first run
+    assert forward.usable_weights(model)[1] == ""
+
+
+@pytest.mark.parametrize(
+    "register",
+    ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"],
+)
+@pytest.mark.parametrize(
+    "path", ["", "transformer.h.1", "transformer.h.1.attn", "transformer.ln_f"]
+)
+def test_plain_hooks_are_noticed(model: TransformerBridge, register: str, path: str) -> None:
+    module = model.original_model
+    for name in path.split(".") if path else []:
+        module = getattr(module, name)
+    handle = getattr(module, register)(lambda *_: None)
+    try:
+        gpt, why = forward.usable_weights(model)
+    finally:
+        handle.remove()
+    assert gpt is None and "there are hooks on the model (" in why
+    assert forward.usable_weights(model)[1] == ""
+
+
+def test_hooks_of_transformer_lens_are_noticed(model: TransformerBridge) -> None:
+    def nothing(value: Tensor, hook: Any) -> None:
+        return None
+
+    for permanent in (False, True):
+        point = model.hook_dict["blocks.1.attn.hook_z"]
+        point.add_hook(nothing, is_permanent=permanent)
+        try:
+            assert "hooks on the model (blocks.1" in forward.usable_weights(model)[1]
+        finally:
+            point.remove_hooks(including_permanent=True)
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert "hooks on the model (on all modules)" in forward.usable_weights(model)[1]
+    finally:
+        handle.remove()
+    assert forward.usable_weights(model)[1] == ""
+
+
+def test_replaced_modules_are_noticed(model: TransformerBridge) -> None:
+    block = model.blocks[1].original_component
+    whole = block.attn
+    block.attn = Silent()
+    try:
+        gpt, why = forward.usable_weights(model)
+    finally:
+        block.attn = whole
+    assert gpt is None and "does not compute what its weights say" in why
+    assert forward.usable_weights(model)[1] == ""
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("name", sorted(BUNDLED))
+def test_rounding_is_no_replaced_module(name: str, dtype: torch.dtype) -> None:
+    model = load_model(name, device="cpu", dtype=dtype, verbose=False)
+    assert forward.usable_weights(model)[1] == ""
+    gpt = forward.read_weights(model)
+    assert gpt.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    model.blocks[0].ln1.to(torch.float32)
+    assert forward.usable_weights(model)[1] == "its weights are of several dtypes"
+
+
+def test_the_notice_comes_once_for_each_cause(
+    model: TransformerBridge, capsys: pytest.CaptureFixture[str]
+) -> None:
+    point = model.hook_dict["blocks.1.hook_mlp_out"]
+    point.add_hook(lambda value, hook: None)
+    try:
+        for _ in range(3):
+            assert forward.weights_for(model, "auto") is None
+        with pytest.raises(ValueError, match=r"fast path cannot run this model: there are hooks"):
+            forward.weights_for(model, "fast")
+    finally:
+        point.remove_hooks()
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 1
+    assert (
+        "one run of the model for each entry: there are hooks on the model (blocks.1" in printed[0]
+    )
+    assert forward.weights_for(model, "hooks") is None
+    assert isinstance(forward.weights_for(model, "auto"), forward.GPT2)
+    with pytest.raises(ValueError, match="engine must be 'auto', 'fast' or 'hooks', not 'slow'"):
+        forward.weights_for(model, "slow")

@@ -27,7 +27,7 @@ from ioi_helpers.patching import (
     SITES,
     STREAM_SITES,
     NoisyEmbedding,
-    attribution_sweep,
+    attribution_patch_sweep,
     patch_sweep,
 )
 from tests import handbuilt
@@ -264,7 +264,7 @@ def test_counterparts_of_another_length_are_patched_by_role(
             ("layer", "role"),
             roles=roles,
             direction=direction,
-            engine="transformer_lens",
+            engine="hooks",
         )
         assert_same(slow.values, expected, result.baseline)
 
@@ -296,7 +296,7 @@ def test_the_loop_gives_the_same(random: TransformerBridge, site: str, direction
                 engine=engine,
                 metric={"diff": metrics.logit_diff, "P": metrics.io_probability},
             )
-            for engine in ("fast", "transformer_lens")
+            for engine in ("fast", "hooks")
         )
         assert fast.values.shape == slow.values.shape
         assert fast.index_df.equals(slow.index_df)
@@ -311,9 +311,7 @@ def test_noise_on_an_embedding(random: TransformerBridge) -> None:
     noise = NoisyEmbedding("S1", scale=2.0, seed=3)
     result = patch_sweep(random, clean, noise, "resid_pre", ("layer", "role"))
     assert bool((result.clean != result.corrupted).all())
-    slow = patch_sweep(
-        random, clean, noise, "resid_pre", ("layer", "role"), engine="transformer_lens"
-    )
+    slow = patch_sweep(random, clean, noise, "resid_pre", ("layer", "role"), engine="hooks")
     assert_same(result.values, slow.values, slow.baseline)
     at_s1 = result.values[0, ROLES.index("S1")]
     torch.testing.assert_close(at_s1, result.clean, atol=1e-5, rtol=0.0)
@@ -715,6 +713,25 @@ def test_hooks_on_the_model_are_respected(
     assert not has_hooks(random)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("site", ["z", "pattern", "mlp_out"])
+def test_half_precision_is_no_less_exact_than_the_loop(site: str, dtype: torch.dtype) -> None:
+    exact, half = (
+        load_model("ioi-mini", device="cpu", dtype=kind, verbose=False)
+        for kind in (torch.float32, dtype)
+    )
+    data = IOIDataset.generate(exact.tokenizer, 8, seed=3)
+    axes = ("layer", "role") if site == "mlp_out" else ("layer", "head")
+    expected = patch_sweep(exact, data, data.swap_subject(), site, axes).values
+
+    def error(engine: Any) -> float:
+        result = patch_sweep(half, data, data.swap_subject(), site, axes, engine=engine)
+        assert result.values.dtype == torch.float32
+        return float((result.values - expected).square().mean().sqrt())
+
+    assert error("fast") <= error("hooks") < 0.1
+
+
 # --- errors ------------------------------------------------------------------------------------
 
 
@@ -798,7 +815,7 @@ def test_training_mode(random: TransformerBridge, data: IOIDataset) -> None:
         random.eval()
 
 
-@pytest.mark.parametrize("engine", ["fast", "transformer_lens"])
+@pytest.mark.parametrize("engine", ["fast", "hooks"])
 def test_interruption_leaves_no_hooks(random: TransformerBridge, engine: Any) -> None:
     clean = IOIDataset.demo(random.tokenizer)[:2]
     calls: Iterator[int] = iter(range(1000))
@@ -832,7 +849,7 @@ def test_attribution_is_the_gradient(random: TransformerBridge, direction: Any) 
         random.tokenizer, 2, prefixes="bundled", paired=False, seed=2, templates="demo"
     )
     corrupted = clean.abc()
-    result = attribution_sweep(
+    result = attribution_patch_sweep(
         random, clean, corrupted, "z", ("layer", "role", "head"), direction=direction
     )
     exact = patch_sweep(
@@ -871,7 +888,9 @@ def test_attribution_sums_over_what_is_no_axis(random: TransformerBridge) -> Non
     corrupted = clean.swap_subject()
 
     def effect(site: str, *axes: str) -> Tensor:
-        return attribution_sweep(random, clean, corrupted, site, axes, progress=False).effect()
+        return attribution_patch_sweep(
+            random, clean, corrupted, site, axes, progress=False
+        ).effect()
 
     whole = effect("z", "layer", "head", "pos")
     torch.testing.assert_close(effect("z", "head", "layer"), whole.sum(2).transpose(0, 1))
@@ -883,14 +902,14 @@ def test_attribution_sums_over_what_is_no_axis(random: TransformerBridge) -> Non
 
 def test_attribution_refuses(random: TransformerBridge, demo: IOIDataset, data: IOIDataset) -> None:
     with pytest.raises(ValueError, match="covers the sites z and mlp_out, not 'q'"):
-        attribution_sweep(random, demo, demo.abc(), "q")
+        attribution_patch_sweep(random, demo, demo.abc(), "q")
     with pytest.raises(ValueError, match="as long as their counterparts"):
-        attribution_sweep(random, demo, data, "z", ("layer", "role"))
+        attribution_patch_sweep(random, demo, data, "z", ("layer", "role"))
 
 
 def test_saturation_is_where_attribution_fails(built: TransformerBridge, demo: IOIDataset) -> None:
     """The hand-built S-inhibition heads act through a softmax: the linear estimate is far off."""
     exact = patch_sweep(built, demo, demo.swap_subject()).effect().mean(dim=-1)
-    estimate = attribution_sweep(built, demo, demo.swap_subject()).effect().mean(dim=-1)
+    estimate = attribution_patch_sweep(built, demo, demo.swap_subject()).effect().mean(dim=-1)
     assert math.isclose(float(estimate[3, 0]), float(exact[3, 0]), abs_tol=0.05)
     assert abs(float(estimate[2, 1] - exact[2, 1])) > 1.0

@@ -121,7 +121,7 @@ def ablation_effects(
     how: Literal["mean", "zero", "resample"] | str = "mean",
     *,
     reference: IOIDataset | None = None,
-    engine: Literal["auto", "fast", "hooks"] | str = "auto",
+    engine: forward.Engine = "auto",
     batch_size: int = 64,
 ) -> AblationEffects:
     """Ablate, and say which part of the model changed the logit difference by how much.
@@ -154,16 +154,12 @@ def ablation_effects(
         ValueError: As for :func:`~ioi_helpers.ablation.ablate` and
             :func:`~ioi_helpers.attribution.decompose`.
     """
-    if engine not in ("auto", "fast", "hooks"):
-        raise ValueError(f"engine must be 'auto', 'fast' or 'hooks', not {engine!r}.")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
     components = parse_components(model, heads)
     refuse_too_long(model, data.tokens)
-    gpt, obstacle = forward.usable_weights(model)
-    if gpt is None and engine == "fast":
-        raise ValueError(f"The fast path cannot run this model: {obstacle}; use engine='auto'.")
-    if gpt is None or engine == "hooks":
+    gpt = forward.weights_for(model, engine)
+    if gpt is None:
         return _with_hooks(model, data, components, how, reference, batch_size)
     return _fast(model, gpt, data, components, how, reference, batch_size)
 
@@ -253,18 +249,17 @@ def _terms(
     gpt: forward.GPT2, run: forward.Run, directions: Float[Tensor, "batch d_model"]
 ) -> _Terms:
     prompts = torch.arange(len(run.last), device=run.last.device)
-    wide = torch.promote_types(run.final.dtype, torch.float32)
-    directions = directions.to(wide)
+    directions = directions.to(gpt.dtype)
     heads, mlps = [], []
     for layer, block in enumerate(gpt.blocks):
-        z = run["z"][layer][prompts, run.last].to(wide)  # [batch head d_head]
-        W_O = block.W_O.unflatten(0, (gpt.n_heads, -1)).to(wide)
+        z = run["z"][layer][prompts, run.last]  # [batch head d_head]
+        W_O = block.W_O.unflatten(0, (gpt.n_heads, -1)).to(gpt.dtype)
         # What each head reads out of its z, for each prompt, and only then the product with z.
         readers = torch.einsum("hed,bd->bhe", W_O, directions)
         heads.append((z * readers).sum(dim=-1).T)
-        mlp_out = run["mlp_out"][layer][prompts, run.last].to(wide)
+        mlp_out = run["mlp_out"][layer][prompts, run.last]
         mlps.append((mlp_out * directions).sum(dim=-1))
-    final = run.final.to(wide)
+    final = run.final
     scale = (final.var(dim=-1, unbiased=False) + gpt.ln_final.eps).sqrt()
     stream = (final * directions).sum(dim=-1)
     return _Terms(torch.stack(heads), torch.stack(mlps), stream, scale)

@@ -94,6 +94,6 @@ def residual_edit(gpt: forward.GPT2, base: forward.Run, value: Replacement) -> f
         return forward.Edit(layer + 1, False, spans, tokens, values)
     change = new - base["z"][layer][prompt, pos, head]
     d_head = change.shape[-1]
-    W_O = gpt.blocks[layer].W_O[head * d_head : (head + 1) * d_head]
+    W_O = gpt.blocks[layer].W_O[head * d_head : (head + 1) * d_head].to(gpt.dtype)
     values = base["resid_mid"][layer][prompt, pos] + change @ W_O
     return forward.Edit(layer, True, spans, tokens, values)

@@ -131,7 +131,7 @@ def replacements(
                 )
     tables = {c: sums[c] / counts[c.role].to(sums[c])[:, None].clamp(min=1) for c in components}
     return [
-        Replacement(c, places[c.role].at, places[c.role].index, tables[c].to(model.W_E.dtype))
+        Replacement(c, places[c.role].at, places[c.role].index, tables[c].to(_dtype(model)))
         for c in components
     ]
 
@@ -145,8 +145,13 @@ def _empty_table(model: TransformerBridge, component: Component, n: int) -> Tens
     return torch.zeros(n, width, dtype=dtype, device=device)
 
 
+def _dtype(model: TransformerBridge) -> torch.dtype:
+    """Of what stands in: not rounded to half precision before it is used."""
+    return torch.promote_types(model.W_E.dtype, torch.float32)
+
+
 def _zeros(model: TransformerBridge, component: Component, data: IOIDataset | None) -> Replacement:
-    table = _empty_table(model, component, 1).to(model.W_E.dtype)
+    table = _empty_table(model, component, 1).to(_dtype(model))
     if component.role is None:
         return Replacement(component, None, None, table)
     if data is None:

@@ -61,7 +61,7 @@ def ablation_sweep(
     how: Literal["mean", "zero", "resample"] | str = "mean",
     reference: IOIDataset | None = None,
     role: str | None = None,
-    engine: Literal["auto", "fast", "hooks"] | str = "auto",
+    engine: forward.Engine = "auto",
     batch_size: int = 64,
     progress: bool = True,
 ) -> AblationResult:
@@ -93,17 +93,13 @@ def ablation_sweep(
         ValueError: As for :func:`~ioi_helpers.ablation.ablate`; no sets; or an unknown ``what`` or
             ``engine``.
     """
-    if engine not in ("auto", "fast", "hooks"):
-        raise ValueError(f"engine must be 'auto', 'fast' or 'hooks', not {engine!r}.")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
     axes, sizes, table, entries = _entries(model, what, role)
     refuse_too_long(model, data.tokens)
-    gpt, obstacle = forward.usable_weights(model)
-    if gpt is None and engine == "fast":
-        raise ValueError(f"The fast path cannot run this model: {obstacle}; use engine='auto'.")
+    gpt = forward.weights_for(model, engine)
     components = tuple(dict.fromkeys(itertools.chain.from_iterable(entries)))
-    if gpt is None or engine == "hooks":
+    if gpt is None:
         values, baseline = _loop(model, data, entries, how, reference, batch_size, progress)
     else:
         found = replacements(
@@ -172,9 +168,8 @@ def _sweep(
     batch_size: int,
     progress: bool,
 ) -> tuple[Float[Tensor, "entry batch"], Float[Tensor, " batch"]]:
-    dtype = torch.promote_types(gpt.W_E.dtype, torch.float32)
-    values = torch.empty(len(sets), len(data), dtype=dtype, device=gpt.device)
-    baseline = torch.empty(len(data), dtype=dtype, device=gpt.device)
+    values = torch.empty(len(sets), len(data), dtype=gpt.dtype, device=gpt.device)
+    baseline = torch.empty(len(data), dtype=gpt.dtype, device=gpt.device)
     starts = range(0, len(data), batch_size)
     with _bar(len(starts) * len(sets), progress) as bar:
         for start in starts:

@@ -27,7 +27,7 @@ from ioi_helpers.exercises.verdicts import (
     numeric,
     tensor_close,
 )
-from ioi_helpers.patching import SweepResult, attribution_sweep, patch_sweep
+from ioi_helpers.patching import SweepResult, attribution_patch_sweep, patch_sweep
 
 PERMUTATIONS = 10_000
 LEVEL = 0.05  # of the permutation tests, before correction
@@ -498,7 +498,8 @@ def _attribution(answer: Any, ctx: Context) -> Verdict:
 
     def by_sweep() -> SweepResult:
         return ctx.once(
-            "02.6 all heads", lambda: attribution_sweep(model, demo, corrupted, progress=False)
+            "02.6 all heads",
+            lambda: attribution_patch_sweep(model, demo, corrupted, progress=False),
         )
 
     answer = _a_prompt_each(answer, truth, 0.01 * abs(float(truth.mean())))

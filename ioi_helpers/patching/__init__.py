@@ -8,7 +8,7 @@ from ioi_helpers.patching.sweep import (
     SITES,
     STREAM_SITES,
     NoisyEmbedding,
-    attribution_sweep,
+    attribution_patch_sweep,
     patch_sweep,
 )
 
@@ -20,7 +20,7 @@ __all__ = [
     "STREAM_SITES",
     "NoisyEmbedding",
     "SweepResult",
-    "attribution_sweep",
+    "attribution_patch_sweep",
     "cell_label",
     "patch_sweep",
     "sweep_result",

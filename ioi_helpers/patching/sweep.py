@@ -84,7 +84,7 @@ def patch_sweep(
     direction: Literal["denoising", "noising"] = "denoising",
     roles: Sequence[str] = ROLES,
     memory: int = DEFAULT_MEMORY,
-    engine: Literal["auto", "fast", "transformer_lens"] = "auto",
+    engine: forward.Engine = "auto",
     progress: bool = True,
 ) -> SweepResult:
     """Patch one activation at a time, for all layers and all positions, roles or heads.
@@ -136,9 +136,9 @@ def patch_sweep(
         roles: The roles of a ``"role"`` axis, in order.
         memory: Bytes that the sweep may use for activations; more patches than fit are done in
             parts, with the same result.
-        engine: ``"fast"`` refuses models it does not know, ``"transformer_lens"`` always runs
-            TransformerLens' loop (which shows its own progress bar and ignores ``memory``), and
-            ``"auto"`` takes that loop where it must, with a printed notice.
+        engine: ``"fast"`` refuses models it does not know, ``"hooks"`` always runs TransformerLens'
+            loop (which shows its own progress bar and ignores ``memory``), and ``"auto"`` takes
+            that loop where it must, with a printed notice.
         progress: Show a progress bar where there is something to wait for.
 
     Returns:
@@ -169,16 +169,11 @@ def patch_sweep(
     cells = _Cells.of(axes, indices)
     scorer = _Scorer(named_metrics, clean)
 
-    gpt, obstacle = forward.usable_weights(model) if engine != "transformer_lens" else (None, "")
+    gpt = forward.weights_for(model, engine)
     if gpt is not None:
         values, base, source = _sweep(gpt, site, cells, pair, scorer, memory, progress)
-    elif engine == "fast":
-        raise ValueError(f"The fast path cannot run this model: {obstacle}; use engine='auto'.")
     else:
-        if engine == "auto":
-            print(f"patch_sweep takes TransformerLens' loop, one run a patch: {obstacle}.")
         values, base, source = _loop(model, site, cells, pair, scorer)
-
     several = metric is not None and not callable(metric)
     if not several:
         values, base, source = values[0], base[0], source[0]
@@ -220,8 +215,8 @@ def _check_request(
         )
     if direction not in ("denoising", "noising"):
         raise ValueError(f"direction must be 'denoising' or 'noising', not {direction!r}.")
-    if engine not in ("auto", "fast", "transformer_lens"):
-        raise ValueError(f"engine must be 'auto', 'fast' or 'transformer_lens', not {engine!r}.")
+    if engine not in forward.ENGINES:
+        raise ValueError(f"engine must be 'auto', 'fast' or 'hooks', not {engine!r}.")
     if memory < 1:
         raise ValueError(f"memory must be a positive number of bytes, not {memory}.")
     if model.training:
@@ -507,7 +502,7 @@ def _sweep(
     """Values [metric cell batch] and the unpatched values [metric batch] of base and source."""
     keep = tuple(dict.fromkeys((*forward.BASE_SITES, *_NEEDS[site])))
     width = max(pair.base_tokens.shape[1], pair.source_tokens.shape[1])
-    size = gpt.W_E.element_size()
+    size = gpt.dtype.itemsize
     # Half of the memory is for what the two runs keep, half for runs with patches.
     vectors = (len(keep) + len(_NEEDS[site])) * gpt.n_layers + 16
     per_prompt = width * vectors * gpt.W_E.shape[1] * size
@@ -517,10 +512,9 @@ def _sweep(
     tokens_at_once = min(forward.MOST_TOKENS, max(1, memory // 2 // gpt.bytes_per_token(width)))
     starts = range(0, len(pair), rows_at_once)
     cells = cells.to(gpt.device)
-    dtype = torch.promote_types(gpt.W_E.dtype, torch.float32)
     n_metrics = len(scorer.metrics)
-    values = torch.empty(n_metrics, len(cells), len(pair), dtype=dtype, device=gpt.device)
-    unpatched = torch.empty(n_metrics, 2, len(pair), dtype=dtype, device=gpt.device)
+    values = torch.empty(n_metrics, len(cells), len(pair), dtype=gpt.dtype, device=gpt.device)
+    unpatched = torch.empty(n_metrics, 2, len(pair), dtype=gpt.dtype, device=gpt.device)
 
     with tqdm(
         total=len(starts) * len(cells),
@@ -568,7 +562,7 @@ def _final_score(
 
     def from_all_logits(final: Tensor) -> Tensor:
         # A metric may need a few copies of the logits, as a softmax does.
-        at_once = max(1, memory // (4 * batch * gpt.b_U.numel() * gpt.W_E.element_size()))
+        at_once = max(1, memory // (4 * batch * gpt.b_U.numel() * gpt.dtype.itemsize))
         scores: list[Tensor] = []
         for part in final.split(at_once):
             logits = forward.unembed(gpt, part.flatten(0, 1)).unflatten(0, (-1, batch))
@@ -700,7 +694,7 @@ def _head_edit(
             here = (rows.option[row] == option).nonzero()[:, 0]
             patched[here] = z[prompt[here], to[here]]
     change = patched - base["z"][layer][prompt, to]
-    W_O = gpt.blocks[layer].W_O
+    W_O = gpt.blocks[layer].W_O.to(gpt.dtype)
     values = base["resid_mid"][layer][prompt, to]
     if rows.head is None:
         values += change.flatten(1) @ W_O
@@ -855,7 +849,7 @@ ATTRIBUTION_SITES: dict[str, str] = {"z": "attn_head_out", "mlp_out": "mlp_out"}
 """The sites that TransformerLens' attribution patching scores, and its names for them."""
 
 
-def attribution_sweep(
+def attribution_patch_sweep(
     model: TransformerBridge,
     clean: IOIDataset,
     corrupted: IOIDataset,

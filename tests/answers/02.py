@@ -110,7 +110,7 @@ RIGHT = {
     "02.6": [
         GRADIENT + "attributed = (change * gradients(corrupted))[:, :, head].sum(dim=(1, 2))",
         "layer, head = carrier\n"
-        'attributed = attribution_sweep(model, demo, corrupted, "z").effect()[layer, head]',
+        'attributed = attribution_patch_sweep(model, demo, corrupted, "z").effect()[layer, head]',
         # The gradient of the mean, times the number of prompts.
         GRADIENT + "g = gradients(corrupted, torch.mean) * len(demo)\n"
         "attributed = (change * g).sum(dim=-1)[:, :, head].sum(dim=1, keepdim=True)",
