@@ -75,7 +75,7 @@ def sweep(site: str, *axes: str, **settings: Any) -> Callable[[TransformerBridge
 
 def gradient_sweep(model: TransformerBridge) -> Any:
     data = few(model)[:2]
-    return patching.attribution_sweep(model, data, data.swap_subject(), progress=False)
+    return patching.attribution_patch_sweep(model, data, data.swap_subject(), progress=False)
 
 
 def ablated(how: str, role: str | None = None) -> Callable[[TransformerBridge], Any]:
@@ -194,7 +194,7 @@ MEASUREMENTS: dict[str, Callable[[TransformerBridge], Any]] = {
     },
     "patch_sweep, noising": sweep("z", "layer", "head", "role", direction="noising", roles=["END"]),
     "patch_sweep pattern, by role": sweep("pattern", "layer", "head", "role", roles=["END"]),
-    "attribution_sweep": gradient_sweep,
+    "attribution_patch_sweep": gradient_sweep,
     "ablation_sweep, mean": ablated("mean"),
     "ablation_sweep, zero at S2": ablated("zero", "S2"),
     "ablation_sweep, resample": ablated("resample", "END"),
