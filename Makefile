@@ -2,7 +2,8 @@
 
 # The model that notebooks run on. It ships with the package and needs no download;
 # `make run IOI_MODEL=gpt2-small` runs the same notebooks on their subject.
-export IOI_MODEL := ioi-mini
+IOI_MODEL ?= ioi-mini
+export IOI_MODEL
 
 # On Linux the package index holds PyTorch with CUDA, several GB. For the small CPU build name
 # PyTorch's own index of CPU wheels ("Get Started" on pytorch.org tells it): make run TORCH_INDEX=...
@@ -20,34 +21,49 @@ JOBS := 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TOOLS := $(BIN)/python -m notebooks.tools
+PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help run test lint lab notebooks train clean
+.PHONY: help run lab test test-all check lint notebooks budgets train clean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-run: $(READY)  ## execute every notebook on ioi-mini and write pages to browse to build/
-	$(BIN)/python -m notebooks.tools.run $(NOTEBOOKS)
+run: $(READY)  ## execute every notebook and write pages to browse to build/ (NOTEBOOKS="01 02" for some)
+	@$(TOOLS) run $(NOTEBOOKS)
 
-test: lint  ## everything: checks, unit tests, every notebook's outputs, every exercise
+lab: $(READY)  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+# What tests say does not depend on a model that the reader has chosen.
+test test-all: export IOI_MODEL := ioi-mini
+
+test: lint  ## checks, unit tests, every notebook's outputs, every exercise (TESTS=... for some)
 ifneq ($(TESTS),)
-	$(BIN)/python -m pytest $(TESTS)
+	$(PYTEST) $(TESTS)
 else
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup tests
-	$(BIN)/python -m pytest notebooks
+	OMP_NUM_THREADS=1 $(PYTEST) --numprocesses $(JOBS) --dist loadgroup tests
+	$(PYTEST) notebooks
 endif
+
+test-all: lint  ## the same, and what is slow: other models, long statistics, the benchmarks' code
+	OMP_NUM_THREADS=1 $(PYTEST) -m '' --numprocesses $(JOBS) --dist loadgroup tests
+	$(PYTEST) notebooks
+
+check: $(READY)  ## execute notebooks and compare with what is stored, storing nothing (NOTEBOOKS=04)
+	@$(TOOLS) check $(NOTEBOOKS)
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-lab: $(READY)  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab notebooks
+notebooks: $(READY)  ## execute notebooks and store their outputs (NOTEBOOKS=04)
+	@$(TOOLS) refresh $(NOTEBOOKS)
 
-notebooks: $(READY)  ## execute notebooks and store their outputs (NOTEBOOKS="01 02" for some)
-	$(BIN)/python -m notebooks.tools.refresh $(NOTEBOOKS)
+budgets: $(READY)  ## measure what notebooks cost to run, on a machine that does nothing else
+	@$(TOOLS) budgets $(NOTEBOOKS)
 
 train: $(READY)  ## train a bundled model anew: make train MODEL=ioi-mini (under an hour on 2 cores)
 	$(BIN)/python -m training.train $(MODEL)
@@ -55,12 +71,14 @@ train: $(READY)  ## train a bundled model anew: make train MODEL=ioi-mini (under
 clean:  ## remove the virtual environment, built pages and caches
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
-# Made once, and again when what it is made from changes.
+# Made once, and again when what it is made from changes. A set-up that was interrupted is taken up
+# again; where it was stopped before the environment had pip, the environment is made anew.
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 with its venv module was found:" \
 	  "install one, or name it with make PYTHON=/path/to/python3.12" >&2; exit 1; }
-	@echo "Setting up $(VENV) with $$($(PYTHON) --version); this takes a few minutes, once."
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version), once: a download of 0.5 GB and some minutes" \
+	  "(on Linux several GB, unless TORCH_INDEX names PyTorch's index of CPU wheels: see the README)."
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade pip
 ifneq ($(TORCH_INDEX),)
 	@$(BIN)/python -m pip install --quiet --no-deps --index-url $(TORCH_INDEX) -c constraints.txt torch

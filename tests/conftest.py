@@ -14,6 +14,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
     return handbuilt.boot(handbuilt.save(tmp_path_factory.mktemp("handbuilt")))
 
 
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Say that something is left out."""
+    left_out = config.option.markexpr.strip() == "not slow"
+    return "slow tests are left out: -m '' (make test-all) runs them" if left_out else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep together what shares costly set-up, for pytest-xdist's `--dist loadgroup`.

@@ -1,16 +1,23 @@
-"""`make run` and `make notebooks` on small notebooks: pages, stored outputs, failures named."""
+"""`make run`, `make check`, `make notebooks` and `make budgets` on small notebooks."""
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from nbformat import NotebookNode
 
-from notebooks.tools import refresh, run
+from notebooks.tools import __main__ as tools
+from notebooks.tools import budgets, check, execution, refresh, run
+from notebooks.tools.compare import without_progress
 from notebooks.tools.execution import NOTEBOOKS, CellFailed, execute, find_notebooks
-from notebooks.tools.pages import heading, page
+from notebooks.tools.pages import Pages, heading, page
 from notebooks.tools.stored_outputs import code_cells, problems, read, tags
 from tests.sample_notebooks import PICTURE, SETUP, code, figure, notebook, printed, text, write
 
@@ -44,8 +51,20 @@ def sample() -> NotebookNode:
 def refreshed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample's file, refreshed."""
     path = write(sample(), tmp_path_factory.mktemp("refresh") / "01_sample.ipynb")
-    refresh.refresh(path, models=["ioi-mini"])
+    refresh.refresh(path)
     return path
+
+
+@pytest.fixture
+def curriculum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that the commands take for notebooks/, with 01 and 02 in it."""
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    monkeypatch.setattr(execution, "NOTEBOOKS", folder)
+    for name, number in (("01_one", 1.5), ("02_two", 2.5)):
+        made = notebook(text(f"# {name}"), code(f"print({number})", [printed(f"{number}\n")]))
+        write(made, folder / f"{name}.ipynb")
+    return folder
 
 
 def test_refreshed_outputs_are_sound(refreshed: Path) -> None:
@@ -62,10 +81,38 @@ def test_refreshed_outputs_are_sound(refreshed: Path) -> None:
 def test_the_budget_card_is_written_once(refreshed: Path) -> None:
     card = next(cell.source for cell in read(refreshed).cells if "budget" in tags(cell))
     assert card.startswith("What it costs:")
+    assert "| to read | about 1 minute (8 words) |" in card
+    again = budgets.with_card(card, ["| other |"])
+    assert again.count(budgets.CARD_BEGIN) == again.count(budgets.CARD_END) == 1
+    assert "to read" not in again
+
+
+def test_seconds_change_only_when_they_are_measured(tmp_path: Path) -> None:
+    path = write(sample(), tmp_path / "01_sample.ipynb")
+    budgets.measure(path, ["ioi-mini"])
+    measured = read(path)
+    card = budgets.budget_cell(measured).source
     assert re.search(r"run on `ioi-mini` \| \d+ s on \d+ CPU cores?, \d\.\d GB", card)
-    again = refresh.with_card(card, "| other |")
-    assert again.count(refresh.CARD_BEGIN) == again.count(refresh.CARD_END) == 1
-    assert "ioi-mini" not in again
+    assert code_cells(measured)[0].execution_count is None  # outputs are left as they were
+
+    lasting = card.replace("| to run on `ioi-mini` | ", "| to run on `ioi-mini` | 1234")
+    budgets.budget_cell(measured).source = lasting
+    measured.cells[0].source += " And who looks ahead?"
+    budgets.renew(measured)
+    renewed = budgets.budget_cell(measured).source
+    assert "(12 words)" in renewed
+    assert renewed.replace("(12 words)", "(8 words)") == lasting
+
+
+def test_nothing_is_measured_beside_other_work(
+    curriculum: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert 0 <= budgets.busy_cores(0.05) <= (os.cpu_count() or 1)
+    monkeypatch.setattr(budgets, "busy_cores", lambda: 1.3)
+    assert budgets.main(["01"]) == 1
+    message = capsys.readouterr().err
+    assert "keeps 1.3 cores" in message
+    assert "01_one.ipynb is left as it was" in message
 
 
 def test_what_chance_decides_is_not_stored(tmp_path: Path) -> None:
@@ -74,7 +121,7 @@ def test_what_chance_decides_is_not_stored(tmp_path: Path) -> None:
     path = write(made, tmp_path / "01_chance.ipynb")
     before = path.read_text()
     with pytest.raises(refresh.CannotRefresh, match=r"cell \[3\] differs between two runs"):
-        refresh.refresh(path, models=["ioi-mini"])
+        refresh.refresh(path)
     assert path.read_text() == before
 
 
@@ -83,7 +130,7 @@ def test_an_unfit_output_is_not_stored(tmp_path: Path) -> None:
     made.cells[-1].source = 'print("/".join(["", "home", "ada"]))'
     path = write(made, tmp_path / "01_path.ipynb")
     with pytest.raises(refresh.CannotRefresh, match="machine's path"):
-        refresh.refresh(path, models=[])
+        refresh.refresh(path)
     assert code_cells(read(path))[0].execution_count is None
 
 
@@ -91,7 +138,7 @@ def test_run_writes_copies_pages_and_a_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(sample(), tmp_path / "01_sample.ipynb")
-    done = run.run([path], tmp_path / "build", "ioi-mini")
+    done = run.run([path], Pages(tmp_path / "build", ["01_sample"]), "ioi-mini")
     assert [(e.cells, e.figures) for e in done] == [(3, 1)]
     assert done[0].peak_memory > 1e7
     assert re.search(r"01_sample +\d+\.\d +3 +1", run.table(done))
@@ -101,6 +148,8 @@ def test_run_writes_copies_pages_and_a_table(
     index = (tmp_path / "build/index.html").read_text()
     assert '<a href="01_sample.html">Who looks back?</a>' in index
     assert "Which heads see it?" in index
+    assert "1 notebook, each" in index
+    assert "<code>ioi-mini</code>" in index
     source = (tmp_path / "build/01_sample.html").read_text()
     for script in ("plotly.min.js", "circuitsvis.js", "figures.js"):
         assert source.count(f'<script src="{script}"></script>') == 1
@@ -120,9 +169,138 @@ def test_run_writes_copies_pages_and_a_table(
 def test_a_failing_cell_is_named(tmp_path: Path, source: str, message: str) -> None:
     path = write(notebook(code("a = 1"), code(source), code("b = 1")), tmp_path / "02_bad.ipynb")
     with pytest.raises(CellFailed, match=r"02_bad.ipynb, " + message) as failure:
-        run.run([path], tmp_path / "build", "ioi-mini")
+        run.run([path], Pages(tmp_path / "build", ["02_bad"]), "ioi-mini")
     assert len(str(failure.value)) < 200
     assert (tmp_path / "build/notebooks/02_bad.ipynb").exists()
+    assert not (tmp_path / "build/02_bad.html").exists()
+    assert "02_bad" not in (tmp_path / "build/index.html").read_text()
+
+
+def test_one_page_is_renewed_and_the_others_stay(curriculum: Path, tmp_path: Path) -> None:
+    build = tmp_path / "build"
+    (build / "notebooks").mkdir(parents=True)
+    (build / "mine.html").write_text("a reader's own page")
+    write(notebook(), build / "notebooks" / "03_gone.ipynb")
+    assert run.main(["--out", str(build)]) == 0
+    assert not (build / "notebooks" / "03_gone.ipynb").exists()
+    pages = {name: build / f"{name}.html" for name in ("01_one", "02_two")}
+    before = {name: path.stat().st_mtime_ns for name, path in pages.items()}
+    assert run.main(["02", "--out", str(build)]) == 0
+    assert pages["01_one"].stat().st_mtime_ns == before["01_one"]
+    assert pages["02_two"].stat().st_mtime_ns > before["02_two"]
+    index = (build / "index.html").read_text()
+    assert "2 notebooks, each" in index
+    assert all(f'href="{name}.html"' in index for name in pages)
+    assert (build / "mine.html").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C reaches processes in another way there")
+def test_ctrl_c_ends_in_one_line_and_keeps_what_was_built(curriculum: Path, tmp_path: Path) -> None:
+    build = tmp_path / "build"
+    endless = notebook(code("open('began', 'w').close()\nwhile True: pass"))
+    write(endless, curriculum / "02_two.ipynb")
+    script = (
+        "import pathlib, sys; from notebooks.tools import execution, run;"
+        f"execution.NOTEBOOKS = pathlib.Path({str(curriculum)!r});"
+        f"sys.exit(run.main(['--out', {str(build)!r}]))"
+    )
+    running = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=NOTEBOOKS.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (curriculum / "began").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130
+    said = without_progress(errors)
+    assert said == f"Interrupted. Pages built so far are kept: {build}"
+    assert (build / "01_one.html").exists()
+    assert "1 notebook, each" in (build / "index.html").read_text()
+
+
+def test_check_compares_and_stores_nothing(
+    curriculum: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check.main([]) == 0
+    assert capsys.readouterr().out == "01_one.ipynb: as stored\n02_two.ipynb: as stored\n"
+    path = curriculum / "02_two.ipynb"
+    path.write_text(path.read_text().replace("print(2.5)", "print(3.5)"))
+    before = path.read_text()
+    assert check.main(["02"]) == 1
+    assert capsys.readouterr().out == ("02_two.ipynb:\n  cell [2]: printed: stored 2.5, now 3.5\n")
+    path.write_text(path.read_text().replace("print(3.5)", "1 / 0"))
+    assert check.main(["02"]) == 1
+    assert "cell [2]: ZeroDivisionError" in capsys.readouterr().out
+    assert path.read_text() == before.replace("print(3.5)", "1 / 0")
+
+
+def test_every_command_is_there(
+    curriculum: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tools.main([]) == tools.main(["bake"]) == 2
+    listed = capsys.readouterr().err
+    assert all(name in listed for name in tools.COMMANDS)
+    for name in set(tools.COMMANDS) - {"as_text"}:
+        assert tools.main([name, "99"]) == 1
+        assert "No notebook's name begins with '99'" in capsys.readouterr().err
+
+    def interrupted(arguments: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(check, "main", interrupted)
+    assert tools.main(["check"]) == 130
+    assert capsys.readouterr().err == "\nInterrupted.\n"
+
+
+def test_a_notebook_reads_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = code("f()", [printed("a\nb\n"), figure("Heat map: L9H9 1.52")], ["exercise"])
+    shown.metadata["exercise"] = {"id": "01.1", "minutes": 5}
+    path = write(notebook(text("# Title"), shown), tmp_path / "01_a.ipynb")
+    assert tools.main(["as_text", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "━━━ code versions"
+    place = lines.index("━━━ markdown")
+    assert lines[place : place + 9] == [
+        "━━━ markdown",
+        "# Title",
+        "",
+        '━━━ code exercise {"exercise": {"id": "01.1", "minutes": 5}}',
+        "f()",
+        "│ a",
+        "│ b",
+        "│ Heat map: L9H9 1.52",
+        lines[place + 8],
+    ]
+    assert re.fullmatch(r"│ \[image/png [0-9a-f]{8}\]", lines[place + 8])
+
+
+def test_git_shows_what_changed_in_a_notebook_and_nothing_else(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    path = tmp_path / "01_a.ipynb"
+    picture = figure("Heat map: L9H9 1.52", image_png="A" * 100_000)
+    write(notebook(text("# Title\n\nWords."), code("f()", [picture])), path)
+    git("init", "-q")
+    (tmp_path / ".gitattributes").write_text((NOTEBOOKS.parent / ".gitattributes").read_text())
+    git("add", ".")
+    git("commit", "-qm", "first")
+    picture.data["image/png"] = "B" * 100_000
+    write(notebook(text("# Title\n\nMore words."), code("f()", [picture])), path)
+    program = f"PYTHONPATH={NOTEBOOKS.parent} {sys.executable} -m notebooks.tools as_text"
+    git("config", "diff.notebook.textconv", program)
+    changed = [line for line in git("diff").splitlines() if re.match(r"[-+](?!--|\+\+)", line)]
+    assert changed[:2] == ["-Words.", "+More words."]
+    assert len(changed) == 4
+    assert all("image/png" in line for line in changed[2:])
 
 
 def test_a_cell_that_takes_too_long(tmp_path: Path) -> None:
@@ -152,7 +330,7 @@ def test_a_notebook_without_title() -> None:
 def test_reading_time_leaves_out_solutions() -> None:
     words = text("one two <b>three</b> [four](http://example.org/five)")
     hidden = text("a b c d e f g", ["solution"])
-    assert refresh.reading_words(notebook(words, hidden)) == 4
+    assert budgets.reading_words(notebook(words, hidden)) == 4
 
 
 def test_streams_are_merged_and_progress_dropped() -> None:

@@ -93,6 +93,12 @@ class FreshKernelClient(NotebookClient):
         self.km = AsyncKernelManager(kernel_spec_manager=ThisPython())
         return self.km
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether the user interrupted. nbclient then takes the kernel from under its own feet,
+        and what it raises depends on what it was waiting for; only this says why."""
+        return hasattr(self, "_async_cleanup_kernel_future")
+
 
 def find_notebooks(names: Sequence[str] = ()) -> list[Path]:
     """The curriculum's notebooks in reading order, or those whose file name begins with one of
@@ -129,7 +135,8 @@ def execute(
     """Execute a copy of the notebook at `path`; the file stays as it is.
 
     `environment` is added to the kernel's environment variables, `on_cell` is called after every
-    code cell, `timeout` is in seconds a cell. Raises CellFailed.
+    code cell, `timeout` is in seconds a cell. Raises CellFailed, and KeyboardInterrupt where the
+    user interrupts; the kernel is gone then.
     """
     notebook = read(path)
     for cell in code_cells(notebook):
@@ -150,6 +157,7 @@ def execute(
     client = FreshKernelClient(
         notebook,
         timeout=int(timeout),
+        shutdown_kernel="immediate",  # asked politely, an interrupted one prints its own traceback
         resources={"metadata": {"path": str(path.parent)}},
         on_cell_execute=before_cell,
         on_cell_executed=after_cell,
@@ -161,7 +169,13 @@ def execute(
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         failed = copy.deepcopy(notebook)
         failed.cells.pop()
+        if client.interrupted:
+            raise KeyboardInterrupt from None
         raise CellFailed(path, started, _short(error, timeout), failed) from None
+    except Exception:
+        if client.interrupted:
+            raise KeyboardInterrupt from None
+        raise
     seconds = time.perf_counter() - start
     peak = int(notebook.cells.pop().outputs[0].text)
     return Execution(path, notebook, seconds, peak)

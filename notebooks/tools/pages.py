@@ -10,14 +10,16 @@ from __future__ import annotations
 import copy
 import html
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+import nbformat
 from jinja2 import DictLoader
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 
 from ioi_helpers.plotting import page_figure, page_scripts
-from notebooks.tools.compare import is_progress_bar
+from notebooks.tools.compare import is_figure, is_progress_bar
 from notebooks.tools.execution import Execution
 from notebooks.tools.stored_outputs import code_cells
 
@@ -37,6 +39,8 @@ PAGE = """\
 {{ super() }}
 {%- endblock body_footer -%}
 """
+
+RUN = "ioi_helpers_run"  # in a copy's metadata: which model, how many seconds
 
 INDEX = """\
 <!DOCTYPE html>
@@ -58,10 +62,10 @@ td p {{ margin: 0.1rem 0 0; opacity: 0.8; }}
 </head>
 <body>
 <h1>The IOI circuit, hands on</h1>
-<p>{count} executed on <code>{model}</code>, each from a fresh kernel.</p>
+<p>{count}, each executed from a fresh kernel.</p>
 <table>
-<thead><tr><th>notebook</th><th class="number">seconds</th><th class="number">cells</th>
-<th class="number">figures</th></tr></thead>
+<thead><tr><th>notebook</th><th>model</th><th class="number">seconds</th>
+<th class="number">cells</th><th class="number">figures</th></tr></thead>
 <tbody>
 {rows}
 </tbody>
@@ -72,22 +76,49 @@ td p {{ margin: 0.1rem 0 0; opacity: 0.8; }}
 """
 
 
-def write_pages(executions: list[Execution], out: Path, model: str) -> Path:
-    """Write a page for each execution, the scripts they load and `index.html` to `out`.
+class Pages:
+    """A folder of pages: `write` adds or renews one, and the index shows all that are there.
 
-    Returns the index's path. Pages left by an earlier run are removed.
+    The executed copies below `notebooks/` say in their metadata when a page stands for them, on
+    which model they ran and how long. Pages of notebooks that are not among `stems`, the
+    curriculum's, are removed.
     """
-    for stale in out.glob("*.html"):
-        stale.unlink()
-    for name, script in page_scripts().items():
-        (out / name).write_text(script, encoding="utf-8")
-    stems = [execution.path.stem for execution in executions]
-    for execution in executions:
-        text = page(execution.notebook, stems)
-        (out / f"{execution.path.stem}.html").write_text(text, encoding="utf-8")
-    index = out / "index.html"
-    index.write_text(_index(executions, model), encoding="utf-8")
-    return index
+
+    def __init__(self, out: Path, stems: Sequence[str]) -> None:
+        self.out, self.stems = out, list(stems)
+        self.copies, self.index = out / "notebooks", out / "index.html"
+        self.copies.mkdir(parents=True, exist_ok=True)
+        for name, script in page_scripts().items():
+            (out / name).write_text(script, encoding="utf-8")
+        for stale in {path.stem for path in self.copies.glob("*.ipynb")} - set(self.stems):
+            self.remove(stale)
+
+    def write(self, execution: Execution, model: str) -> None:
+        """Write the copy and the page of an executed notebook, and the index anew."""
+        made = copy.deepcopy(execution.notebook)
+        made.metadata[RUN] = {"model": model, "seconds": execution.seconds}
+        nbformat.write(made, self.copies / execution.path.name)
+        text = page(execution.notebook, self.stems)
+        self._page(execution.path.stem).write_text(text, encoding="utf-8")
+        self._write_index()
+
+    def remove(self, stem: str) -> None:
+        """Take away the copy and the page of a notebook, where there are any."""
+        (self.copies / f"{stem}.ipynb").unlink(missing_ok=True)
+        self._page(stem).unlink(missing_ok=True)
+        self._write_index()
+
+    def _page(self, stem: str) -> Path:
+        return self.out / f"{stem}.html"
+
+    def _write_index(self) -> None:
+        rows = []
+        for path in sorted(self.copies.glob("*.ipynb")):
+            notebook = nbformat.read(path, as_version=4)
+            if RUN in notebook.metadata and self._page(path.stem).exists():
+                rows.append(_row(path.stem, notebook))
+        count = "1 notebook" if len(rows) == 1 else f"{len(rows)} notebooks"
+        self.index.write_text(INDEX.format(count=count, rows="\n".join(rows)), encoding="utf-8")
 
 
 def page(notebook: NotebookNode, stems: list[str]) -> str:
@@ -127,16 +158,15 @@ def heading(notebook: NotebookNode) -> tuple[str, str]:
     return title[1].strip(), ""
 
 
-def _index(executions: list[Execution], model: str) -> str:
-    rows = []
-    for execution in executions:
-        title, question = heading(execution.notebook)
-        rows.append(
-            f'<tr><td><a href="{execution.path.stem}.html">{html.escape(title)}</a>'
-            f"<p>{html.escape(question)}</p></td>"
-            f'<td class="number">{execution.seconds:.1f}</td>'
-            f'<td class="number">{execution.cells}</td>'
-            f'<td class="number">{execution.figures}</td></tr>'
-        )
-    count = "1 notebook" if len(executions) == 1 else f"{len(executions)} notebooks"
-    return INDEX.format(count=count, model=html.escape(model), rows="\n".join(rows))
+def _row(stem: str, notebook: NotebookNode) -> str:
+    title, question = heading(notebook)
+    cells = code_cells(notebook)
+    figures = sum(is_figure(output) for cell in cells for output in cell.outputs)
+    return (
+        f'<tr><td><a href="{stem}.html">{html.escape(title)}</a>'
+        f"<p>{html.escape(question)}</p></td>"
+        f"<td><code>{html.escape(notebook.metadata[RUN].model)}</code></td>"
+        f'<td class="number">{notebook.metadata[RUN].seconds:.1f}</td>'
+        f'<td class="number">{len(cells)}</td>'
+        f'<td class="number">{figures}</td></tr>'
+    )

@@ -26,6 +26,7 @@ from notebooks.tools.compare import (
     without_progress,
 )
 
+MODEL = "ioi-mini"  # what stored outputs were made on
 EXEMPTIONS = re.compile(
     r"NBVAL_\w+|PYTEST_VALIDATE_IGNORE_OUTPUT|^%%capture|nbval-[\w-]+|raises-exception"
     r"|skip-execution",

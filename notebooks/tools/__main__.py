@@ -1,0 +1,35 @@
+"""The commands around the notebooks: `python -m notebooks.tools COMMAND [01 02 ...]`.
+
+A command's module is imported here, where Ctrl-C ends in one line: importing takes seconds too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+COMMANDS = {
+    "run": "execute notebooks and write pages to browse to build/",
+    "check": "execute notebooks and compare with what is stored; nothing is written",
+    "refresh": "execute notebooks and store their outputs",
+    "budgets": "measure seconds and memory for the notebooks' budget cards",
+    "as_text": "print a notebook file as text, for git's diffs",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command; returns its exit status."""
+    if not arguments or arguments[0] not in COMMANDS:
+        listed = "\n".join(f"  {name:<9}{what}" for name, what in COMMANDS.items())
+        print(f"python -m notebooks.tools COMMAND [01 02 ...]\n{listed}", file=sys.stderr)
+        return 2
+    try:
+        command = importlib.import_module(f"notebooks.tools.{arguments[0]}")
+        return int(command.main(arguments[1:]))
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
