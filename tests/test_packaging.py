@@ -84,3 +84,11 @@ def test_the_package_imports_what_it_asks_for_and_nothing_else() -> None:
     assert imported_from - asked == set(), "imported, but not in pyproject.toml's dependencies"
     # One is a solver that qpsolvers calls, the other scripts that are read as files.
     assert asked - imported_from == {"osqp", "circuitsvis"}
+
+
+def test_every_file_beside_the_code_is_in_the_wheel() -> None:
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    globs = settings["tool"]["setuptools"]["package-data"]["ioi_helpers"]
+    shipped = {path for pattern in globs for path in PACKAGE.glob(pattern)}
+    beside = {p for p in PACKAGE.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")}
+    assert beside - shipped == set()

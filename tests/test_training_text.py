@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from itertools import combinations
 from pathlib import Path
@@ -36,6 +38,35 @@ def test_shipped_tokenizer_is_the_one_that_the_code_builds(name: str) -> None:
     assert WordTokenizer.from_pretrained(bundled_folder(name)).get_vocab() == {
         token: i for i, token in enumerate(vocabulary())
     }
+
+
+def digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def test_vocabulary_and_text_are_those_that_the_bundled_models_were_trained_on() -> None:
+    """To the last bit: the models that ship cannot be made again from other text."""
+    assert digest(vocabulary()) == "69e40f916f64bc09"
+    for seed, expected in ((0, "9d49ca5c6adc7a99"), (7, "eee93debe251a75a")):
+        corpus = Corpus(seed, context=256)
+        documents = [corpus.document() for _ in range(300)]
+        prompts = [corpus.prompt() for _ in range(100)]
+        documents_and_prompts = [[d.ids, d.weights] for d in documents] + [vars(p) for p in prompts]
+        repeats = [corpus.repeated() for _ in range(50)]
+        assert digest(documents_and_prompts + [[d.ids, d.weights] for d in repeats]) == expected
+
+
+def test_comments_and_blank_lines_of_word_files_are_no_words(tmp_path: Path) -> None:
+    file = tmp_path / "words.txt"
+    file.write_text("# where from\none two\n\n three\n# and this\n")
+    assert stimuli.read_words(file) == ("one", "two", "three")
+    assert stimuli.read_lines(file) == ("one two", " three")
+
+
+def test_every_published_list_names_its_source() -> None:
+    for file in Path(stimuli.__file__).parent.glob("*.json"):
+        for one in json.loads(file.read_text(encoding="utf8")).values():
+            assert one["source"].endswith(".") and one["entries"]
 
 
 def test_covers_every_stimulus(tokenizer: WordTokenizer) -> None:
