@@ -47,65 +47,21 @@ def alone(n: int) -> dict[str, Tensor]:
 # --- activations --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("point", ["L0.pre", "L1.mid", "L4.post"])
-@pytest.mark.parametrize("role", ["IO", "S2", "END"])
-def test_activations_are_those_of_each_prompt_alone(
-    built: TransformerBridge, data: IOIDataset, role: str, point: str
-) -> None:
-    few = data[:5]
-    assert len(few.lengths.unique()) > 1
-    found = probing.activations_at(built, few, role, point, batch_size=2)
-    layer, place = probing.parse_point(point)
-    for row in range(len(few)):
-        tokens = few.tokens[row : row + 1, : int(few.lengths[row])]
-        _, cache = built.run_with_cache(tokens)
-        alone = cache[f"resid_{place}", layer][0, int(few.positions[role][row])]
-        # Entries run to thousands (handbuilt.SIZE).
-        torch.testing.assert_close(found[row], alone, rtol=1e-5, atol=2e-3)
-
-
-def test_points_come_in_order_and_one_pass_gives_all(
-    built: TransformerBridge, data: IOIDataset
-) -> None:
-    points = probing.residual_points(built)
-    assert points[:3] == ["L0.pre", "L0.mid", "L1.pre"]
-    assert points[-1] == "L4.post"
-    assert len(points) == 2 * built.cfg.n_layers + 1
-    found = probing.residual_activations(built, data[:4], "S2")
-    assert list(found) == points
-    post = probing.activations_at(built, data[:4], "S2", "L1.post")
-    torch.testing.assert_close(post, found["L2.pre"])
-
-
 def test_head_outputs_and_bias_make_up_attention_out(
     built: TransformerBridge, data: IOIDataset
 ) -> None:
     few = data[:6]
     heads = [f"L2H{i}" for i in range(built.cfg.n_heads)]
-    found = probing.head_outputs(built, few, "END", heads, batch_size=4)
+    found = probing.head_outputs(built, few, "END", heads, memory=1)
     _, cache = built.run_with_cache(few.tokens)
     whole = few.gather(cache["attn_out", 2], "END")
     summed = torch.stack(list(found.values())).sum(0) + built.blocks[2].attn.b_O
     torch.testing.assert_close(summed, whole, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("point", ["L5", "6.mid", "L1.middle", "L-1.pre", "", 3])
-def test_a_text_that_is_no_point_is_refused(point: Any) -> None:
-    with pytest.raises(ValueError, match="not a point of the residual stream"):
-        probing.parse_point(point)
-
-
-def test_a_point_or_head_beyond_the_model_is_refused(
-    built: TransformerBridge, data: IOIDataset
-) -> None:
-    with pytest.raises(ValueError, match="no point L5.pre; its 5 layers"):
-        probing.activations_at(built, data[:2], "S2", "L5.pre")
+def test_a_head_beyond_the_model_is_refused(built: TransformerBridge, data: IOIDataset) -> None:
     with pytest.raises(ValueError, match="There is no L0H4"):
         probing.head_outputs(built, data[:2], "S2", ["L0H4"])
-    with pytest.raises(ValueError, match="'S3' is not a role"):
-        probing.activations_at(built, data[:2], "S3", "L1.pre")
-    with pytest.raises(ValueError, match="must list points"):
-        probing.residual_activations(built, data[:2], "S2", "L1.pre")
 
 
 # --- pictures -----------------------------------------------------------------------------------
@@ -124,16 +80,16 @@ def test_svd_projection_is_centred_orthonormal_and_explains_variance() -> None:
     again = probing.svd_projection(-values.flip(0), 3)
     torch.testing.assert_close(again.components, picture.components)
 
-    share = probing.class_share(picture.coordinates, labels)
+    share = probing.eta_squared(picture.coordinates, labels)
     assert share[0] > 0.98  # the classes are the first component
     assert share[1:].max() < 0.2
 
 
-def test_class_share_by_hand() -> None:
+def test_eta_squared_by_hand() -> None:
     coordinates = torch.tensor([[0.0, 1.0], [2.0, 1.0], [4.0, 2.0], [6.0, 2.0]])
     # First axis: between 4 * 2^2 = 16 of 9+1+1+9 = 20; second: all of it.
     torch.testing.assert_close(
-        probing.class_share(coordinates, ["a", "a", "b", "b"]), torch.tensor([0.8, 1.0])
+        probing.eta_squared(coordinates, ["a", "a", "b", "b"]), torch.tensor([0.8, 1.0])
     )
 
 
@@ -471,7 +427,6 @@ def test_the_order_is_read_where_it_was_built(built: TransformerBridge, data: IO
         points=("L1.pre", "L1.mid", "L2.mid"),
         n_folds=3,
         n_controls=1,
-        batch_size=240,
     ).set_index(["role", "point"])
     accuracy = table["accuracy"]
     assert accuracy["S2", "L1.mid"] > 0.97

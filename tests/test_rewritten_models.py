@@ -20,9 +20,20 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers import ablation, attribution, heads, load_model, lrqp, metrics, patching, probing
+from ioi_helpers import (
+    ablation,
+    attribution,
+    heads,
+    load_model,
+    lrqp,
+    metrics,
+    patching,
+    probing,
+    runs,
+)
 from ioi_helpers.bundled import bundled_folder
 from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.edits import attention_edit, next_token_kl, residual_edit
 from ioi_helpers.names import head_labels
 from tests.rewritten_models import as_gpt_neo, as_opt, as_stanford
 
@@ -111,11 +122,11 @@ def composition(model: TransformerBridge) -> Any:
 
 def activations(model: TransformerBridge) -> Any:
     data = few(model)
-    points = probing.residual_points(model)
+    points = runs.residual_points(model)
     return (
         points,
-        probing.residual_activations(model, data, "S2", points),
-        probing.activations_at(model, data, "END", points[-1]),
+        runs.activations_at(model, data, "S2", points),
+        runs.activations_at(model, data, "END", points[-1]),
         probing.head_outputs(model, data, "END", ["L4H1", "L5H2"]),
     )
 
@@ -129,7 +140,7 @@ def probe_table(model: TransformerBridge) -> Any:
 def interventions(model: TransformerBridge) -> Any:
     data = many(model)
     point, target = "L3.mid", ["BABA" if order == "ABBA" else "ABBA" for order in data.orders]
-    x0 = probing.activations_at(model, data, "S2", point)
+    x0 = runs.activations_at(model, data, "S2", point)
     probe = probing.fit_probe(x0, data.orders, C=0.01)
     covariance = probing.fit_covariance(x0, data.orders)
     some = slice(0, 8)
@@ -160,19 +171,19 @@ def attention_put_back(model: TransformerBridge) -> Any:
     """The order at S2 exchanged, and late heads' attention put back to the clean run's."""
     data = few(model)
     late = [name for name in head_labels(model) if name.startswith(("L4", "L5"))]
-    clean = lrqp.attention_patterns(model, data, late)
-    x = probing.activations_at(model, data.swap_order(), "S2", "L3.pre")
-    exchange = [lrqp.edit(data, "S2", "L3.pre", x)]
-    back = [lrqp.AttentionEdit(head, data.positions["END"], p) for head, p in clean.items()]
-    found = [lrqp.logit_diffs(model, data, edits) for edits in (exchange, exchange + back)]
+    clean = runs.attention_patterns(model, data, late)
+    x = runs.activations_at(model, data.swap_order(), "S2", "L3.pre")
+    exchange = [residual_edit(data, "S2", "L3.pre", x)]
+    back = [attention_edit(data, "END", head, p) for head, p in clean.items()]
+    found = [runs.logit_diffs(model, data, edits) for edits in (exchange, exchange + back)]
     assert (found[0] - found[1]).abs().max() > 0.1
     return clean, found
 
 
 def kl(model: TransformerBridge) -> Any:
     data = few(model)
-    x = probing.activations_at(model, data.swap_order(), "S2", "L2.mid")
-    return lrqp.next_token_kl(model, data, [lrqp.edit(data, "S2", "L2.mid", x)])
+    x = runs.activations_at(model, data.swap_order(), "S2", "L2.mid")
+    return next_token_kl(model, data, [residual_edit(data, "S2", "L2.mid", x)])
 
 
 MEASUREMENTS: dict[str, Callable[[TransformerBridge], Any]] = {
@@ -214,7 +225,7 @@ MEASUREMENTS: dict[str, Callable[[TransformerBridge], Any]] = {
     "lrqp.compare": interventions,
     "fit_das": das,
     "next_token_kl": kl,
-    "AttentionEdit": attention_put_back,
+    "attention_edit": attention_put_back,
 }
 
 # What is known to be wrong, until it is mended: (measurement, form).
@@ -222,7 +233,7 @@ KNOWN: set[tuple[str, str]] = {
     *(("positional_patterns", form) for form in ("Stanford", "GPT-Neo")),
     *(
         (name, form)
-        for name in ("patch_sweep pattern", "patch_sweep pattern, by role", "AttentionEdit")
+        for name in ("patch_sweep pattern", "patch_sweep pattern, by role")
         for form in ("OPT", "GPT-Neo")
     ),
 }

@@ -153,11 +153,11 @@ class Shift:
     def take(self, rows: Int[Tensor, " rows"]) -> Shift:
         return replace(self, by=self.by[rows])
 
-    def hooks(self, model: TransformerBridge) -> list[runs.Hook]:
+    def hooks(self, model: TransformerBridge) -> runs.EditHooks:
         def add(stream: Tensor, hook: Any) -> Tensor:
             return stream * (1 + self.by[:, None, None])
 
-        return [("blocks.1.hook_resid_pre", add)]
+        return runs.EditHooks([("blocks.1.hook_resid_pre", add)], [])
 
 
 def hooks_on(model: TransformerBridge) -> int:
@@ -170,7 +170,7 @@ def test_edits_are_cut_as_the_prompts_are_and_come_off(
 ) -> None:
     edit = Shift(torch.linspace(-2, 2, len(data)))
     before = hooks_on(own)
-    with own.hooks(fwd_hooks=edit.hooks(own)):
+    with own.hooks(fwd_hooks=runs.hooks_of(own, [edit])):
         whole = RUNS[name](own, data)
     parts = RUNS[name](own, data, edits=[edit], memory=1)
     torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-4)

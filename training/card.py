@@ -22,10 +22,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers import attribution, heads, lrqp, metrics, probing
+from ioi_helpers import attribution, heads, metrics, runs
 from ioi_helpers.ablation import ablate, ablation_sweep
 from ioi_helpers.bundled import VARIANTS, bundled_folder
 from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.edits import residual_edit
 from ioi_helpers.models import load_model
 from ioi_helpers.names import head_name, parse_head
 from training.corpus import held_out_pair, held_out_prefixes
@@ -83,9 +84,9 @@ def s2_interchange(
 ) -> Float[Tensor, " batch"]:
     """Logit difference with S2's residual stream (before the blocks given) of the other order."""
     points = [f"L{layer}.pre" for layer in layers]
-    other = probing.residual_activations(model, data.swap_order(), "S2", points)
-    edits = [lrqp.edit(data, "S2", point, values) for point, values in other.items()]
-    return lrqp.logit_diffs(model, data, edits)
+    other = runs.activations_at(model, data.swap_order(), "S2", points)
+    edits = [residual_edit(data, "S2", point, values) for point, values in other.items()]
+    return runs.logit_diffs(model, data, edits)
 
 
 def run_on_repeats(
@@ -190,7 +191,7 @@ def find_roles(model: TransformerBridge, data: IOIDataset) -> list[dict[str, Any
     - *backup name mover*: not a name mover, but its direct attribution rises when the strongest
       name mover is taken out at END, interval above zero.
     """
-    clean = lrqp.logit_diffs(model, data)
+    clean = runs.logit_diffs(model, data)
     total = float(clean.mean())
     direct = attribution.head_attribution(model, data)
     end = heads.attention_by_role(model, data, query="END", keys=("IO", "S1", "S2"))
@@ -296,7 +297,7 @@ def measure(
 ) -> dict[str, Any]:
     """Everything that the cards report and the tests require, as plain numbers."""
     plain = held_out_prompts(model, n, prefixes=False)
-    clean = lrqp.logit_diffs(model, plain)
+    clean = runs.logit_diffs(model, plain)
     total = float(clean.mean())
     n_layers = model.cfg.n_layers
     layers = attribution.layer_attribution(model, plain)

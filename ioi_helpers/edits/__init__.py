@@ -1,7 +1,33 @@
-"""Edits: put values into a run and see what follows."""
+"""Put values into a run and see what follows: the residual stream, attention, a head's output.
+
+An *edit* belongs to certain prompts and holds, for each, where it acts (a role's position) and what
+it puts there, so prompts may differ in length. ``residual_edit``, ``attention_edit`` and
+``head_edit`` make one; :func:`edited` puts some on a model and always takes them off again, and
+every function of :mod:`ioi_helpers.runs` takes them as ``edits=``. In the run, each checks that
+what it wrote is what the next layer reads: an edit that does not arrive is an error.
+"""
 
 from __future__ import annotations
 
-from ioi_helpers.edits.patterns import attend, pattern_reaches_run
+from ioi_helpers.edits.attention import AttentionEdit, attend, attention_edit, pattern_reaches_run
+from ioi_helpers.edits.context import edited
+from ioi_helpers.edits.effects import EditEffect, logit_diffs_and_kl, next_token_kl
+from ioi_helpers.edits.outputs import HeadEdit, head_edit
+from ioi_helpers.edits.stream import AtPoints, ResidualEdit, residual_edit, residual_hooks
 
-__all__ = ["attend", "pattern_reaches_run"]
+__all__ = [
+    "AtPoints",
+    "AttentionEdit",
+    "EditEffect",
+    "HeadEdit",
+    "ResidualEdit",
+    "attend",
+    "attention_edit",
+    "edited",
+    "head_edit",
+    "logit_diffs_and_kl",
+    "next_token_kl",
+    "pattern_reaches_run",
+    "residual_edit",
+    "residual_hooks",
+]

@@ -17,8 +17,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ioi_helpers import lrqp, metrics, probing
+from ioi_helpers import metrics, probing, runs
 from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.edits import next_token_kl, residual_edit
 from ioi_helpers.exercises.registry import Context, exercise
 from ioi_helpers.exercises.verdicts import (
     Refused,
@@ -42,7 +43,7 @@ def _stream(ctx: Context, role: str = "S2") -> Float[Tensor, "batch d_model"]:
     """The residual stream of `messy` at a role and `point`, in float64 on the CPU."""
     return ctx.once(
         f"stream at {role}",
-        lambda: probing.activations_at(ctx.model, ctx.messy, role, ctx.point).cpu().double(),
+        lambda: runs.activations_at(ctx.model, ctx.messy, role, ctx.point).cpu().double(),
     )
 
 
@@ -140,8 +141,8 @@ def _main_component(answer: Any, ctx: Context) -> Verdict:
 @exercise("06.2", title="How sure?", difficulty="easy", minutes=8)
 def _how_sure(answer: Any, ctx: Context) -> Verdict:
     def compute() -> Float[Tensor, " batch"]:
-        early = probing.residual_points(ctx.model)[1]
-        values = probing.activations_at(ctx.model, ctx.messy, "S2", early)
+        early = runs.residual_points(ctx.model)[1]
+        values = runs.activations_at(ctx.model, ctx.messy, "S2", early)
         score = probing.evaluate_probe(
             values, ctx.messy.orders, _groups(ctx), n_folds=FOLDS, n_controls=1
         )
@@ -531,9 +532,9 @@ def _main(train: Float[Tensor, "batch d_model"]) -> Float[Tensor, " d_model"]:
 
 def _effect_of_erasing(ctx: Context, erased: Float[Tensor, "batch d_model"]) -> str:
     sample = _sample(ctx)
-    edit = lrqp.edit(sample, "S2", ctx.point, erased.float())
-    before = lrqp.logit_diffs(ctx.model, sample)
-    after = lrqp.logit_diffs(ctx.model, sample, [edit])
+    edit = residual_edit(sample, "S2", ctx.point, erased.float())
+    before = runs.logit_diffs(ctx.model, sample)
+    after = runs.logit_diffs(ctx.model, sample, [edit])
     abba = _is_abba(sample).bool()
     by_order = ", ".join(
         f"for {name} from {before[rows].mean():.2f} to {after[rows].mean():.2f}"
@@ -555,12 +556,12 @@ def _counterfactual(answer: Any, ctx: Context) -> Verdict:
 
     def log_probs(role: str, data: IOIDataset = sample, edit: Any = None) -> Tensor:
         edits = [] if edit is None else [edit]
-        logits = lrqp.logits_at(model, data, role, edits)
+        logits = runs.logits_at(model, data, role, edits)
         return logits.cpu().double().log_softmax(dim=-1)
 
     def patched(role: str, source: IOIDataset = other) -> Tensor:
-        new = probing.activations_at(model, source, "S2", ctx.point)
-        return log_probs(role, edit=lrqp.edit(sample, "S2", ctx.point, new))
+        new = runs.activations_at(model, source, "S2", ctx.point)
+        return log_probs(role, edit=residual_edit(sample, "S2", ctx.point, new))
 
     def clean(role: str) -> Tensor:
         return ctx.once(f"clean, read at {role}", lambda: log_probs(role))
@@ -605,14 +606,14 @@ def _counterfactual(answer: Any, ctx: Context) -> Verdict:
 
 def _kl_on_all(ctx: Context) -> float:
     messy: IOIDataset = ctx.messy
-    new = probing.activations_at(ctx.model, messy.swap_order(), "S2", ctx.point)
-    edit = lrqp.edit(messy, "S2", ctx.point, new)
-    everywhere = lrqp.next_token_kl(ctx.model, messy, [edit])
+    new = runs.activations_at(ctx.model, messy.swap_order(), "S2", ctx.point)
+    edit = residual_edit(messy, "S2", ctx.point, new)
+    everywhere = next_token_kl(ctx.model, messy, [edit])
     return float(everywhere[torch.arange(len(messy)), messy.positions["S2"]].mean())
 
 
 def _kl_everywhere(ctx: Context, other: IOIDataset) -> float:
     sample = _sample(ctx)
-    new = probing.activations_at(ctx.model, other, "S2", ctx.point)
-    edit = lrqp.edit(sample, "S2", ctx.point, new)
-    return float(lrqp.next_token_kl(ctx.model, sample, [edit]).nanmean())
+    new = runs.activations_at(ctx.model, other, "S2", ctx.point)
+    edit = residual_edit(sample, "S2", ctx.point, new)
+    return float(next_token_kl(ctx.model, sample, [edit]).nanmean())

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ioi_helpers import lrqp, metrics, probing
+from ioi_helpers import lrqp, metrics, probing, runs
+from ioi_helpers.edits import attention_edit, edited, residual_edit
 from ioi_helpers.exercises.registry import Context, exercise
 from ioi_helpers.exercises.verdicts import (
     Refused,
@@ -47,10 +48,10 @@ class _Place:
 
 def _place(ctx: Context, point: str) -> _Place:
     def compute() -> _Place:
-        x = probing.activations_at(ctx.model, ctx.train, "S2", point)
+        x = runs.activations_at(ctx.model, ctx.train, "S2", point)
         return _Place(
             x,
-            probing.activations_at(ctx.model, ctx.test, "S2", point),
+            runs.activations_at(ctx.model, ctx.test, "S2", point),
             probing.fit_probe(x, ctx.train.orders),
             probing.fit_covariance(x),
         )
@@ -212,13 +213,12 @@ def _closed_form(answer: Any, ctx: Context) -> Verdict:
 @exercise("07.3", title="The hook by hand", difficulty="medium", minutes=15)
 def _hook_by_hand(answer: Any, ctx: Context) -> Verdict:
     model, test = ctx.model, ctx.test
-    block, _ = probing.parse_point(ctx.point)
+    block, _ = runs.parse_point(ctx.point)
     point = f"L{block}.pre"
     new = _counterfactual(ctx, point)
-    rows = torch.arange(len(test))
 
-    def mean(point: str = point, role: str = "S2", values: Tensor = new) -> float:
-        diffs = lrqp.logit_diffs(model, test, [lrqp.edit(test, role, point, values)])
+    def mean(point: str = point, role: str | Tensor = "S2", values: Tensor = new) -> float:
+        diffs = runs.logit_diffs(model, test, [residual_edit(test, role, point, values)])
         return float(diffs.mean())
 
     def everywhere() -> float:
@@ -232,25 +232,18 @@ def _hook_by_hand(answer: Any, ctx: Context) -> Verdict:
 
     def same_position() -> float:
         at = torch.full_like(test.positions["S2"], int(test.positions["S2"][0]))
-        edit = lrqp.ResidualEdit(point, at, new)
-        return float(lrqp.logit_diffs(model, test, [edit]).mean())
+        return mean(role=at)
 
     def last_column() -> float:
-        logits = lrqp.run_edited(
-            model,
-            test,
-            [lrqp.edit(test, "S2", point, new)],
-            lambda part: model(part.tokens)[:, -1],
-            batch_size=len(test),
-        )
-        end = logits[rows]
-        return float(metrics.logit_diff(end, test))
+        with edited(model, residual_edit(test, "S2", point, new)):
+            logits = model(test.tokens)[:, -1]
+        return float(metrics.logit_diff(logits, test))
 
     def clean() -> float:
-        return float(lrqp.logit_diffs(model, test).mean())
+        return float(runs.logit_diffs(model, test).mean())
 
     def each() -> Tensor:
-        return lrqp.logit_diffs(model, test, [lrqp.edit(test, "S2", point, new)])
+        return runs.logit_diffs(model, test, [residual_edit(test, "S2", point, new)])
 
     truth = ctx.once("hooked", mean)
     unused = abs(truth - ctx.once("clean", clean)) < 2e-3 * abs(truth)
@@ -300,15 +293,14 @@ def _by_attention_alone(answer: Any, ctx: Context) -> Verdict:
     value = _share(answer)
     model, test = ctx.model, ctx.test
     movers = list(ctx.movers)
-    at_end = test.positions["END"]
-    injected = lrqp.edit(test, "S2", ctx.point, _counterfactual(ctx, ctx.point))
+    injected = residual_edit(test, "S2", ctx.point, _counterfactual(ctx, ctx.point))
 
     def share(edits: list[Any]) -> float:
-        return float((lrqp.logit_diffs(model, test, edits) < 0).double().mean())
+        return float((runs.logit_diffs(model, test, edits) < 0).double().mean())
 
     def patterns(edits: list[Any], chosen: list[str] = movers) -> list[Any]:
-        found = lrqp.attention_patterns(model, test, chosen, "END", edits)
-        return [lrqp.AttentionEdit(head, at_end, pattern) for head, pattern in found.items()]
+        found = runs.attention_patterns(model, test, chosen, "END", edits)
+        return [attention_edit(test, "END", head, pattern) for head, pattern in found.items()]
 
     def neither() -> float:
         return 1 - share(patterns([injected]))

@@ -3,40 +3,23 @@
 Logistic regression finds how a variable is written in activations; quadratic programming changes
 what is written and as little else as it can ("Intervening in the Residual Stream", the LRQP post).
 If the model then behaves as if the variable had the new value, the model uses it: a probe alone
-cannot show that. Beside it stand the alternatives (steering, erasure, interchange, a random
-direction, DAS) in one form, for comparison.
+cannot show that. Beside it stand its rivals, the *baselines* (steering, erasure, interchange, a
+random direction, DAS), in one form, for comparison. What puts new activations into a run is
+:mod:`ioi_helpers.edits`.
 """
 
 from __future__ import annotations
 
-from ioi_helpers.lrqp.comparators import (
-    DAS,
-    LRQP,
+from ioi_helpers.lrqp.baselines import (
     InterchangeActivation,
-    Intervention,
     LeaceErasure,
     MeanDifferenceSteering,
     ProbeMeanAblation,
     RandomDirection,
-    compare,
-    fit_das,
 )
-from ioi_helpers.lrqp.editing import (
-    AtPoints,
-    AttentionEdit,
-    Edit,
-    ResidualEdit,
-    attention_patterns,
-    edit,
-    edited,
-    logit_diffs,
-    logits_at,
-    next_token_kl,
-    residual_hooks,
-    run_edited,
-    success_and_damage,
-)
-from ioi_helpers.lrqp.intervention import LOG_ALPHA, intervene
+from ioi_helpers.lrqp.comparison import compare
+from ioi_helpers.lrqp.das import DAS, fit_das
+from ioi_helpers.lrqp.intervention import LOG_ALPHA, LRQP, Intervention, intervene
 from ioi_helpers.lrqp.problem import KKT, InfeasibleTarget, NotOptimal, Problem, Solution
 
 __all__ = [
@@ -44,9 +27,6 @@ __all__ = [
     "KKT",
     "LOG_ALPHA",
     "LRQP",
-    "AtPoints",
-    "AttentionEdit",
-    "Edit",
     "InfeasibleTarget",
     "InterchangeActivation",
     "Intervention",
@@ -56,18 +36,8 @@ __all__ = [
     "ProbeMeanAblation",
     "Problem",
     "RandomDirection",
-    "ResidualEdit",
     "Solution",
-    "attention_patterns",
     "compare",
-    "edit",
-    "edited",
     "fit_das",
     "intervene",
-    "logit_diffs",
-    "logits_at",
-    "next_token_kl",
-    "residual_hooks",
-    "run_edited",
-    "success_and_damage",
 ]

@@ -1,9 +1,14 @@
-"""LRQP as one call: from activations, a probe, a target and a covariance to new activations."""
+"""LRQP as one call: from activations, a probe, a target and a covariance to new activations.
+
+And as an :class:`Intervention`, the form that it shares with its rivals, the baselines.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -136,3 +141,48 @@ def _log_alpha(
     )
     lead = logits.gather(1, old[:, None]) - logits.gather(1, target[:, None])
     return lead[:, 0].clamp_min(LOG_ALPHA)
+
+
+class Intervention(Protocol):
+    """From activations, with the class that each has and the one it should get, to new ones."""
+
+    def __call__(
+        self,
+        x0: Float[Tensor, "batch d_model"],
+        *,
+        true: Sequence[Any],
+        target: Sequence[Any],
+        counterfactual: Float[Tensor, "batch d_model"] | None = None,
+    ) -> Float[Tensor, "batch d_model"]:
+        """New activations.
+
+        Args:
+            x0: Activations of the prompts as they are.
+            true: The class each has.
+            target: The class each should have afterwards; equal to ``true`` for a control.
+            counterfactual: Activations at the same place of prompts that do have the target.
+        """
+
+
+@dataclass(frozen=True)
+class LRQP:
+    """The smallest move that makes the probe believe the target (:func:`intervene`).
+
+    Attributes:
+        probe, covariance: From training prompts.
+        options: Further arguments of :func:`intervene`, such as ``{"alpha": 1e3}``.
+    """
+
+    probe: Any
+    covariance: Any
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(
+        self,
+        x0: Float[Tensor, "batch d_model"],
+        *,
+        true: Sequence[Any],
+        target: Sequence[Any],
+        counterfactual: Float[Tensor, "batch d_model"] | None = None,
+    ) -> Float[Tensor, "batch d_model"]:
+        return intervene(x0, self.probe, target, self.covariance, true=true, **self.options).x

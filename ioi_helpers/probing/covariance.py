@@ -18,7 +18,8 @@ from jaxtyping import Float
 from sklearn.covariance import LedoitWolf
 from torch import Tensor
 
-from ioi_helpers.probing.activations import encode_labels, require_activations
+from ioi_helpers.probing.activations import require_activations
+from ioi_helpers.probing.labels import encode_labels
 
 
 @dataclass(frozen=True)

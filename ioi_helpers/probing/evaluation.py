@@ -24,13 +24,10 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers.dataset import ROLES, IOIDataset
 from ioi_helpers.metrics import Estimate, mean_and_stderr
-from ioi_helpers.probing.activations import (
-    encode_labels,
-    labels_of,
-    require_activations,
-    residual_activations,
-)
+from ioi_helpers.probing.activations import require_activations
+from ioi_helpers.probing.labels import encode_labels, labels_of
 from ioi_helpers.probing.probes import class_counts, fit_probe
+from ioi_helpers.runs import DEFAULT_MEMORY, activations_at, require_data, residual_points
 
 HELD_OUT: tuple[str, ...] = ("prompt", "names", "template")
 """What may be shared by no training and no test row, by default."""
@@ -417,14 +414,16 @@ def probe_table(
     C: float = 1.0,
     standardize: bool = False,
     seed: int = 0,
-    batch_size: int = 64,
+    memory: int = DEFAULT_MEMORY,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """Where a variable can be read: probe accuracy by role and point, each with its controls.
 
     Args:
         variable: A name that :func:`labels_of` knows, or a label for each prompt.
-        roles, points: Where to probe; by default everywhere.
-        model, data, batch_size: As for :func:`residual_activations`.
+        roles, points: Where to probe; by default everywhere
+            (:func:`~ioi_helpers.runs.residual_points`).
+        model, data, memory, progress: As for :func:`~ioi_helpers.runs.activations_at`.
         n_folds, hold_out, n_controls, C, standardize, seed: As for :func:`evaluate_probe`.
 
     Returns:
@@ -434,12 +433,15 @@ def probe_table(
     Raises:
         ValueError: As for :func:`evaluate_probe`.
     """
+    require_data(model, data)
     labels = labels_of(data, variable) if isinstance(variable, str) else list(variable)
+    points = residual_points(model) if points is None else list(points)
     rows = []
     for role in roles:
         grouped = groups(data, role)
-        at = residual_activations(model, data, role, points, batch_size=batch_size)
-        for point, values in tqdm(at.items(), desc=f"probes at {role}", leave=False, delay=5):
+        at = activations_at(model, data, role, points, memory=memory, progress=progress)
+        bar = tqdm(at.items(), desc=f"probes at {role}", disable=not progress, leave=False, delay=5)
+        for point, values in bar:
             score = evaluate_probe(
                 values,
                 labels,

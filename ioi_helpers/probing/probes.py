@@ -21,7 +21,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from ioi_helpers.probing.activations import encode_labels, require_activations, to_float64
+from ioi_helpers.probing.activations import require_activations, to_float64
+from ioi_helpers.probing.labels import encode_labels
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from jaxtyping import Int
@@ -22,14 +22,30 @@ Hook = tuple[str, Callable[..., Any]]
 """A hook's name and function, as ``model.hooks(fwd_hooks=...)`` takes them."""
 
 
+class EditHooks(NamedTuple):
+    """What makes an edit, and what then checks that it arrived."""
+
+    write: list[Hook]
+    check: list[Hook]
+    """Put on after all that write, so that they see what other edits leave."""
+
+
 class Edit(Protocol):
     """Something that can be put on a model for a run over certain prompts."""
 
     def take(self, rows: Int[Tensor, " rows"]) -> Edit:
         """The edit for some of the prompts only."""
 
-    def hooks(self, model: TransformerBridge) -> list[Hook]:
-        """The forward hooks that make the edit."""
+    def hooks(self, model: TransformerBridge) -> EditHooks:
+        """The forward hooks that make the edit and check it."""
+
+
+def hooks_of(model: TransformerBridge, edits: Sequence[Edit]) -> list[Hook]:
+    """All hooks of some edits, those that check behind those that write."""
+    made = [one.hooks(model) for one in edits]
+    return [hook for one in made for hook in one.write] + [
+        hook for one in made for hook in one.check
+    ]
 
 
 Read = TypeVar("Read", Tensor, dict[Any, Tensor])
@@ -127,14 +143,43 @@ def run_in_batches(
     Raises:
         ValueError: An edit for another number of prompts, or ``memory`` is not positive.
     """
+    return run_rows_in_batches(
+        model,
+        data,
+        lambda part, rows: read(part),
+        edits=edits,
+        memory=memory,
+        progress=progress,
+        upto=upto,
+        kept=kept,
+        logits=logits,
+        dim=dim,
+        what=what,
+    )
+
+
+def run_rows_in_batches(
+    model: TransformerBridge,
+    data: IOIDataset,
+    read: Callable[[IOIDataset, Int[Tensor, " rows"]], Read],
+    *,
+    edits: Sequence[Edit] = (),
+    memory: int = DEFAULT_MEMORY,
+    progress: bool = True,
+    upto: Int[Tensor, " batch"] | None = None,
+    kept: int = 0,
+    logits: int = 1,
+    dim: int = 0,
+    what: str = "prompts",
+) -> Read:
+    """As :func:`run_in_batches`; ``read`` is told, too, which rows of the data its part is."""
     upto = data.lengths - 1 if upto is None else upto
     at_once = prompts_at_once(model, int(upto.max()) + 1, memory, kept=kept, logits=logits)
     parts: list[Any] = []
     order: list[Tensor] = []
     for rows in in_parts(upto, at_once, progress=progress, what=what):
-        hooks = [hook for one in edits for hook in one.take(rows).hooks(model)]
-        with model.hooks(fwd_hooks=hooks):
-            parts.append(read(data[rows]))
+        with model.hooks(fwd_hooks=hooks_of(model, [one.take(rows) for one in edits])):
+            parts.append(read(data[rows], rows))
         order.append(rows)
     joined: Any = (
         in_order(parts, order, dim)

@@ -44,19 +44,28 @@ def refuse_training(model: TransformerBridge) -> None:
     require_eval_mode(model, operation="A run")
 
 
-def require_data(model: Any, data: Any) -> None:
-    """Refuse what cannot be run together: :func:`require_model`, and a dataset that fits it.
+def require_dataset(data: Any) -> None:
+    """Refuse what is no dataset, such as a list of texts or a tensor of tokens.
 
     Raises:
-        ValueError: As :func:`require_model`; what is given is no dataset; or it was made with
-            another tokenizer than the model's.
+        ValueError: It has no tokens, positions of roles or lengths.
     """
-    require_model(model)
     if not all(hasattr(data, name) for name in ("tokens", "positions", "lengths")):
         raise ValueError(
             f"The prompts must be a dataset, not {_kind(data)}; make one with "
             "IOIDataset.from_prompts(model.tokenizer, prompts, answers) or IOIDataset.generate."
         )
+
+
+def require_data(model: Any, data: Any) -> None:
+    """Refuse what cannot be run together: :func:`require_model`, and a dataset that fits it.
+
+    Raises:
+        ValueError: As :func:`require_model` and :func:`require_dataset`; or the dataset was made
+            with another tokenizer than the model's.
+    """
+    require_model(model)
+    require_dataset(data)
     own, its = getattr(model, "tokenizer", None), getattr(data, "tokenizer", None)
     if own is its or own is None or its is None:
         return
@@ -94,18 +103,26 @@ def refuse_too_long(model: TransformerBridge, tokens: Int[Tensor, "batch pos"]) 
         )
 
 
-def role_positions(data: IOIDataset, role: str) -> Int[Tensor, " batch"]:
-    """Where a role stands in each prompt.
+def role_positions(data: IOIDataset, role: str | Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+    """Where a role stands in each prompt; or positions that are given, one for each prompt.
 
     Raises:
-        ValueError: The role is unknown, or a prompt lacks it.
+        ValueError: The role is unknown, or a prompt lacks it; or the positions do not fit.
     """
-    at = data.positions[role]
-    missing = (at < 0) | (at >= data.lengths)
+    if isinstance(role, str):
+        at = data.positions[role]
+    elif role.shape == (len(data),):
+        at = role
+    else:
+        raise ValueError(
+            f"There are {len(data)} prompts, but positions of shape {tuple(role.shape)}."
+        )
+    missing = (at < 0) | (at >= data.lengths.to(at.device))
     if missing.any():
         row = int(missing.int().argmax())
+        what = role if isinstance(role, str) else f"position {int(at[row])}"
         raise ValueError(
-            f"Prompt {row} has no {role}: {data.prompts[row]!r}; leave out the role or the prompt."
+            f"Prompt {row} has no {what}: {data.prompts[row]!r}; leave out the role or the prompt."
         )
     return at
 

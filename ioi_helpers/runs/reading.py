@@ -12,7 +12,12 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import metrics
 from ioi_helpers.dataset import IOIDataset
-from ioi_helpers.runs.batches import DEFAULT_MEMORY, Edit, run_in_batches
+from ioi_helpers.runs.batches import (
+    DEFAULT_MEMORY,
+    Edit,
+    run_in_batches,
+    run_rows_in_batches,
+)
 from ioi_helpers.runs.guards import known_hooks, refuse_too_long, require_data, role_positions
 from ioi_helpers.runs.points import point_hook
 
@@ -24,7 +29,7 @@ UNEMBED = "unembed.hook_in"
 def activations_at(
     model: TransformerBridge,
     data: IOIDataset,
-    role: str,
+    role: str | Int[Tensor, " batch"],
     where: str,
     *,
     edits: Sequence[Edit] = (),
@@ -37,7 +42,7 @@ def activations_at(
 def activations_at(
     model: TransformerBridge,
     data: IOIDataset,
-    role: str,
+    role: str | Int[Tensor, " batch"],
     where: Sequence[str],
     *,
     edits: Sequence[Edit] = (),
@@ -49,7 +54,7 @@ def activations_at(
 def activations_at(
     model: TransformerBridge,
     data: IOIDataset,
-    role: str,
+    role: str | Int[Tensor, " batch"],
     where: str | Sequence[str],
     *,
     edits: Sequence[Edit] = (),
@@ -66,7 +71,7 @@ def activations_at(
     Args:
         model: A model that TransformerBridge boots.
         data: Prompts; they may differ in length.
-        role: ``"IO"``, ``"S1"``, ``"S1+1"``, ``"S2"`` or ``"END"``.
+        role: ``"IO"``, ``"S1"``, ``"S1+1"``, ``"S2"`` or ``"END"``; or a position for each prompt.
         where: A point of the residual stream (``"L6.mid"``), or the name of a hook whose
             activation begins with batch and position (``"blocks.6.attn.hook_z"``); or several,
             such as :func:`residual_points`, which are read in one pass.
@@ -86,11 +91,12 @@ def activations_at(
     hooks = {name: name if "hook" in name else point_hook(model, name) for name in names}
     known_hooks(model, list(hooks.values()))
 
-    def read(part: IOIDataset) -> dict[str, Tensor]:
-        found = gather_activations(model, part.tokens, part.positions[role], list(hooks.values()))
+    def read(part: IOIDataset, rows: Tensor) -> dict[str, Tensor]:
+        at = positions[rows.to(positions.device)]
+        found = gather_activations(model, part.tokens, at, list(hooks.values()))
         return {name: found[hook] for name, hook in hooks.items()}
 
-    found = run_in_batches(
+    found = run_rows_in_batches(
         model,
         data,
         read,
@@ -143,7 +149,7 @@ def gather_activations(
 def logits_at(
     model: TransformerBridge,
     data: IOIDataset,
-    role: str = "END",
+    role: str | Int[Tensor, " batch"] = "END",
     edits: Sequence[Edit] = (),
     *,
     memory: int = DEFAULT_MEMORY,
@@ -155,7 +161,8 @@ def logits_at(
 
     Args:
         model, data: The model and the prompts, which may differ in length.
-        role: Where to read: END for the answer, or where an edit is for what it does there.
+        role: Where to read: END for the answer, or where an edit is for what it does there; or a
+            position for each prompt.
         edits, memory, progress: As for :func:`run_in_batches`.
 
     Raises:
@@ -164,11 +171,12 @@ def logits_at(
     require_data(model, data)
     positions = role_positions(data, role)
 
-    def read(part: IOIDataset) -> Tensor:
+    def read(part: IOIDataset, rows: Tensor) -> Tensor:
         with torch.no_grad():
-            return logits_at_positions(model, part.tokens, part.positions[role])
+            at = positions[rows.to(positions.device)]
+            return logits_at_positions(model, part.tokens, at)
 
-    return run_in_batches(
+    return run_rows_in_batches(
         model, data, read, edits=edits, memory=memory, progress=progress, upto=positions
     )
 

@@ -62,10 +62,10 @@ unit = direction / direction.norm()
 """
 
 SWAPPED = """\
-new = probing.activations_at(model, sample.swap_order(), "S2", point)
-e = [lrqp.edit(sample, "S2", point, new)]
+new = runs.activations_at(model, sample.swap_order(), "S2", point)
+e = [residual_edit(sample, "S2", point, new)]
 def predict(role, edits=()):
-    return lrqp.logits_at(model, sample, role, edits).log_softmax(-1)
+    return runs.logits_at(model, sample, role, edits).log_softmax(-1)
 p, q = predict("S2"), predict("S2", e)
 """
 
@@ -81,7 +81,7 @@ RIGHT = {
         "U, S, Vh = torch.linalg.svd(x - x.mean(dim=0), full_matrices=False)\n"
         "correlation = with_order(U[:, 0].double()).abs()",
         "coordinates = probing.svd_projection(at_s2[point], 1).coordinates\n"
-        "correlation = probing.class_share(coordinates, order)[0] ** 0.5",
+        "correlation = probing.eta_squared(coordinates, order)[0] ** 0.5",
     ],
     "06.2": [
         SUMS + "standard_error = (sums.square().sum() * k / (k - 1)).sqrt() / len(right)",
@@ -151,8 +151,9 @@ RIGHT = {
     "06.7": [
         SWAPPED + "divergence = torch.nn.functional.kl_div(\n"
         "    q, p, log_target=True, reduction='batchmean')",
-        "new = probing.activations_at(model, sample.swap_order(), 'S2', point)\n"
-        "everywhere = lrqp.next_token_kl(model, sample, [lrqp.edit(sample, 'S2', point, new)])\n"
+        "new = runs.activations_at(model, sample.swap_order(), 'S2', point)\n"
+        "from ioi_helpers.edits import next_token_kl\n"
+        "everywhere = next_token_kl(model, sample, [residual_edit(sample, 'S2', point, new)])\n"
         "divergence = everywhere[torch.arange(len(sample)), sample.positions['S2']].mean()",
         SWAPPED + "divergence = sum(\n"
         "    float((a.exp() * (a - b)).sum()) for a, b in zip(p, q)) / len(sample)",
@@ -178,7 +179,7 @@ WRONG = {
         (CLOUD + "correlation = U[:, 0]", r"single number"),
         ("correlation = 'high'", r"single number"),
         (
-            "x = probing.activations_at(model, messy, 'END', point).cpu().double()\n"
+            "x = runs.activations_at(model, messy, 'END', point).cpu().double()\n"
             "y = torch.tensor([o == 'ABBA' for o in order]).double()\n"
             "c = probing.svd_projection(x, 1).coordinates[:, 0]\n"
             "correlation = torch.corrcoef(torch.stack([c, y]))[0, 1].abs()",
@@ -356,7 +357,7 @@ WRONG = {
             "ioi-mini",
         ),
         (
-            SWAPPED + "own = lrqp.logits_at(model, sample.swap_order(), 'S2').log_softmax(-1)\n"
+            SWAPPED + "own = runs.logits_at(model, sample.swap_order(), 'S2').log_softmax(-1)\n"
             "divergence = mean_kl(p, own)",
             r"own run",
         ),
@@ -368,42 +369,43 @@ WRONG = {
             "ioi-mini",
         ),
         (
-            "new = probing.activations_at(model, sample.swap_subject(), 'S2', point)\n"
+            "new = runs.activations_at(model, sample.swap_subject(), 'S2', point)\n"
             "p, q = (\n"
-            "    lrqp.logits_at(model, sample, 'S2', edits).log_softmax(-1)\n"
-            "    for edits in ([], [lrqp.edit(sample, 'S2', point, new)])\n"
+            "    runs.logits_at(model, sample, 'S2', edits).log_softmax(-1)\n"
+            "    for edits in ([], [residual_edit(sample, 'S2', point, new)])\n"
             ")\n"
             "divergence = mean_kl(p, q)",
             r"another subject",
         ),
         (
-            SWAPPED + "own = probing.activations_at(model, sample, 'S2', point)\n"
-            "divergence = mean_kl(p, predict('S2', [lrqp.edit(sample, 'S2', point, own)]))",
+            SWAPPED + "own = runs.activations_at(model, sample, 'S2', point)\n"
+            "divergence = mean_kl(p, predict('S2', [residual_edit(sample, 'S2', point, own)]))",
             r"nothing changed at S2",
         ),
         # Put in at END: S2 comes before it.
         (
-            "new = probing.activations_at(model, sample.swap_order(), 'END', point)\n"
-            "e = [lrqp.edit(sample, 'END', point, new)]\n"
+            "new = runs.activations_at(model, sample.swap_order(), 'END', point)\n"
+            "e = [residual_edit(sample, 'END', point, new)]\n"
             "p, q = (\n"
-            "    lrqp.logits_at(model, sample, 'S2', edits).log_softmax(-1) for edits in ([], e)\n"
+            "    runs.logits_at(model, sample, 'S2', edits).log_softmax(-1) for edits in ([], e)\n"
             ")\n"
             "divergence = mean_kl(p, q)",
             r"cannot see a later position",
         ),
         (
-            "new = probing.activations_at(model, messy.swap_order(), 'S2', point)\n"
-            "e = [lrqp.edit(messy, 'S2', point, new)]\n"
+            "new = runs.activations_at(model, messy.swap_order(), 'S2', point)\n"
+            "e = [residual_edit(messy, 'S2', point, new)]\n"
             "p, q = (\n"
-            "    lrqp.logits_at(model, messy, 'S2', edits).log_softmax(-1) for edits in ([], e)\n"
+            "    runs.logits_at(model, messy, 'S2', edits).log_softmax(-1) for edits in ([], e)\n"
             ")\n"
             "divergence = mean_kl(p, q)",
             r"on all of `messy`",
         ),
         (
-            "new = probing.activations_at(model, sample.swap_order(), 'S2', point)\n"
-            "all_positions = lrqp.next_token_kl(model, sample, "
-            "[lrqp.edit(sample, 'S2', point, new)])\n"
+            "new = runs.activations_at(model, sample.swap_order(), 'S2', point)\n"
+            "from ioi_helpers.edits import next_token_kl\n"
+            "all_positions = next_token_kl(model, sample, "
+            "[residual_edit(sample, 'S2', point, new)])\n"
             "divergence = all_positions.nanmean()",
             r"all positions",
             "ioi-mini",

@@ -20,8 +20,8 @@ s2, end = test.positions["S2"], test.positions["END"]
 """
 ALONE = """
 def patterns(chosen, on):
-    found = lrqp.attention_patterns(model, test, chosen, "END", on)
-    return [lrqp.AttentionEdit(h, test.positions["END"], p) for h, p in found.items()]
+    found = runs.attention_patterns(model, test, chosen, "END", on)
+    return [attention_edit(test, "END", h, p) for h, p in found.items()]
 injected = edits["counterfactual"]
 """
 PRICE = """
@@ -64,8 +64,8 @@ RIGHT = {
     ],
     "07.3": [
         HOOK + "hooked = metrics.logit_diff(run(before, s2, new), test)",
-        "edit = lrqp.edit(test, 'S2', f'L{block}.pre', new)\n"
-        "hooked = lrqp.logit_diffs(model, test, [edit]).mean()",
+        "edit = residual_edit(test, 'S2', f'L{block}.pre', new)\n"
+        "hooked = runs.logit_diffs(model, test, [edit]).mean()",
         # Prompt by prompt, without padding.
         "values = []\n"
         "for i in range(len(test)):\n"
@@ -80,10 +80,10 @@ RIGHT = {
         "hooked = sum(values) / len(values)",
     ],
     "07.4": [
-        ALONE + "share = flipped(lrqp.logit_diffs(model, test, patterns(movers, [injected])))",
+        ALONE + "share = flipped(runs.logit_diffs(model, test, patterns(movers, [injected])))",
         "put_in = patterns_of(movers, [injected]).values()\n"
-        "share = flipped(lrqp.logit_diffs(model, test, list(put_in)))",
-        ALONE + "run = lrqp.logit_diffs(model, test, patterns(movers, [injected]))\n"
+        "share = flipped(runs.logit_diffs(model, test, list(put_in)))",
+        ALONE + "run = runs.logit_diffs(model, test, patterns(movers, [injected]))\n"
         "share = sum(value < 0 for value in run.tolist()) / len(test)",
     ],
     "07.5": [
@@ -251,42 +251,42 @@ WRONG = {
     ],
     "07.4": [
         (
-            ALONE + "share = 1 - flipped(lrqp.logit_diffs(model, test, patterns(movers, "
+            ALONE + "share = 1 - flipped(runs.logit_diffs(model, test, patterns(movers, "
             "[injected])))",
             r"keeps the right answer|put in",
         ),
         (
-            ALONE + "run = lrqp.logit_diffs(model, test, patterns(movers, [injected]))\n"
+            ALONE + "run = runs.logit_diffs(model, test, patterns(movers, [injected]))\n"
             "share = 100 * (run < 0).double().mean() + 2",
             r"between 0 and 1",
         ),
         (
-            ALONE + "share = lrqp.logit_diffs(model, test, patterns(movers, [injected]))",
+            ALONE + "share = runs.logit_diffs(model, test, patterns(movers, [injected]))",
             r"single number",
         ),
         ('share = "most of them"', r"single number"),
         (
-            ALONE + "share = flipped(lrqp.logit_diffs(model, test, [injected, "
+            ALONE + "share = flipped(runs.logit_diffs(model, test, [injected, "
             "*patterns(movers, [])]))",
             r"other way round",
             "ioi-mini",
         ),
         ("share = flipped(diffs['counterfactual'])", r"belief injected", "ioi-mini"),
         (
-            ALONE + "share = flipped(lrqp.logit_diffs(model, test, patterns(movers, [])))",
+            ALONE + "share = flipped(runs.logit_diffs(model, test, patterns(movers, [])))",
             r"change nothing",
             "ioi-mini",
         ),
         (
-            ALONE + "found = lrqp.attention_patterns(model, test, movers, 'END', [injected])\n"
+            ALONE + "found = runs.attention_patterns(model, test, movers, 'END', [injected])\n"
             "at = test.positions['S2']\n"
-            "put_in = [lrqp.AttentionEdit(h, at, p) for h, p in found.items()]\n"
-            "share = flipped(lrqp.logit_diffs(model, test, put_in))",
+            "put_in = [attention_edit(test, at, h, p) for h, p in found.items()]\n"
+            "share = flipped(runs.logit_diffs(model, test, put_in))",
             r"put in at END",
             "ioi-mini",
         ),
         (
-            ALONE + "share = flipped(lrqp.logit_diffs(model, test, "
+            ALONE + "share = flipped(runs.logit_diffs(model, test, "
             "patterns(movers[:1], [injected])))",
             r"all of `movers`",
             "ioi-mini",

@@ -1,0 +1,118 @@
+"""Distributed alignment search: a subspace learned to carry the order, as another rival of LRQP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.tools import analysis
+
+from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.edits import AtPoints
+from ioi_helpers.lrqp.baselines import InterchangeActivation
+from ioi_helpers.runs import logits_at_positions, parse_point, require_data, role_positions
+
+
+@dataclass(frozen=True)
+class DAS:
+    """Interchange within a subspace that was learned to carry the variable (:func:`fit_das`).
+
+    Attributes:
+        basis: ``[d_model rank]``, orthonormal.
+        losses: Mean training loss of each epoch, in nats.
+        point: Where it was learned.
+    """
+
+    basis: Float[Tensor, "d_model rank"]
+    losses: tuple[float, ...]
+    point: str
+
+    def __call__(
+        self,
+        x0: Float[Tensor, "batch d_model"],
+        *,
+        true: Sequence[Any],
+        target: Sequence[Any],
+        counterfactual: Float[Tensor, "batch d_model"] | None = None,
+    ) -> Float[Tensor, "batch d_model"]:
+        swap = InterchangeActivation(self.basis)
+        return swap(x0, true=true, target=target, counterfactual=counterfactual)
+
+
+def fit_das(
+    model: TransformerBridge,
+    data: IOIDataset,
+    role: str,
+    point: str,
+    *,
+    source: IOIDataset | None = None,
+    rank: int = 1,
+    epochs: int = 4,
+    batch_size: int = 64,
+    lr: float = 2e-2,
+    seed: int = 0,
+) -> DAS:
+    """Learn the subspace at a role that carries the order, by distributed alignment search.
+
+    TransformerLens' ``fit_das`` (Geiger et al. 2024): the basis is trained so that interchanging it
+    makes the model answer as the order of the *other* prompt says, IO if the orders agree and S if
+    they differ. Unlike a probe it is trained on the model's behaviour, and it can find directions
+    that do the job without the model using them on its own (see ``arbitrary_targets`` for the
+    control).
+
+    Args:
+        model: The model; its parameters are left as they were.
+        data: Training prompts.
+        role, point: Where.
+        source: As many other prompts to take activations from. By default the same ones in another
+            order, so that names and templates differ as well and only the order can be learned.
+        rank: Dimensions of the subspace.
+        epochs, batch_size, lr, seed: Of the training.
+
+    Raises:
+        ValueError: Another number of source prompts, an unknown role or point, a model in training
+            mode.
+    """
+    parse_point(point)
+    require_data(model, data)
+    if source is None:
+        generator = torch.Generator().manual_seed(seed)
+        source = data[torch.randperm(len(data), generator=generator)]
+    if len(source) != len(data):
+        raise ValueError(
+            f"There are {len(data)} prompts but {len(source)} sources; give one for each."
+        )
+    at, source_at = role_positions(data, role).cpu(), role_positions(source, role).cpu()
+    targets = [int(a != b) for a, b in zip(data.orders, source.orders, strict=True)]
+    result = analysis.fit_das(
+        AtPoints(model),
+        point,
+        _with_answers(data),
+        _with_answers(source),
+        torch.tensor(targets),
+        lambda packed: _answer_logits(model, packed),
+        rank=rank,
+        base_positions=at,
+        source_positions=source_at,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+    )
+    return DAS(result.basis, result.losses, point)
+
+
+def _with_answers(data: IOIDataset) -> Tensor:
+    """Tokens with three more columns, END and the answers: TransformerLens shuffles rows."""
+    extra = torch.stack([data.positions["END"], data.io_tokens, data.s_tokens], dim=1)
+    return torch.cat([data.tokens, extra], dim=1).cpu()
+
+
+def _answer_logits(model: TransformerBridge, packed: Tensor) -> Float[Tensor, "batch 2"]:
+    logits = logits_at_positions(model, packed[:, :-3], packed[:, -3])
+    return logits.gather(1, packed[:, -2:].to(logits.device))
