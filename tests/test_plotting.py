@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import re
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -38,9 +40,11 @@ def every_kind() -> dict[str, plotting.Figure]:
         "head_heatmap": plotting.head_heatmap(values, "Heads", unit="logits"),
         "line": plotting.line({"a": y, "b": y[::-1]}, names, "Lines", error={"a": [0.1] * 5}),
         "numeric line": plotting.line(y, [0, 0.5, 1, 1.5, 2], "Line"),
+        "uneven line": plotting.line(y, names, "Line", error=[[0.1] * 5, [0.3] * 5]),
         "bar": plotting.bar({"a": y, "b": y[::-1]}, names, "Bars", error={"b": [0.1] * 5}),
         "scatter": plotting.scatter(y, y[::-1], names, "Points", groups=list("aabbb")),
         "diagonal": plotting.scatter(y, y, title="Points", diagonal=True),
+        "square": plotting.scatter(y, [9.0, *y[1:]], title="Points", diagonal=True, square=True),
         "histogram": plotting.histogram({"a": y, "b": [1.0, 3.0]}, "Spread", bins=4),
         "attention": plotting.attention(TOKENS, causal_pattern(), ["L0H0", "L1H3"], "Looking"),
         "side by side": plotting.side_by_side(
@@ -281,19 +285,71 @@ def test_inputs_of_every_type_give_the_same_figure() -> None:
         (lambda: plotting.line([1.0, 2.0], ["a"]), "needs 2 labels"),
         (lambda: plotting.line({"a": [1.0, 2.0], "b": [1.0]}), "2 are needed"),
         (lambda: plotting.bar([1.0, 2.0], error=[0.1]), "2 are needed"),
+        (lambda: plotting.bar([1.0, 2.0], error=[[0.1, 0.1]] * 3), "[2 point]"),
+        (lambda: plotting.bar([1.0, 2.0], error=[[0.1, 0.1], [0.1, -0.1]]), "negative"),
+        (lambda: plotting.line([1.0, 2.0], error=[[0.1], [0.1]]), "2 are needed"),
         (lambda: plotting.scatter([1.0], [1.0, 2.0]), "as many"),
         (lambda: plotting.scatter([1.0], [1.0], groups=["a", "b"]), "one a point"),
         (lambda: plotting.histogram([1.0, float("inf")]), "infinity"),
         (lambda: plotting.attention(TOKENS[:3], causal_pattern()), "drop its padding"),
         (lambda: plotting.attention(TOKENS, causal_pattern().log()), "hook_attn_scores"),
         (lambda: plotting.attention(TOKENS, causal_pattern(), query=9), "query 9"),
+        (
+            lambda: plotting.attention(cast(Any, causal_pattern()), TOKENS),
+            "attention(tokens, patterns)",
+        ),
+        (lambda: plotting.attention(cast(Any, np.eye(6)), TOKENS), "attention(tokens, patt"),
         (lambda: plotting.side_by_side({}), "at least one"),
+        (lambda: plotting.bar([1.0]).save("figure.pdf"), "'figure.pdf' ends in none"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(make: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=re.escape(sentence)) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_attention_as_its_dtype_rounds_it(dtype: torch.dtype) -> None:
+    length = 60
+    pattern = causal_pattern(3, length).to(dtype)
+    tokens = [str(i) for i in range(length)]
+    assert "59" in plotting.attention(tokens, pattern).summary
+    with pytest.raises(ValueError, match="not causal attention"):
+        plotting.attention(tokens, pattern * 1.05)
+
+
+def test_error_bars_of_two_lengths() -> None:
+    def bars(error: Any) -> dict[str, Any]:
+        figure = plotting.bar([1.0, 2.0], error=error)
+        return figure._plotly_json()["data"][0]["error_y"]
+
+    assert bars([0.1, 0.2]) == bars([[0.1, 0.2], [0.1, 0.2]])
+    assert "arrayminus" not in bars([0.1, 0.2])
+    uneven = bars(torch.tensor([[0.1, 0.2], [0.3, 0.4]]))
+    assert (uneven["arrayminus"], uneven["array"]) == ([0.1, 0.2], [0.3, 0.4])
+    assert uneven["symmetric"] is False
+    same, apart = (
+        plotting.bar([1.0, 2.0], error=error).png()
+        for error in ([0.3, 0.4], [[0.1, 0.2], [0.3, 0.4]])
+    )
+    assert not np.array_equal(pixels(same), pixels(apart))
+
+
+def test_square_axes_have_one_range_and_one_length() -> None:
+    one = plotting.scatter([0.0, 1.0], [-3.0, 0.5], square=True, diagonal=True)
+    other = plotting.scatter([0.0, 7.0], [0.0, 0.5], square=True)
+    layout = one._plotly_json()["layout"]
+    assert layout["xaxis"]["range"] == layout["yaxis"]["range"] == [-3.2, 1.2]
+    (place,) = one._arrangement.places
+    assert place.width == place.height
+    for share, ranges in ((True, [[-3.5, 7.5]] * 2), (False, [[-3.2, 1.2], [-0.35, 7.35]])):
+        both = plotting.side_by_side({"a": one, "b": other}, share_scale=share)
+        layout = both._plotly_json()["layout"]
+        assert [layout["xaxis"]["range"], layout["xaxis2"]["range"]] == ranges
+        assert [layout["yaxis"]["range"], layout["yaxis2"]["range"]] == ranges
+    layout = plotting.scatter([0.0, 1.0], [-3.0, 0.5])._plotly_json()["layout"]
+    assert "range" not in layout["xaxis"]
 
 
 # --- pages -----------------------------------------------------------------------------------
@@ -315,6 +371,21 @@ def test_page_figure_without_scripts_shows_the_picture(monkeypatch: pytest.Monke
     assert plotting.page_figure({"text/plain": "3"}) is None
     listed = {"text/plain": ["Heat map\n", "x"], PLOTLY_MIME: {"data": [], "layout": {}}}
     assert "Heat map\nx" in (plotting.page_figure(listed) or "")
+
+
+@pytest.mark.parametrize("kind", ["heatmap", "attention"])
+def test_a_figure_is_saved_in_each_form(kind: str, tmp_path: Path) -> None:
+    figure = every_kind()[kind]
+    assert figure.save(tmp_path / "a.txt").read_text() == figure.summary + "\n"
+    picture = figure.save(str(tmp_path / "a.png"))
+    assert picture == tmp_path / "a.png"
+    assert np.array_equal(pixels(picture.read_bytes()), pixels(figure.png()))
+    made = figure.save(tmp_path / "a.html").read_text(encoding="utf-8")
+    assert made.startswith("<!DOCTYPE html>")
+    assert made.count('<figure class="ioi-figure"') == 1
+    assert ("CircuitsVis = CircuitsVis" in made) == (kind == "attention")
+    assert ("Plotly.newPlot" in made) and 'src="http' not in made
+    assert re.search(r"<title>(.*)</title>", made)[1] == html.escape(figure.title)  # type: ignore[index]
 
 
 def test_tokens_cannot_break_out_of_a_script() -> None:

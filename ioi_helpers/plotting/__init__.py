@@ -6,6 +6,9 @@ The summary (`figure.summary`) is the figure's `text/plain` and alternative text
 that survive floating-point noise, so that tests can compare them.
 
     plotting.head_heatmap(values, title="Direct logit attribution", unit="logits")
+
+In a script nothing shows by itself: `figure.save("name.html")` writes the interactive form as a
+page that needs no network, `"name.png"` the picture, `"name.txt"` the summary.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Float
 
 from ioi_helpers.plotting.diagram import IOI_ARROWS, Diagram, diagram
 from ioi_helpers.plotting.figure import STATIC_VARIABLE, Figure
@@ -70,15 +75,19 @@ def heatmap(
     cell: str | None = None,
     top: int = 5,
 ) -> Figure:
-    """A heat map of `values` [row column], the first row on top.
+    """A heat map of `values` [row column], the first row on top; NaN is drawn grey.
 
-    `x` and `y` label columns and rows (default: 0, 1, 2, ...); labels may repeat, as tokens do.
-    The scale runs from -limit to limit, by default the largest magnitude (from 0 where nothing is
-    negative). `cell` says how a cell is called when hovered over and in the summary, from its
-    labels; default "{y}, {x}" with numbers called by the axis' title, as in "layer 9, John(2)".
-    `unit` is what the values are measured in (logits, nats, fraction recovered). NaN is drawn grey.
+    Args:
+        x, y: labels of columns and rows (default: 0, 1, 2, ...); they may repeat, as tokens do.
+        unit: what the values are measured in (logits, nats, fraction recovered).
+        limit: the scale runs from -limit to limit, by default the largest magnitude (from 0 where
+            nothing is negative).
+        cell: how a cell is called when hovered over and in the summary, from its labels; default
+            "{y}, {x}" with numbers called by the axis' title, as in "layer 9, John(2)".
+        top: how many of the largest and smallest the summary names.
 
-    Raises ValueError when the values are not a matrix of numbers or the labels do not fit it.
+    Raises:
+        ValueError: the values are not a matrix of numbers, or the labels do not fit it.
     """
     array = to_numpy(values, 2, "values")
     rows, columns = array.shape
@@ -128,8 +137,10 @@ def line(
 ) -> Figure:
     """A line through `y` [point], or one line for each entry of a mapping {name: y}.
 
-    `x` is numbers, or labels that are then spaced evenly; default 0, 1, 2, ... `error` (same form
-    as `y`) draws bars of that half-length, a standard error for instance.
+    Args:
+        x: numbers, or labels that are then spaced evenly; default 0, 1, 2, ...
+        error: how far bars reach from each point, a standard error for instance: [point], or
+            [2 point] for other lengths below and above; of each line in a mapping {name: error}.
     """
     return _points("line", y, x, title, x_title, y_title, unit, error)
 
@@ -145,7 +156,12 @@ def bar(
     error: Array | Mapping[str, Array] | None = None,
     top: int = 5,
 ) -> Figure:
-    """Bars of height `y` [point] at the labels `x`, grouped for a mapping {name: y}."""
+    """Bars of height `y` [point] at the labels `x`, grouped for a mapping {name: y}.
+
+    Args:
+        error: as in `line`.
+        top: how many of the largest and smallest the summary names.
+    """
     return _points("bar", y, x, title, x_title, y_title, unit, error, top)
 
 
@@ -159,12 +175,18 @@ def scatter(
     y_title: str = "",
     groups: Sequence[str] | None = None,
     diagonal: bool = False,
+    square: bool = False,
     top: int = 5,
 ) -> Figure:
     """Points (`x` [point], `y` [point]) whose `labels` show when hovered over.
 
-    `groups` names the group, and with it the colour, of each point. `diagonal` draws y = x.
     The static picture names the points furthest from the middle.
+
+    Args:
+        groups: names the group, and with it the colour, of each point.
+        diagonal: draw y = x.
+        square: x and y on one range in a square, so that y = x stands at 45 degrees.
+        top: how many of the largest and smallest y the summary names, in each group.
     """
     xs, ys = to_numpy(x, 1, "x"), to_numpy(y, 1, "y")
     if len(xs) != len(ys):
@@ -184,6 +206,7 @@ def scatter(
         y=Axis(y_title),
         series=tuple(series),
         diagonal=diagonal,
+        square=square,
     )
     return Figure(title, (panel,), top=top)
 
@@ -232,12 +255,23 @@ def attention(
     """Attention `patterns` [head destination source] over `tokens`, by circuitsvis.
 
     A single pattern [destination source] is accepted too. The static picture and the plotly form
-    show one heat map a head. The summary says where each head looks from the token at `query`, by
-    default the last (END of an unpadded prompt).
+    show one heat map a head.
 
-    Raises ValueError when tokens, patterns and names disagree, or a pattern is not attention: its
-    rows must be probabilities and nothing may look ahead.
+    Args:
+        query: the token from which the summary says where each head looks, by default the last
+            (END of an unpadded prompt); `top` places are named.
+
+    Raises:
+        ValueError: tokens, patterns and names disagree, or a pattern is not attention: its rows
+            must be probabilities (as its dtype rounds them) and nothing may look ahead.
     """
+    if not all(isinstance(token, str) for token in tokens):
+        raise ValueError(
+            "tokens must be the words that attention runs over; the order is "
+            "plotting.attention(tokens, patterns), as circuitsvis has it."
+        )
+    # What rounding leaves of a sum of probabilities: in bfloat16 a unit is 0.8 % of them.
+    rounding = torch.finfo(patterns.dtype).eps if isinstance(patterns, torch.Tensor) else 0.0
     if np.ndim(patterns) == 2:
         patterns = to_numpy(patterns, 2, "patterns")[None]
     array = to_numpy(patterns, 3, "patterns")
@@ -251,7 +285,8 @@ def attention(
         heads = tuple(f"head {i}" for i in range(count))
     else:
         heads = names_for(head_names, count, "head_names")
-    if array.min() < -1e-6 or abs(array.sum(-1) - 1).max() > 1e-3 or np.triu(array, 1).max() > 1e-6:
+    off = abs(array.sum(-1) - 1).max()
+    if array.min() < -1e-6 or off > max(1e-3, 2 * rounding) or np.triu(array, 1).max() > 1e-6:
         raise ValueError(
             "patterns is not causal attention (rows of probabilities over the tokens so far); pass "
             "hook_pattern, not hook_attn_scores."
@@ -295,7 +330,7 @@ def side_by_side(
 ) -> Figure:
     """Several figures as one, each under its name, on one scale (colour or y) unless told not to.
 
-    For the reader's result beside a published one, use `reference.compare`.
+    For the reader's result beside a published one, use `published.compare`.
     """
     if not figures:
         raise ValueError("side_by_side needs at least one figure.")
@@ -325,6 +360,20 @@ def _named(values: Array | Mapping[str, Array]) -> dict[str, Array]:
     return dict(values) if isinstance(values, Mapping) else {"": values}
 
 
+def _reach(error: Array) -> Float[np.ndarray, "below_above point"]:
+    """How far error bars reach below and above, from one length for both or one for each."""
+    if np.ndim(error[0]) == 0:
+        return np.repeat(to_numpy(error, 1, "error")[None], 2, axis=0)
+    reach = to_numpy(error, 2, "error")
+    if len(reach) != 2:
+        raise ValueError(f"error must be [point], or [2 point], but has shape {list(reach.shape)}.")
+    if (reach < 0).any():
+        raise ValueError(
+            "error is how far bars reach below and above, so nothing in it is negative."
+        )
+    return reach
+
+
 def _points(
     kind: Any,
     y: Array | Mapping[str, Array],
@@ -337,18 +386,18 @@ def _points(
     top: int = 5,
 ) -> Figure:
     ys = {name: to_numpy(v, 1, name or "y") for name, v in _named(y).items()}
-    errors = {} if error is None else _named(error)
+    errors = {name: _reach(given) for name, given in _named({} if error is None else error).items()}
     length = len(next(iter(ys.values())))
     numeric = x is not None and kind == "line" and not any(isinstance(v, str) for v in x)
     names = None if numeric else names_for(x, length, "x")
     places = to_numpy(x, 1, "x") if numeric else np.arange(length, dtype=np.float64)  # type: ignore[arg-type]
     series = []
     for name, values in ys.items():
-        half = to_numpy(errors[name], 1, "error") if name in errors else None
-        for what, given in ((name or "y", values), ("error", half), ("x", places)):
-            if given is not None and len(given) != length:
-                raise ValueError(f"{what} has {len(given)} points but {length} are needed.")
-        series.append(Series(name, places, values, names, half))
+        reach = errors.get(name)
+        for what, given in ((name or "y", values), ("error", reach), ("x", places)):
+            if given is not None and given.shape[-1] != length:
+                raise ValueError(f"{what} has {given.shape[-1]} points but {length} are needed.")
+        series.append(Series(name, places, values, names, reach))
     panel = Panel(
         kind=kind,
         x=Axis(x_title, names),

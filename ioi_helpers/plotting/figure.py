@@ -11,6 +11,7 @@ import os
 import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ioi_helpers.plotting import interactive, static
@@ -64,6 +65,34 @@ class Figure:
     def png(self) -> bytes:
         """The static picture, a PNG with a transparent background."""
         return static.png(self.panels, self._arrangement)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the figure to a file and return its path; the name's ending says in which form.
+
+        `.html` is the interactive figure on a page of its own (some megabytes, because it needs no
+        network), `.png` the static picture, `.txt` the summary.
+
+        Raises:
+            ValueError: the name ends in something else.
+        """
+        path = Path(path)
+        if path.suffix == ".png":
+            path.write_bytes(self.png())
+        elif path.suffix == ".html":
+            path.write_text(interactive.page(self.title, self._every_form()), encoding="utf-8")
+        elif path.suffix == ".txt":
+            path.write_text(self.summary + "\n", encoding="utf-8")
+        else:
+            raise ValueError(
+                f"A figure is saved as .html, .png or .txt, and {path.name!r} ends in none of them."
+            )
+        return path
+
+    def _every_form(self) -> dict[str, Any]:
+        forms = {"text/plain": self.summary, "image/png": self._picture()}
+        if self.attention is not None:
+            return forms | {interactive.ATTENTION_MIME: self.attention}
+        return forms | {interactive.PLOTLY_MIME: self._plotly_json()}
 
     def _picture(self) -> str:
         return static.base64_png(self.panels, self._arrangement)

@@ -36,43 +36,49 @@ def plotly_json(panels: Sequence[Panel], arrangement: Arrangement) -> dict[str, 
     Values are rounded to five significant digits of the largest: what the eye and the hover label
     can use, and a stored notebook does not change when noise does.
     """
-    data: list[dict[str, Any]] = []
     layout = _layout(arrangement, all(p.kind == "heatmap" for p in panels))
     annotations = _title_lines(arrangement)
+    data: list[dict[str, Any]] = []
     shapes: list[dict[str, Any]] = []
-    legend_names: set[str] = set()
-    with_legend = arrangement.legend_top is not None
+    in_legend: set[str] = set()
     for index, (panel, place) in enumerate(zip(panels, arrangement.places, strict=True)):
         key = "" if index == 0 else str(index + 1)
         axes = {"xaxis": f"x{key}", "yaxis": f"y{key}"}
-        x_domain, y_domain = _domains(place, arrangement)
-        layout[f"xaxis{key}"] = _axis(panel.x, place.x_ticks, x_domain, f"y{key}")
-        layout[f"yaxis{key}"] = _axis(panel.y, place.y_ticks, y_domain, f"x{key}")
-        if place.same_y:
-            layout[f"yaxis{key}"]["matches"] = "y"
-        if panel.kind == "bar":
-            layout[f"xaxis{key}"]["showgrid"] = False
-        if panel.x.names is not None:
-            layout[f"xaxis{key}"]["zeroline"] = False
+        layout |= _panel_axes(panel, place, arrangement, key)
         if panel.kind == "heatmap":
-            layout[f"yaxis{key}"]["autorange"] = "reversed"
-            for name in ("xaxis", "yaxis"):
-                layout[f"{name}{key}"] |= {"showgrid": False, "zeroline": False}
             data.append(axes | _heatmap(panel, place, arrangement))
-        else:
-            for order, series in enumerate(panel.series):
-                fresh = series.name not in legend_names
-                legend_names.add(series.name)
-                trace = _series(panel, order)
-                data.append(axes | trace | {"showlegend": with_legend and fresh})
-            if panel.kind in ("bar", "histogram"):
-                layout["barmode"] = "overlay" if panel.kind == "histogram" else "group"
-            if panel.diagonal:
-                shapes.append(_diagonal(panel, axes))
+        for order, series in enumerate(panel.series):
+            listed = arrangement.legend_top is not None and series.name not in in_legend
+            in_legend.add(series.name)
+            data.append(axes | _series(panel, order) | {"showlegend": listed})
+        if panel.kind in ("bar", "histogram"):
+            layout["barmode"] = "overlay" if panel.kind == "histogram" else "group"
+        if panel.diagonal:
+            shapes.append(_diagonal(panel, axes))
         if panel.title:
             annotations.append(_panel_title(panel.title, place, arrangement))
     layout["annotations"], layout["shapes"] = annotations, shapes
     return {"data": data, "layout": layout, "config": CONFIG}
+
+
+def _panel_axes(panel: Panel, place: Place, whole: Arrangement, key: str) -> dict[str, Any]:
+    """The layout's entries for the two axes of a panel."""
+    x_domain, y_domain = _domains(place, whole)
+    x = _axis(panel.x, place.x_ticks, x_domain, f"y{key}")
+    y = _axis(panel.y, place.y_ticks, y_domain, f"x{key}")
+    if place.both is not None:
+        x["range"] = y["range"] = short_numbers(np.array(place.both))
+    if place.same_y:
+        y["matches"] = "y"
+    if panel.kind == "bar":
+        x["showgrid"] = False
+    if panel.x.names is not None:
+        x["zeroline"] = False
+    if panel.kind == "heatmap":
+        y["autorange"] = "reversed"
+        for axis in (x, y):
+            axis |= {"showgrid": False, "zeroline": False}
+    return {f"xaxis{key}": x, f"yaxis{key}": y}
 
 
 def plain(text: str) -> str:
@@ -191,7 +197,10 @@ def _series(panel: Panel, order: int) -> dict[str, Any]:
         trace["textposition"] = "none" if panel.kind == "bar" else "top center"
     trace["hovertemplate"] = first + ": %{y:.3~g}" + unit + "<extra>%{fullData.name}</extra>"
     if series.error is not None:
-        trace["error_y"] = {"array": short_numbers(series.error), "color": style.TEXT, "width": 2}
+        below, above = series.error
+        trace["error_y"] = {"array": short_numbers(above), "color": style.TEXT, "width": 2}
+        if not np.array_equal(below, above, equal_nan=True):
+            trace["error_y"] |= {"symmetric": False, "arrayminus": short_numbers(below)}
     if panel.kind in ("bar", "histogram"):
         trace |= {"type": "bar", "marker": {"color": colour, "line": {"width": 0}}}
         if panel.kind == "histogram":
@@ -377,6 +386,21 @@ def page_figure(bundle: Mapping[str, Any]) -> str | None:
 <div class="ioi-drawing" role="img" aria-label="{label}"></div>{_image(png, summary) if png else ""}
 <script type="application/json">{script_json(spec)}</script>
 <details><summary>In words</summary><pre>{label}</pre></details></figure>"""
+
+
+def page(title: str, bundle: Mapping[str, Any]) -> str:
+    """A whole HTML page that shows one figure and needs no network, from its mime bundle."""
+    unused = "plotly.min.js" if ATTENTION_MIME in bundle else "circuitsvis.js"
+    scripts = [script for name, script in page_scripts().items() if name != unused]
+    return "\n".join(
+        [
+            '<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8">',
+            f"<title>{html.escape(title)}</title></head>\n<body>",
+            page_figure(bundle) or "",
+            *(f"<script>{script}</script>" for script in scripts),
+            "</body>\n</html>",
+        ]
+    )
 
 
 def _joined(text: str | Sequence[str]) -> str:

@@ -31,13 +31,16 @@ class Axis:
 
 @dataclass(frozen=True)
 class Series:
-    """One set of points: `x` and `y` of equal length, a name for each point, error bars."""
+    """One set of points: `x` and `y` of equal length, a name for each point, error bars.
+
+    `error` is how far the bars reach, below the point and above it.
+    """
 
     name: str
     x: Float[np.ndarray, " point"]
     y: Float[np.ndarray, " point"]
     labels: tuple[str, ...] | None = None
-    error: Float[np.ndarray, " point"] | None = None
+    error: Float[np.ndarray, "below_above point"] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Panel:
     series: tuple[Series, ...] = ()
     samples: tuple[Float[np.ndarray, " value"], ...] = ()
     diagonal: bool = False
+    square: bool = False  # x and y on one range, in an area as high as it is wide
 
 
 def to_numpy(values: Array | float, ndim: int, what: str) -> Float[np.ndarray, " *shape"]:
@@ -124,6 +128,16 @@ def colour_range(panels: Sequence[Panel]) -> tuple[float, float]:
     return (-limit if values.min() < -1e-3 * limit else 0.0), limit
 
 
+def square_range(panels: Sequence[Panel]) -> tuple[float, float]:
+    """One range that holds x and y of all points of these panels, with a margin around them."""
+    values = np.concatenate([[]] + [v for p in panels for s in p.series for v in (s.x, s.y)])
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return 0.0, 1.0
+    margin = 0.05 * (float(np.ptp(values)) or 1.0)
+    return float(values.min()) - margin, float(values.max()) + margin
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a panel stands, in pixels from the picture's left and top edge."""
@@ -137,6 +151,7 @@ class Place:
     colour_bar: bool
     colours: tuple[float, float]
     same_y: bool  # drawn on the y range of the first panel
+    both: tuple[float, float] | None  # the range of both axes, where they are square
 
 
 @dataclass(frozen=True)
@@ -178,62 +193,100 @@ def arrange(
     """Compute the geometry that both renderers use.
 
     `share_scale` gives all heat maps one colour scale, and one bar at the right for it; all other
-    panels, where none is a heat map, one range of y.
+    panels, where none is a heat map, one range of y; and panels with square axes one range.
     """
-    sizes = [_size(p, len(panels)) for p in panels]
-    heat = [p for p in panels if p.kind == "heatmap"]
     columns = min(COLUMNS, len(panels))
-    ticks = [_ticks(p, *size) for p, size in zip(panels, sizes, strict=True)]
-    for i in range(len(panels)):
-        if i % columns and panels[i].y == panels[i - 1].y and panels[i].y.names is not None:
-            # The neighbour to the left shows the same labels already.
-            ticks[i] = (ticks[i][0], Ticks((), ()))
-    heat_at = [i for i, p in enumerate(panels) if p.kind == "heatmap"]
-    # The bar of a common scale stands at the right end of the first row.
-    shared_bar = ([i for i in heat_at if i < columns] or heat_at)[-1:]
-    with_bar = [i in (shared_bar if share_scale else heat_at) for i in range(len(panels))]
+    frames = _frames(panels, columns, share_scale)
+    column_left = [max(f.left for f in frames[c::columns]) for c in range(columns)]
+    column_right = [max(f.width + f.right for f in frames[c::columns]) for c in range(columns)]
+    width = max(sum(column_left) + sum(column_right), 360.0)
 
-    left = [_left_margin(p, t[1]) for p, t in zip(panels, ticks, strict=True)]
-    right = [92.0 if bar else 14.0 for bar in with_bar]
-    below = [_bottom_margin(p, t[0]) for p, t in zip(panels, ticks, strict=True)]
-    above = 26.0 if any(p.title for p in panels) else 8.0
-
-    column_left = [max(left[c::columns]) for c in range(columns)]
-    column_width = [
-        max(s[0] + r for s, r in zip(sizes[c::columns], right[c::columns], strict=True))
-        for c in range(columns)
-    ]
-    width = max(sum(column_left) + sum(column_width), 360.0)
     per_line = max(int(width / (CHARACTER * TITLE_WIDENING)), 20)
     title_lines = tuple(textwrap.wrap(title, per_line))
     note_lines = tuple(textwrap.wrap(note, int(width / CHARACTER)))
     top = 12 + TITLE_LINE * len(title_lines) + LINE * len(note_lines)
-    legend_top = None
-    if len({s.name for p in panels for s in p.series}) > 1:
-        legend_top = top
-        top += 24
+    has_legend = len({s.name for p in panels for s in p.series}) > 1
+    legend_top = top if has_legend else None
+    top += 24 if has_legend else 0
+    above = 26.0 if any(p.title for p in panels) else 8.0
 
+    shared = _Scales.of(panels)
     places = []
     for first in range(0, len(panels), columns):
         row = range(first, min(first + columns, len(panels)))
         x = 0.0
         for c, i in enumerate(row):
+            scales = shared if share_scale else _Scales.of([panels[i]])
             places.append(
                 Place(
                     left=x + column_left[c],
                     top=top + above,
-                    width=sizes[i][0],
-                    height=sizes[i][1],
-                    x_ticks=ticks[i][0],
-                    y_ticks=ticks[i][1],
-                    colour_bar=with_bar[i],
-                    colours=colour_range(heat if share_scale else [panels[i]]),
-                    same_y=share_scale and i > 0 and not heat,
+                    width=frames[i].width,
+                    height=frames[i].height,
+                    x_ticks=frames[i].x_ticks,
+                    y_ticks=frames[i].y_ticks,
+                    colour_bar=frames[i].colour_bar,
+                    colours=scales.colours,
+                    same_y=share_scale and i > 0 and not shared.heat,
+                    both=scales.both if panels[i].square else None,
                 )
             )
-            x += column_left[c] + column_width[c]
-        top += above + max(sizes[i][1] + below[i] for i in row)
+            x += column_left[c] + column_right[c]
+        top += above + max(frames[i].height + frames[i].below for i in row)
     return Arrangement(width, top, title_lines, note_lines, legend_top, tuple(places))
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What one panel needs, in pixels: the area inside its axes and the margins around it."""
+
+    width: float
+    height: float
+    x_ticks: Ticks | None
+    y_ticks: Ticks | None
+    colour_bar: bool
+    left: float
+    right: float
+    below: float
+
+
+def _frames(panels: Sequence[Panel], columns: int, share_scale: bool) -> list[_Frame]:
+    heat = [i for i, panel in enumerate(panels) if panel.kind == "heatmap"]
+    # The bar of a common scale stands at the right end of the first row.
+    with_bar = ([i for i in heat if i < columns] or heat)[-1:] if share_scale else heat
+    frames = []
+    for i, panel in enumerate(panels):
+        width, height = _size(panel, len(panels))
+        x_ticks, y_ticks = _ticks(panel, width, height)
+        if i % columns and panel.y == panels[i - 1].y and panel.y.names is not None:
+            y_ticks = Ticks((), ())  # the neighbour to the left shows the same labels already
+        frames.append(
+            _Frame(
+                width,
+                height,
+                x_ticks,
+                y_ticks,
+                colour_bar=i in with_bar,
+                left=_left_margin(panel, y_ticks),
+                right=92.0 if i in with_bar else 14.0,
+                below=_bottom_margin(panel, x_ticks),
+            )
+        )
+    return frames
+
+
+@dataclass(frozen=True)
+class _Scales:
+    """The scales that panels have in common: colours, and the range of both square axes."""
+
+    heat: bool
+    colours: tuple[float, float]
+    both: tuple[float, float]
+
+    @classmethod
+    def of(cls, panels: Sequence[Panel]) -> _Scales:
+        heat = [panel for panel in panels if panel.kind == "heatmap"]
+        return cls(bool(heat), colour_range(heat), square_range([p for p in panels if p.square]))
 
 
 def _size(panel: Panel, neighbours: int) -> tuple[float, float]:
@@ -245,7 +298,10 @@ def _size(panel: Panel, neighbours: int) -> tuple[float, float]:
             float(np.clip(34 * columns, 150, widest)),
             float(np.clip(26 * rows, 60, 380 if rows <= 40 else 720)),
         )
-    return ({1: 620.0, 2: 360.0}.get(neighbours, 280.0), 300.0)
+    if panel.square:
+        side = {1: 380.0, 2: 340.0}.get(neighbours, 280.0)
+        return side, side
+    return {1: 620.0, 2: 360.0}.get(neighbours, 280.0), 300.0
 
 
 def _ticks(panel: Panel, width: float, height: float) -> tuple[Ticks | None, Ticks | None]:

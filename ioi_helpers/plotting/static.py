@@ -59,6 +59,10 @@ def png(panels: Sequence[Panel], arrangement: Arrangement) -> bytes:
                 _heatmap(figure, axes, panel, place, arrangement)
             else:
                 _series(axes, panel)
+                if place.both is not None:
+                    axes.set(xlim=place.both, ylim=place.both)
+                if panel.kind == "scatter":
+                    _name_points(axes, panel)
         _legend(figure, arrangement)
         stream = io.BytesIO()
         figure.savefig(stream, format="png", transparent=True, metadata={"Software": None})
@@ -171,8 +175,6 @@ def _series(axes: Axes, panel: Panel) -> None:
             if panel.kind == "bar":
                 x = x + (order - (count - 1) / 2) * 0.8 / count
             axes.errorbar(x, series.y, series.error, fmt="none", ecolor=style.TEXT, elinewidth=1)
-    if panel.kind == "scatter":
-        _name_points(axes, panel)
     if panel.diagonal:
         low, high = diagonal_ends(panel)
         axes.plot([low, high], [low, high], color=style.TEXT, linewidth=1, linestyle=":")
