@@ -6,7 +6,10 @@ trained here and the bundled models' word-level tokenizer are used everywhere.
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -19,6 +22,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -603,33 +607,10 @@ def test_str_tokens_and_to(word: Any) -> None:
     assert demo.tokens.device.type == "cpu"
 
 
-# --- noise ---------------------------------------------------------------------------------------
+# --- on a model ----------------------------------------------------------------------------------
 
 
-def test_noise_hits_s2_only_and_has_the_stated_strength(bpe: Any) -> None:
-    data = IOIDataset.generate(bpe, 200, prefixes="bundled")
-    generator = torch.Generator().manual_seed(0)
-    embedding = 0.7 * torch.randn(len(bpe), 64, generator=generator)
-    model = SimpleNamespace(W_E=embedding)
-    name, hook = data.s2_embedding_noise(model, sigma=3.0, seed=5)
-    assert name == "hook_embed"
-    clean = embedding[data.tokens]
-    before = clean.clone()
-    noise = hook(clean, hook=None) - clean
-    assert torch.equal(clean, before)
-    touched = noise.abs().sum(dim=-1) > 0
-    assert touched.sum(dim=1).tolist() == [1] * 200
-    assert torch.equal(touched.int().argmax(dim=1), data.positions["S2"])
-    at_s2 = data.gather(noise, "S2")
-    assert at_s2.std().item() == pytest.approx(3.0 * embedding.std().item(), rel=0.02)
-    assert torch.equal(data.s2_embedding_noise(model, 3.0, 5)[1](clean), clean + noise)
-    assert not torch.equal(data.s2_embedding_noise(model, 3.0, 6)[1](clean), clean + noise)
-    assert torch.equal(data.s2_embedding_noise(model, 0.0)[1](clean), clean)
-    with pytest.raises(ValueError, match="same dataset's tokens"):
-        hook(clean[:3])
-
-
-def test_on_a_real_model_padding_does_nothing_and_noise_something(bpe: Any, tmp_path: Path) -> None:
+def test_on_a_real_model_padding_does_nothing(bpe: Any, tmp_path: Path) -> None:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -647,14 +628,6 @@ def test_on_a_real_model_padding_does_nothing_and_noise_something(bpe: Any, tmp_
         for row in range(6):
             alone = model(data.tokens[row : row + 1, : data.lengths[row]])[0, -1]
             assert torch.allclose(at_end[row], alone, atol=1e-5)
-        noisy = model.run_with_hooks(data.tokens, fwd_hooks=[data.s2_embedding_noise(model)])
-        again = model(data.tokens)
-    assert torch.equal(again, logits)
-    difference = (noisy - logits).abs().amax(dim=-1)
-    for row in range(6):
-        s2 = int(data.positions["S2"][row])
-        assert difference[row, :s2].max() < 1e-5
-        assert difference[row, s2] > 1e-3
 
 
 # --- refusals ------------------------------------------------------------------------------------
@@ -754,10 +727,6 @@ REFUSALS: dict[str, tuple[Callable[[Any], Any], str]] = {
         ).adversarial(),
         "no full stop or comma",
     ),
-    "negative noise": (
-        lambda t: demo_of(t).s2_embedding_noise(SimpleNamespace(W_E=torch.ones(2, 2)), -1.0),
-        "must not be negative",
-    ),
     "prompt without a second S": (
         lambda t: IOIDataset.from_prompts(t, ["Then John told Mary to"], [("Mary", "John")]),
         r"IO \(Mary\) once and S \(John\) twice",
@@ -767,6 +736,40 @@ REFUSALS: dict[str, tuple[Callable[[Any], Any], str]] = {
             t, ["Then Mary and John met Mary. John said to"], [("Mary", "John")]
         ),
         "would be a guess",
+    ),
+    "prompt with a BOS of its own": (
+        lambda t: IOIDataset.from_prompts(
+            t, ["<|endoftext|>When Mary and John met, John spoke to"], [("Mary", "John")]
+        ),
+        r"holds the special token '<\|endoftext\|>'; leave it out",
+    ),
+    "prefix with a BOS of its own": (
+        lambda t: IOIDataset.generate(t, 4, prefixes=["<|endoftext|>It rained."]),
+        "holds the special token",
+    ),
+    "template with a BOS of its own": (
+        lambda t: IOIDataset.generate(t, 4, templates=["<|endoftext|> [B] and [A] met. [B] saw"]),
+        "holds the special token",
+    ),
+    "name that is a special token": (
+        lambda t: IOIDataset.generate(t, 4, names=["Mary", "John", "<|endoftext|>"]),
+        "special token",
+    ),
+    "one text for prompts": (
+        lambda t: IOIDataset.from_prompts(t, "When Mary and John met", [("Mary", "John")]),
+        "prompts must be a list",
+    ),
+    "a set of prompts": (
+        lambda t: IOIDataset.from_prompts(t, {"a", "b"}, [("Mary", "John")] * 2),
+        "prompts must be a list",
+    ),
+    "prompts that are no texts": (
+        lambda t: IOIDataset.from_prompts(t, cast(Any, [7]), [("Mary", "John")]),
+        "must be text, not 7",
+    ),
+    "one pair for answers": (
+        lambda t: IOIDataset.from_prompts(t, ["a", "b"], cast(Any, ("Mary", "John"))),
+        r"must be a pair of names \(IO, S\), .* not 'Mary'",
     ),
     "prompts without answers": (
         lambda t: IOIDataset.from_prompts(t, ["a", "b"], [("Mary", "John")]),
@@ -783,6 +786,125 @@ def test_bad_input_is_refused_in_one_sentence(bpe: Any, case: str) -> None:
     text = str(caught.value)
     assert text.endswith(".")
     assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda t: "gpt2", "not the text 'gpt2'; load one with transformers.AutoTokenizer"),
+        (lambda t: 4, "not int; give a Hugging Face tokenizer"),
+        (lambda t: ["When"], "not list; give a Hugging Face tokenizer"),
+        (lambda t: None, "not NoneType"),
+        (lambda t: SimpleNamespace(tokenizer=t), r"give its tokenizer, .*\(model.tokenizer\)"),
+        (lambda t: SimpleNamespace(tokenizer=None, cfg=1), "it has none; load it with one"),
+    ],
+)
+def test_what_is_no_tokenizer_is_refused(
+    bpe: Any, given: Callable[[Any], Any], message: str
+) -> None:
+    makers: list[Callable[[Any], Any]] = [
+        lambda t: IOIDataset.generate(t, 4),
+        lambda t: IOIDataset.paper(t, 4),
+        IOIDataset.demo,
+        lambda t: IOIDataset.from_prompts(t, ["a"], [("Mary", "John")]),
+    ]
+    for make in makers:
+        with pytest.raises(ValueError, match=message) as caught:
+            make(given(bpe))
+        assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
+
+
+UNORDERED = """
+from transformers import AutoTokenizer
+from ioi_helpers import IOIDataset
+from ioi_helpers.bundled import bundled_folder
+names = {"John", "Mary", "Tom", "Alice", "James", "Anna"}
+data = IOIDataset.generate(
+    AutoTokenizer.from_pretrained(bundled_folder("ioi-mini")),
+    8,
+    names=frozenset(names),
+    places={"park", "school", "store"},
+    objects={"ring", "bone", "book"},
+    prefixes={"The dog slept.", "It was late.", "The lake is calm."},
+    templates={"When [B] and [A] met, [B] gave a [OBJECT] to", "Then, [B] and [A] sat. [B] saw"},
+)
+distracted = data.adversarial(sentences={"[A] was tired.", "[A] had a good day."})
+print(data.prompts, data.abc(names=names).prompts, distracted.prompts)
+"""
+
+
+def test_the_order_of_a_set_does_not_matter() -> None:
+    """It differs from process to process, with the seed of Python's hashes."""
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", UNORDERED],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("0", "1", "2")
+    }
+    assert len(printed) == 1 and "John" in printed.pop()
+
+
+# --- on disk -------------------------------------------------------------------------------------
+
+
+def same(one: IOIDataset, other: IOIDataset) -> bool:
+    names = ("templates", "name_pool", "prepend_bos", "history", "names", "orders", "prompts")
+    tensors = ("tokens", "lengths", "answer_tokens", "pair_ids", "template_ids")
+    return (
+        all(getattr(one, name) == getattr(other, name) for name in names)
+        and all(torch.equal(getattr(one, name), getattr(other, name)) for name in tensors)
+        and all(torch.equal(one.positions[role], other.positions[role]) for role in ROLES)
+    )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        IOIDataset.demo,
+        lambda t: IOIDataset.generate(t, 10, prefixes="bundled", prepend_bos=False),
+        lambda t: IOIDataset.generate(t, 10, prefixes="bundled").swap_subject().swap_order(),
+        lambda t: IOIDataset.generate(t, 10, prefixes="bundled").abc()[[3, 1]],
+        lambda t: IOIDataset.generate(t, 10).adversarial(pairs=True).random_names(),
+    ],
+)
+def test_saved_and_loaded_it_is_the_same(
+    bpe: Any, tmp_path: Path, make: Callable[[Any], IOIDataset]
+) -> None:
+    data = make(bpe)
+    data.save(tmp_path / "data.safetensors")
+    again = IOIDataset.load(tmp_path / "data.safetensors", bpe)
+    assert type(again) is IOIDataset and same(again, data) and same(again.clean, data.clean)
+    assert (again.clean is again) == (data.clean is data)
+    # Counterfactuals that are made of it are the same too.
+    for method in ("abc", "swap_order", "random_names"):
+        assert same(getattr(again, method)(), getattr(data, method)())
+
+
+def test_a_dataset_on_another_device_is_loaded_on_the_cpu(bpe: Any, tmp_path: Path) -> None:
+    data = IOIDataset.demo(bpe).swap_order()
+    data.to("meta").save(tmp_path / "data")
+    assert same(IOIDataset.load(tmp_path / "data", bpe), data)
+
+
+def test_what_is_no_dataset_of_this_tokenizer_is_refused(
+    bpe: Any, word: Any, tmp_path: Path
+) -> None:
+    for prepend_bos in (True, False):
+        IOIDataset.demo(bpe, prepend_bos=prepend_bos).save(tmp_path / "data")
+        with pytest.raises(ValueError, match="made with another tokenizer") as caught:
+            IOIDataset.load(tmp_path / "data", word)
+        assert str(caught.value).endswith(".")
+    save_file({"a": torch.ones(1)}, tmp_path / "other")
+    (tmp_path / "text").write_text("hello")
+    for name, message in (("other", "no dataset as IOIDataset.save"), ("text", "no safetensors")):
+        with pytest.raises(ValueError, match=message):
+            IOIDataset.load(tmp_path / name, bpe)
+    with pytest.raises(ValueError, match="must be a tokenizer"):
+        IOIDataset.load(tmp_path / "data", None)  # type: ignore[arg-type]
 
 
 def test_rows_that_do_not_exist(bpe: Any) -> None:

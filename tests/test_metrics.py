@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ioi_helpers import metrics
+from ioi_helpers import load_model, metrics
 from ioi_helpers.dataset import IOIDataset
 from training.vocabulary import build
 
@@ -216,6 +217,21 @@ def test_nothing_to_recover_is_refused() -> None:
 
 
 # --- refusals -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prepend_bos", [True, False])
+def test_a_run_on_texts_padded_on_the_left_is_noticed(prepend_bos: bool) -> None:
+    model = load_model("ioi-plain", device="cpu", verbose=False)
+    model.tokenizer.padding_side = "left"
+    data = IOIDataset.generate(model.tokenizer, 8, prefixes="bundled", prepend_bos=prepend_bos)
+    assert len(data.lengths.unique()) > 1
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metrics.logit_diff(model(data.tokens), data)
+        with pytest.warns(UserWarning, match="pads on the left.*run data.tokens"):
+            metrics.logit_diff(model(data.prompts, prepend_bos=prepend_bos), data)
+        model.tokenizer.padding_side = "right"
+        metrics.logit_diff(model(data.prompts, prepend_bos=prepend_bos), data)
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -321,6 +321,26 @@ def test_noise_on_an_embedding(random: TransformerBridge) -> None:
     assert (other.corrupted - result.corrupted).abs().max() > 1e-3
 
 
+def test_noise_is_three_standard_deviations_strong(random: TransformerBridge) -> None:
+    """Of all entries of the embedding matrix, at S2, as Meng et al. have it: by plain hooks."""
+    clean = IOIDataset.generate(random.tokenizer, 64, prefixes="bundled", seed=2)
+    seen = []
+
+    def add_noise(embed: Tensor, hook: Any) -> Tensor:
+        drawn = torch.randn(64, embed.shape[-1], generator=torch.Generator().manual_seed(0))
+        noisy = embed.clone()
+        noisy[torch.arange(64), clean.positions["S2"]] += 3.0 * random.W_E.std() * drawn
+        seen.append((noisy - embed)[torch.arange(64), clean.positions["S2"]].std())
+        return noisy
+
+    with torch.no_grad():
+        noisy = random.run_with_hooks(clean.tokens, fwd_hooks=[("hook_embed", add_noise)])
+    assert float(seen[0] / random.W_E.std()) == pytest.approx(3.0, rel=0.05)
+    expected = metrics.logit_diff(noisy, clean, per_prompt=True)
+    result = patch_sweep(random, clean, NoisyEmbedding(), "attn_out", ("layer",), progress=False)
+    torch.testing.assert_close(result.corrupted, expected, atol=1e-5, rtol=0.0)
+
+
 # --- identities --------------------------------------------------------------------------------
 
 

@@ -1,20 +1,18 @@
 """Counterfactuals: the same prompts with one thing changed, row by row and token by token.
 
 Patching a counterfactual's activations into the clean run shows what those activations carry, so
-what each change keeps and what it destroys is what matters here. At the end stand two corruptions
-of another kind: a distracting sentence in the prompt, and noise on an embedding.
+what each change keeps and what it destroys is what matters here. At the end stands a corruption of
+another kind: a distracting sentence in the prompt.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, Self
+from collections.abc import Iterable
+from typing import Literal, Self
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Int
 
 from ioi_helpers.dataset.pieces import check_names, check_words, name_pieces
 from ioi_helpers.dataset.prompts import TokenisedPrompts
@@ -145,7 +143,7 @@ class PromptsWithCounterfactuals(TokenisedPrompts):
             flipped = flipped.swap_order()
         return self._derive(f"flip(position={position}, token={token!r})", flipped._rows)
 
-    # --- corruptions that are no counterfactual --------------------------------------------------
+    # --- a corruption that is no counterfactual --------------------------------------------------
 
     def adversarial(
         self,
@@ -199,56 +197,6 @@ class PromptsWithCounterfactuals(TokenisedPrompts):
         )
         data._check_assembly()
         return data
-
-    def s2_embedding_noise(
-        self, model: Any, sigma: float = 3.0, seed: int = 0
-    ) -> tuple[str, Callable[..., Float[Tensor, "batch pos d_model"]]]:
-        """A hook that adds Gaussian noise to S2's token embedding: causal tracing's corruption.
-
-        Instead of a corrupted *prompt*, ROME corrupts a word by noise (Meng et al. 2022, section
-        2.1 and Appendix B.1), three standard deviations of the embeddings strong. Compared with
-        `swap_subject` it needs no second prompt, but it takes the model off its distribution.
-
-        The noise is drawn once, here, so every run with this hook sees the same corruption: run
-        once with it alone, and again with activations restored.
-
-            hook = data.s2_embedding_noise(model)
-            logits = model.run_with_hooks(data.tokens, fwd_hooks=[hook])
-
-        Args:
-            model: a TransformerBridge, or anything with an embedding matrix `W_E`.
-            sigma: strength in units of the standard deviation of all entries of `model.W_E`.
-            seed: seeds the noise, on the CPU, so that it is the same on every device.
-
-        Returns:
-            ("hook_embed", function), as `fwd_hooks` wants it. The function raises a `ValueError`
-            when the run is not over this dataset's tokens.
-
-        Raises:
-            ValueError: `sigma` is negative.
-        """
-        if sigma < 0:
-            raise ValueError(f"sigma must not be negative, but is {sigma}.")
-        embedding = model.W_E.detach()
-        scale = sigma * embedding.float().std().item()
-        generator = torch.Generator().manual_seed(seed)
-        noise = scale * torch.randn(len(self), embedding.shape[1], generator=generator)
-        positions, shape = self.positions["S2"], tuple(self.tokens.shape)
-
-        def add_noise(
-            embed: Float[Tensor, "batch pos d_model"], hook: Any = None
-        ) -> Float[Tensor, "batch pos d_model"]:
-            if tuple(embed.shape[:2]) != shape:
-                raise ValueError(
-                    f"The noise was drawn for tokens of shape {shape}, but the run has "
-                    f"{tuple(embed.shape[:2])}; run the model on the same dataset's tokens."
-                )
-            rows = torch.arange(len(embed), device=embed.device)
-            noisy = embed.clone()
-            noisy[rows, positions.to(embed.device)] += noise.to(embed)
-            return noisy
-
-        return "hook_embed", add_noise
 
     # --- what the methods share ------------------------------------------------------------------
 

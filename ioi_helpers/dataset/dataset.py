@@ -7,10 +7,13 @@ it) and `counterfactuals`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal
+from os import PathLike
+from typing import Literal, Self
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
+from ioi_helpers.dataset import files
 from ioi_helpers.dataset.counterfactuals import PromptsWithCounterfactuals
 from ioi_helpers.dataset.pieces import Pieces, check_names, check_nouns, name_pieces
 from ioi_helpers.dataset.prefixes import resolve_prefixes
@@ -27,15 +30,13 @@ from ioi_helpers.stimuli import (
     TEMPLATES,
 )
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 
 class IOIDataset(PromptsWithCounterfactuals):
     """Indirect-object prompts, tokenised, with the position of every role in every prompt.
 
-    Make one with `IOIDataset.generate`, `.demo`, `.paper` or `.from_prompts`. It is never changed
-    in place: slicing, `.to` and the counterfactual methods return new datasets.
+    Make one with `IOIDataset.generate`, `.demo`, `.paper` or `.from_prompts`; keep it with `.save`
+    and `.load`. It is never changed in place: slicing, `.to` and the counterfactual methods return
+    new datasets.
 
     What a dataset holds:
         prompts: the texts, without the answer and without BOS.
@@ -103,15 +104,18 @@ class IOIDataset(PromptsWithCounterfactuals):
                 code does not. GPT-2 treats its first token in a special way, so results differ a
                 little: always say which.
             seed: seeds every choice.
-            names: single-token names to draw from; None for the bundled ones.
-            places, objects: words for [PLACE] and [OBJECT]; None for the paper's eight of each.
+            names: single-token names to draw from; None for the bundled ones. Of a set, as of every
+                other argument that may be one, the order is that of the alphabet.
+            places, objects: words for [PLACE] and [OBJECT]; None for the eight of each that the
+                IOI paper's code has (its text speaks of 20 common words).
             balanced: use orders and templates equally often (to within one pair), in random
                 order. False draws them independently, as the IOI paper's code does.
 
         Raises:
-            ValueError: one sentence on what is wrong: `n` not positive, or odd with `paired`; an
-                unknown order; a template without its fields; a name that is not one token (with
-                names that are); too few names; no BOS token though one is wanted.
+            ValueError: one sentence on what is wrong: no tokenizer; `n` not positive, or odd with
+                `paired`; an unknown order; a template without its fields; a name that is not one
+                token (with names that are); too few names; a text that holds a special token such
+                as a BOS of its own; no BOS token though one is wanted.
             RuntimeError: "openwebtext" was asked for and cannot be had.
         """
         if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
@@ -238,10 +242,21 @@ class IOIDataset(PromptsWithCounterfactuals):
 
         Raises:
             ValueError: in some prompt IO does not occur exactly once, or S exactly twice, or the
-                second S does not come last, so that the roles would be a guess; or a name is not
-                a single token.
+                second S does not come last, so that the roles would be a guess; a name is not
+                a single token; or a prompt holds a special token such as a BOS of its own.
         """
+        for what, given in (("prompts", prompts), ("answers", answers)):
+            if isinstance(given, str | set | frozenset):
+                raise ValueError(f"{what} must be a list, one for each prompt, not {given!r}.")
         texts, pairs = list(prompts), list(answers)
+        for text, pair in zip(texts, pairs, strict=False):
+            if not isinstance(text, str):
+                raise ValueError(f"A prompt must be text, not {text!r}.")
+            if isinstance(pair, str) or len(pair) != 2:
+                raise ValueError(
+                    f"An answer must be a pair of names (IO, S), such as ('Mary', 'John'), not "
+                    f"{pair!r}."
+                )
         if not texts:
             raise ValueError("prompts is empty; give at least one prompt.")
         if len(texts) != len(pairs):
@@ -270,6 +285,26 @@ class IOIDataset(PromptsWithCounterfactuals):
             names=name_pieces(pieces, used).reshape(-1, 2),
         )
         return cls._build(pieces, rows, tuple(template_of), pool, prepend_bos)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the dataset, and the clean one it is a counterfactual of, into a safetensors file.
+
+        The texts are JSON in its metadata. The tokenizer is not written.
+        """
+        files.write(self, path)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], tokenizer: PreTrainedTokenizerBase) -> Self:
+        """Read what `save` wrote: the same prompts, tokens, roles and `clean`, on the CPU.
+
+        Args:
+            path: the file.
+            tokenizer: the one that the dataset was made with.
+
+        Raises:
+            ValueError: the file holds something else, or was made with another tokenizer.
+        """
+        return files.read(cls, path, tokenizer)
 
     @classmethod
     def _build(

@@ -10,35 +10,60 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
+from transformers import PreTrainedTokenizerBase
 
+from ioi_helpers.dataset.sampling import in_fixed_order
 from ioi_helpers.stimuli import NAMES
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 class Pieces:
-    """Pieces of text and the token ids of each. Append-only; piece 0 is the empty text."""
+    """Pieces of text and the token ids of each. Append-only; piece 0 is the empty text.
+
+    Raises:
+        ValueError: what is given is no tokenizer.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        require_tokenizer(tokenizer)
         self.tokenizer = tokenizer
+        known = getattr(tokenizer, "all_special_ids", None) or []
+        # A word that the tokenizer does not know is refused where it matters: as a name.
+        self._special = set(known) - {getattr(tokenizer, "unk_token_id", None)}
         self.texts: list[str] = [""]
         self.ids: list[list[int]] = [[]]
         self._index: dict[str, int] = {"": 0}
 
     def add(self, texts: Sequence[str]) -> Int[np.ndarray, " texts"]:
-        """Indices of `texts`, tokenising in one batch those not met before."""
+        """Indices of `texts`, tokenising in one batch those not met before.
+
+        Raises:
+            ValueError: a text holds a special token, such as a BOS of its own.
+        """
         new = [text for text in dict.fromkeys(texts) if text not in self._index]
         if new:
-            for text, ids in zip(new, encode(self.tokenizer, new), strict=True):
+            encoded = encode(self.tokenizer, new)
+            for text, ids in zip(new, encoded, strict=True):
+                special = next((i for i in ids if i in self._special), None)
+                if special is not None:
+                    raise ValueError(
+                        f"The text {text!r} holds the special token "
+                        f"{self.tokenizer.decode([special])!r}; leave it out, as prepend_bos=True "
+                        "puts BOS in front."
+                    )
+            self.extend(new, encoded)
+        return np.array([self._index[text] for text in texts], dtype=np.int64)
+
+    def extend(self, texts: Sequence[str], ids: Sequence[list[int]]) -> None:
+        """Append pieces whose token ids are known; those that are there already are passed over."""
+        for text, its_ids in zip(texts, ids, strict=True):
+            if text not in self._index:
                 self._index[text] = len(self.texts)
                 self.texts.append(text)
-                self.ids.append(ids)
-        return np.array([self._index[text] for text in texts], dtype=np.int64)
+                self.ids.append(its_ids)
 
     def add_one(self, text: str) -> int:
         """Index of one text."""
@@ -49,6 +74,26 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[lis
     """Token ids of each text, with nothing put in front or behind."""
     encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     return encoded
+
+
+def require_tokenizer(tokenizer: Any) -> None:
+    """Refuse what is no tokenizer, and say what to give.
+
+    Raises:
+        ValueError: it is a model, a text, or something else.
+    """
+    if callable(tokenizer) and hasattr(tokenizer, "decode") and hasattr(tokenizer, "bos_token_id"):
+        return
+    what = type(tokenizer).__name__
+    advice = "give a Hugging Face tokenizer, such as model.tokenizer"
+    if isinstance(tokenizer, str):
+        what = f"the text {tokenizer!r}"
+        advice = "load one with transformers.AutoTokenizer, or give model.tokenizer"
+    elif getattr(tokenizer, "tokenizer", None) is not None:
+        advice = "give its tokenizer, as in IOIDataset.demo(model.tokenizer)"
+    elif hasattr(tokenizer, "cfg"):
+        advice = "it has none; load it with one"
+    raise ValueError(f"The first argument must be a tokenizer, not {what}; {advice}.")
 
 
 # --- names ---------------------------------------------------------------------------------------
@@ -99,7 +144,7 @@ def check_names(pieces: Pieces, names: Iterable[str] | None) -> tuple[str, ...]:
     else:
         if isinstance(names, str):
             raise ValueError(f"names must be a list of names, not the one text {names!r}.")
-        pool = [name.strip() for name in names]
+        pool = [name.strip() for name in in_fixed_order(names)]
         repeated = sorted({name for name in pool if pool.count(name) > 1})
         if repeated:
             raise ValueError(f"The name {repeated[0]!r} is listed twice; names must differ.")
@@ -149,7 +194,7 @@ def check_words(what: str, words: Iterable[str] | None, default: Sequence[str]) 
     """
     if isinstance(words, str):
         raise ValueError(f"{what} must be a list of words, not the one text {words!r}.")
-    chosen = [word.strip() for word in (default if words is None else words)]
+    chosen = [word.strip() for word in (default if words is None else in_fixed_order(words))]
     if not chosen or not all(chosen):
         raise ValueError(f"{what} must hold at least one entry and no empty ones.")
     return chosen

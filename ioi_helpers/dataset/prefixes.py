@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+
+from transformers import PreTrainedTokenizerBase
 
 from ioi_helpers.dataset.pieces import encode
+from ioi_helpers.dataset.sampling import in_fixed_order
 from ioi_helpers.stimuli import NAMES, PREFIXES
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 OPENWEBTEXT = ("stas/openwebtext-10k", "refs/convert/parquet")
 """The dataset that the LRQP post took its sentences from, and a revision. Its main branch holds a
@@ -54,7 +53,7 @@ def resolve_prefixes(
             f"There is no set of prefixes called {prefixes!r}; use None, 'bundled', 'openwebtext' "
             "or a list of sentences."
         )
-    sentences = [" ".join(str(sentence).split()) for sentence in prefixes]
+    sentences = [" ".join(str(sentence).split()) for sentence in in_fixed_order(prefixes)]
     if not sentences or not all(sentences):
         raise ValueError("prefixes must hold at least one sentence and no empty ones.")
     return sentences

@@ -6,8 +6,15 @@ NumPy versions (that of `Generator.integers` or `permutation` may).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from jaxtyping import Int
+
+
+def in_fixed_order(options: Iterable[str]) -> list[str]:
+    """The options in the order given; a set's, which differs from process to process, sorted."""
+    return sorted(options) if isinstance(options, set | frozenset) else list(options)
 
 
 def choose(rng: np.random.Generator, rows: int, options: int) -> Int[np.ndarray, " rows"]:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ioi_helpers.dataset.sampling import in_fixed_order
 from ioi_helpers.stimuli import DEMO_TEMPLATES, TEMPLATES
 
 _FIELD = re.compile(r"\[([A-Z]+)\]")
@@ -50,7 +51,7 @@ def resolve_templates(templates: str | Iterable[str] | None) -> list[Template]:
                 "templates of your own."
             )
         templates = named.get(templates, (templates,))
-    parsed = [parse_template(template) for template in templates]
+    parsed = [parse_template(template) for template in in_fixed_order(templates)]
     if not parsed:
         raise ValueError("templates is empty; give at least one template, or None for the paper's.")
     return parsed
