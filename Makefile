@@ -65,8 +65,8 @@ notebooks: $(READY)  ## execute notebooks and store their outputs (NOTEBOOKS=04)
 budgets: $(READY)  ## measure what notebooks cost to run, on a machine that does nothing else
 	@$(TOOLS) budgets $(NOTEBOOKS)
 
-train: $(READY)  ## train a bundled model anew: make train MODEL=ioi-mini (under an hour on 2 cores)
-	$(BIN)/python -m training.train $(MODEL)
+train: $(READY)  ## train a bundled model (MODEL=ioi-mini), or its sister from another seed (SEED=1)
+	$(BIN)/python -m training.train $(MODEL) $(if $(SEED),--seed $(SEED))
 
 clean:  ## remove the virtual environment, built pages and caches
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -29,7 +29,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from ioi_helpers import dataset as dataset_module
 from ioi_helpers import stimuli
 from ioi_helpers.dataset import ROLES, IOIDataset, openwebtext_sentences
-from training.vocabulary import build
+from training.vocabulary import save_tokenizer
 
 GPT2 = Path(__file__).resolve().parents[2] / "shared" / "gpt2-skeleton"
 # Sentences in which the names of the prompts occur as well: roles must not be looked for in them.
@@ -73,7 +73,7 @@ def bpe() -> Any:
 
 @pytest.fixture(scope="module")
 def word(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return build(tmp_path_factory.mktemp("tokenizer"), max_length=256)
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"), max_length=256)
 
 
 @pytest.fixture(scope="module")

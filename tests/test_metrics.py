@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ioi_helpers import load_model, metrics
 from ioi_helpers.dataset import IOIDataset
-from training.vocabulary import build
+from training.vocabulary import save_tokenizer
 
 METRICS: tuple[Callable[..., Tensor], ...] = (
     metrics.logit_diff,
@@ -29,7 +29,7 @@ METRICS: tuple[Callable[..., Tensor], ...] = (
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> IOIDataset:
-    tokenizer: Any = build(tmp_path_factory.mktemp("tokenizer"), max_length=256)
+    tokenizer: Any = save_tokenizer(tmp_path_factory.mktemp("tokenizer"), max_length=256)
     return IOIDataset.generate(tokenizer, 10, prefixes="bundled")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ioi_helpers.bundled import bundled_folder
 from training import train as training
 from training.train import RECIPES, Cycle, PromptBatch, Trainer, train
 
@@ -49,11 +50,53 @@ def test_train_writes_a_bootable_folder(tmp_path: Path) -> None:
     from ioi_helpers import load_model
 
     folder = tmp_path / "model"
-    train(TINY, folder, tmp_path / "checkpoints", steps=2)
+    train(TINY, folder, tmp_path / "run" / "checkpoint.pt", steps=2)
     assert not list(folder.glob("*.bin")), "no pickles"
     model = load_model(str(folder), device="cpu", verbose=False)
     assert model.cfg.n_layers == 3
     assert model("Then, John and Mary went to the store.").shape[-1] == model.cfg.d_vocab
+
+
+@pytest.fixture
+def tiny_recipes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(training, "RECIPES", {"ioi-mini": TINY})
+    monkeypatch.setattr(training, "BUILD", tmp_path / "build")
+
+
+@pytest.mark.usefixtures("tiny_recipes")
+def test_the_same_seed_gives_the_same_file_and_another_seed_another(tmp_path: Path) -> None:
+    made = []
+    for i, seed in enumerate(("1", "1", "2")):
+        folder = tmp_path / str(i)
+        training.main(["ioi-mini", "--seed", seed, "--steps", "2", "--folder", str(folder)])
+        made.append((folder / "model.safetensors").read_bytes())
+    assert made[0] == made[1] != made[2]
+
+
+@pytest.mark.usefixtures("tiny_recipes")
+def test_a_run_that_was_stopped_goes_on_for_its_own_seed_only(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ["ioi-mini", "--steps", "3", "--folder"]
+    training.main([*command, str(tmp_path / "whole"), "--seed", "1"])
+    stopped = Trainer(replace(TINY, seed=1), steps=3)
+    stopped.train_step()
+    stopped.save(training.checkpoint_of("ioi-mini", 1))
+    training.main([*command, str(tmp_path / "other"), "--seed", "2"])
+    assert "going on" not in capfd.readouterr().out
+    training.main([*command, str(tmp_path / "resumed"), "--seed", "1"])
+    assert "ioi-mini: going on from step 1" in capfd.readouterr().out
+    whole, resumed = (tmp_path / f / "model.safetensors" for f in ("whole", "resumed"))
+    assert whole.read_bytes() == resumed.read_bytes()
+    assert not training.checkpoint_of("ioi-mini", 1).exists()
+
+
+def test_only_its_own_seed_goes_into_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert training.folder_of("ioi-mini", RECIPES["ioi-mini"].seed) == bundled_folder("ioi-mini")
+    assert training.folder_of("ioi-mini", 1) == training.BUILD / "models" / "ioi-mini-seed-1"
+    with pytest.raises(SystemExit):
+        training.main(["ioi-mini", "--steps", "2"])
+    assert "give --folder with --steps" in capsys.readouterr().err
 
 
 def test_cycles_follow_each_other_and_training_ends() -> None:

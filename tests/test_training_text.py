@@ -16,14 +16,14 @@ from ioi_helpers.bundled.tokenizer import BOS, WordTokenizer, split
 from ioi_helpers.dataset import IOIDataset
 from training import lexicon
 from training.corpus import Corpus, held_out_pair, held_out_prefixes
-from training.vocabulary import build, vocabulary
+from training.vocabulary import save_tokenizer, vocabulary
 
 GPT2 = Path(__file__).parents[2] / "shared" / "gpt2-skeleton"
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> WordTokenizer:
-    return build(tmp_path_factory.mktemp("tokenizer"), 256)
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"), 256)
 
 
 def test_vocabulary_is_large_and_without_repeats() -> None:

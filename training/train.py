@@ -1,4 +1,4 @@
-"""Train the bundled models: ``python -m training.train ioi-mini``.
+"""Train the bundled models: ``make train MODEL=ioi-mini``, or another seed's with ``SEED=1``.
 
 `ioi-plain` is trained by plain language modelling. `ioi-mini` is trained on the same text and, at
 the same time, on *interchange interventions* (Geiger et al. 2022, interchange intervention
@@ -20,8 +20,8 @@ training), because a small model left alone learns a shortcut around S2:
    the cases, which heads that attend sharply to IO otherwise overshoot by far.
 
 What each step planted is measured, not assumed: see :mod:`training.card` and the models'
-cards. Training can be interrupted and resumed; the same seed gives the same weights on one machine
-and thread count.
+cards. Training can be interrupted and resumed; the same seed gives the same weights to the last bit
+on one machine and thread count.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from ioi_helpers.bundled import bundled_folder
 from training.corpus import S_ANSWER_RATE, Corpus, Document, Prompt
-from training.vocabulary import build
+from training.vocabulary import save_tokenizer
 
+BUILD = Path(__file__).resolve().parents[1] / "build"
 CONTEXT = 256
 POOL = 60_000  # texts made in advance, so that batches can be of similar lengths
 
@@ -527,7 +528,7 @@ class Trainer:
         Raises:
             ValueError: It is of another recipe.
         """
-        state = torch.load(path, weights_only=False)
+        state = torch.load(path, weights_only=True)
         if state["recipe"] != repr((self.recipe, self.cycles)):
             raise ValueError(
                 f"The checkpoint {path} was made by another recipe; begin anew with --fresh."
@@ -541,10 +542,16 @@ class Trainer:
         torch.set_rng_state(state["rng"][1])
 
 
-def train(recipe: Recipe, folder: Path, checkpoints: Path, steps: int | None = None) -> None:
-    """Train a model, resuming from its checkpoint if there is one, and write its folder."""
+def train(recipe: Recipe, folder: Path, checkpoint: Path, steps: int | None = None) -> None:
+    """Train a model, resuming from its checkpoint if there is one, and write its folder.
+
+    Args:
+        recipe: What to train.
+        folder: Where to write the model and its tokenizer.
+        checkpoint: The file that an interrupted run goes on from; gone when the run is over.
+        steps: Fewer steps, for trying out.
+    """
     trainer = Trainer(recipe, steps)
-    checkpoint = checkpoints / f"{recipe.name}.pt"
     if checkpoint.exists():
         trainer.load(checkpoint)
         tqdm.write(f"{recipe.name}: going on from step {trainer.step}")
@@ -560,23 +567,49 @@ def train(recipe: Recipe, folder: Path, checkpoints: Path, steps: int | None = N
         trainer.model.half()
     trainer.model.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
-    build(folder, CONTEXT)
+    save_tokenizer(folder, CONTEXT)
     checkpoint.unlink()  # a finished run must not be "gone on with" after the recipe has changed
+
+
+def folder_of(name: str, seed: int) -> Path:
+    """Where a model goes: into the package with its recipe's seed, else to `build/models/`."""
+    if seed == RECIPES[name].seed:
+        return bundled_folder(name)
+    return BUILD / "models" / f"{name}-seed-{seed}"
+
+
+def checkpoint_of(name: str, seed: int) -> Path:
+    """The checkpoint of an unfinished run: one for each model and seed."""
+    return BUILD / "training" / f"{name}-seed-{seed}" / "checkpoint.pt"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Train a bundled model.")
+    parser = argparse.ArgumentParser(
+        prog="python -m training.train",
+        description="Train a bundled model anew, or a sister of it from another seed.",
+    )
     parser.add_argument("model", choices=sorted(RECIPES))
-    parser.add_argument("--folder", type=Path, help="where to write it (default: in the package)")
-    parser.add_argument("--checkpoints", type=Path, default=Path("build/mini"))
-    parser.add_argument("--steps", type=int, help="fewer steps, for trying out")
+    parser.add_argument("--seed", type=int, help="of text, weights and batches; its own by default")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where to write it (default: in the package; build/models/ for another seed)",
+    )
+    parser.add_argument("--steps", type=int, help="fewer steps, for trying out; needs --folder")
     parser.add_argument("--fresh", action="store_true", help="forget a checkpoint")
     given = parser.parse_args(arguments)
-    folder = given.folder or bundled_folder(given.model)
+    recipe = RECIPES[given.model]
+    if given.seed is not None:
+        recipe = replace(recipe, seed=given.seed)
+    if given.steps is not None and given.folder is None:
+        parser.error("give --folder with --steps, so that a trial replaces no model that ships")
+    folder = given.folder or folder_of(given.model, recipe.seed)
+    checkpoint = checkpoint_of(given.model, recipe.seed)
     if given.fresh:
-        (given.checkpoints / f"{given.model}.pt").unlink(missing_ok=True)
-    train(RECIPES[given.model], folder, given.checkpoints, given.steps)
+        checkpoint.unlink(missing_ok=True)
+    train(recipe, folder, checkpoint, given.steps)
+    print(f"{given.model}, seed {recipe.seed}: written to {folder}")
 
 
 if __name__ == "__main__":

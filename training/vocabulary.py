@@ -1,4 +1,4 @@
-"""The bundled models' vocabulary, and the tokenizer files made of it."""
+"""The bundled models' vocabulary, from the lexicon and the stimuli, and the tokenizer's files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def vocabulary() -> list[str]:
     return [BOS, *sorted(tokens)]
 
 
-def build(folder: Path, max_length: int) -> WordTokenizer:
+def save_tokenizer(folder: Path, max_length: int) -> WordTokenizer:
     """Write the tokenizer's files into a folder that `from_pretrained` can read; return it."""
     ids = {token: i for i, token in enumerate(vocabulary())}
     core = Tokenizer(models.WordLevel(vocab=ids))
