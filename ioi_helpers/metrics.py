@@ -5,8 +5,8 @@ END of each prompt, and returns a tensor that gradients flow through. Use the lo
 look inside a model: it is linear in the last residual stream, and adding a constant to all logits
 does not change it. Probability and rank say how good the model's behaviour looks from outside.
 
-On a counterfactual's run, give the *clean* dataset (`corrupted.clean`) to ask how much the answer
-still is the clean one; see `IOIDataset`.
+On a counterfactual's run, give the *clean* dataset (``corrupted.clean``) to ask how much the answer
+still is the clean one; see ``IOIDataset``.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def end_logits(
     """The logits at END of each prompt, the ones that predict the answer.
 
     Args:
-        logits: of a run over `data.tokens`, or already taken at END.
-        data: the prompts.
+        logits: Of a run over ``data.tokens``, or already taken at END.
+        data: The prompts.
 
     Raises:
-        ValueError: the shape does not fit the dataset, for instance because the run had BOS and
+        ValueError: The shape does not fit the dataset, for instance because the run had BOS and
             the dataset has not, or because it was over other rows.
     """
     if logits.ndim == 3:
@@ -71,9 +71,9 @@ def end_logits(
 def _warn_of_left_padding(logits: Float[Tensor, "batch pos vocab"], data: IOIDataset) -> None:
     """Say so when logits seem to be those of prompts that the tokenizer padded on the left.
 
-    `data.tokens` are padded on the right whatever the tokenizer does, so that only a run on texts
-    (`model(data.prompts)`) can go wrong. In a run on `data.tokens`, prompts that begin alike have
-    equal logits there, as long as nothing is edited.
+    ``data.tokens`` are padded on the right whatever the tokenizer does, so that only a run on texts
+    (``model(data.prompts)``) can go wrong. In a run on ``data.tokens``, prompts that begin alike
+    have equal logits there, as long as nothing is edited.
     """
     side = getattr(getattr(data, "tokenizer", None), "padding_side", "right")
     if side != "left" or len(data.lengths.unique()) < 2:
@@ -123,12 +123,12 @@ def logit_diff(
     more likely IO is than S. The IOI paper's metric (section 2): 3.56 on average for GPT-2 small.
 
     Args:
-        logits: [batch, pos, vocab] of a run over `data.tokens`, or [batch, vocab] at END.
-        data: the prompts, for their positions and answers (`io_tokens`, `s_tokens`).
-        per_prompt: one value for each prompt instead of the mean over prompts.
+        logits: [batch, pos, vocab] of a run over ``data.tokens``, or [batch, vocab] at END.
+        data: The prompts, for their positions and answers (``io_tokens``, ``s_tokens``).
+        per_prompt: One value for each prompt instead of the mean over prompts.
 
     Raises:
-        ValueError: the logits do not fit the dataset (see `end_logits`).
+        ValueError: The logits do not fit the dataset (see ``end_logits``).
     """
     at_end = end_logits(logits, data)
     diff = _answer_logits(at_end, data.io_tokens) - _answer_logits(at_end, data.s_tokens)
@@ -151,7 +151,7 @@ def io_probability(
     """Probability of IO as the next token (0 to 1); about 0.49 for GPT-2 small (section 2).
 
     Unlike the logit difference it also falls when the model expects something that is no name at
-    all. Arguments and errors: as for `logit_diff`.
+    all. Arguments and errors: as for ``logit_diff``.
     """
     return _mean(_probability(end_logits(logits, data), data.io_tokens), per_prompt)
 
@@ -161,7 +161,7 @@ def s_probability(
     data: IOIDataset,
     per_prompt: bool = False,
 ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
-    """Probability of S, the wrong name, as the next token. As `io_probability` otherwise."""
+    """Probability of S, the wrong name, as the next token. As ``io_probability`` otherwise."""
     return _mean(_probability(end_logits(logits, data), data.s_tokens), per_prompt)
 
 
@@ -179,8 +179,8 @@ def io_rank(
 ) -> Float[Tensor, ""] | Int[Tensor, " batch"]:
     """How many tokens the model prefers to IO: 0 when IO is its first choice.
 
-    (Counted from 0, like the ranks that TransformerLens' `test_prompt` prints.) Tokens with exactly
-    the same logit do not count as preferred. Arguments and errors: as for `logit_diff`.
+    (Counted from 0, like the ranks that TransformerLens' ``test_prompt`` prints.) Tokens with
+    exactly the same logit do not count as preferred. Arguments and errors: as for ``logit_diff``.
     """
     return _mean(_rank(end_logits(logits, data), data.io_tokens), per_prompt)
 
@@ -190,7 +190,7 @@ def s_rank(
     data: IOIDataset,
     per_prompt: bool = False,
 ) -> Float[Tensor, ""] | Int[Tensor, " batch"]:
-    """How many tokens the model prefers to S, the wrong name. As `io_rank` otherwise."""
+    """How many tokens the model prefers to S, the wrong name. As ``io_rank`` otherwise."""
     return _mean(_rank(end_logits(logits, data), data.s_tokens), per_prompt)
 
 
@@ -201,7 +201,7 @@ def io_preferred(
 ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
     """Share of prompts on which IO's logit is above S's (0.993 for GPT-2 small, section 2).
 
-    Per prompt: 1.0 or 0.0; a tie counts as 0. Arguments and errors: as for `logit_diff`.
+    Per prompt: 1.0 or 0.0; a tie counts as 0. Arguments and errors: as for ``logit_diff``.
     """
     return _mean((logit_diff(logits, data, per_prompt=True) > 0).float(), per_prompt)
 
@@ -226,10 +226,10 @@ def cluster_values(
     Args:
         values: One number for each prompt along the last axis.
         clusters: A number for each prompt, equal for prompts that belong together, such as
-            `data.pair_ids`. None: every prompt is its own.
+            ``data.pair_ids``. None: every prompt is its own.
 
     Raises:
-        ValueError: `clusters` has another length.
+        ValueError: ``clusters`` has another length.
     """
     wide = values if values.dtype == torch.float64 else values.float()
     if clusters is None:
@@ -253,7 +253,7 @@ def standard_error(
 ) -> Float[Tensor, "*axes"]:
     """The standard error of the mean over prompts, with clusters as the observations.
 
-    NaN where there are fewer than two. Arguments and errors: as for `cluster_values`.
+    NaN where there are fewer than two. Arguments and errors: as for ``cluster_values``.
     """
     independent = cluster_values(values, clusters)
     n = independent.shape[-1]
@@ -275,21 +275,21 @@ def mean_and_stderr(
 ) -> Estimate:
     """Mean over prompts and its standard error (sample standard deviation over root n).
 
-    With `clusters=data.pair_ids` the mean is over prompts still, and its error that of the pairs,
-    which are what is independent in a paired dataset: see `cluster_values`.
+    With ``clusters=data.pair_ids`` the mean is over prompts still, and its error that of the pairs,
+    which are what is independent in a paired dataset: see ``cluster_values``.
 
     For an interval without a normal approximation use
-    `transformer_lens.utilities.statistics.bootstrap_ci` on the `cluster_values`.
+    ``transformer_lens.utilities.statistics.bootstrap_ci`` on the ``cluster_values``.
 
     Args:
-        values: one number for each prompt, such as `logit_diff(..., per_prompt=True)`.
-        clusters: a number for each prompt, equal for prompts that belong together.
+        values: One number for each prompt, such as ``logit_diff(..., per_prompt=True)``.
+        clusters: A number for each prompt, equal for prompts that belong together.
 
     Returns:
-        `Estimate(mean, stderr, n)`, with n the number of clusters, or of prompts without them.
+        ``Estimate(mean, stderr, n)``, with n the number of clusters, or of prompts without them.
 
     Raises:
-        ValueError: `values` is not one-dimensional, `clusters` has another length, or there are
+        ValueError: ``values`` is not one-dimensional, ``clusters`` has another length, or there are
             fewer than two independent values, which have no standard error.
     """
     if values.ndim != 1:
@@ -323,13 +323,13 @@ def recovered_fraction(
     ruled by those prompts.
 
     Args:
-        patched, clean, corrupted: the same metric of the three runs, scored with the *same*
+        patched, clean, corrupted: The same metric of the three runs, scored with the *same*
             answers, of shapes that broadcast.
-        min_gap: smallest difference of clean and corrupted that counts as one, in the metric's
+        min_gap: Smallest difference of clean and corrupted that counts as one, in the metric's
             units.
 
     Raises:
-        ValueError: clean and corrupted are equal somewhere, so there is nothing to recover; or
+        ValueError: Clean and corrupted are equal somewhere, so there is nothing to recover; or
             the shapes do not broadcast.
     """
     patched_, clean_, corrupted_ = (

@@ -6,10 +6,10 @@ tokenised once and prompts are put together from token ids, so that a hundred th
 a second or two, and the place of a name is known from the way the prompt was built instead of
 being searched for: it stays right when the same name also occurs in a prefix.
 
-In reading order: `roles` (the five positions that matter), `templates`, `pieces`, `sampling`
-(seeded choices), `prefixes`, `rows` (prompts as pieces), and then the class in three steps:
-`prompts` (tokens and positions), `counterfactuals`, `dataset` (the ways of making one); `files`
-writes and reads datasets.
+In reading order: ``roles`` (the five positions that matter), ``templates``, ``pieces``,
+``sampling`` (seeded choices), ``prefixes``, ``rows`` (prompts as pieces), and then the class in
+three steps: ``prompts`` (tokens and positions), ``counterfactuals``, ``dataset`` (the ways of
+making one); ``files`` writes and reads datasets.
 
 Source of the task, the roles and the counterfactuals: Wang et al. 2022, "Interpretability in the
 Wild" (arXiv 2211.00593), called "the IOI paper" throughout. Prefix sentences follow "Intervening in

@@ -23,7 +23,7 @@ from ioi_helpers.stimuli import ADVERSARIAL_SENTENCES
 
 
 class PromptsWithCounterfactuals(TokenisedPrompts):
-    """The methods of `IOIDataset` that make counterfactuals; see there for how to use them."""
+    """The methods of ``IOIDataset`` that make counterfactuals; see there for how to use them."""
 
     # --- one name changed, or two exchanged ------------------------------------------------------
 
@@ -36,7 +36,7 @@ class PromptsWithCounterfactuals(TokenisedPrompts):
         it stood. ABBA becomes BABA, though no name in the first clause has moved.
 
         Raises:
-            ValueError: rows of an ABC dataset have no subject that is named twice.
+            ValueError: Rows of an ABC dataset have no subject that is named twice.
         """
         self._need_subject("swap_subject")
         names, columns = self._rows.names(), self._rows.columns
@@ -64,15 +64,16 @@ class PromptsWithCounterfactuals(TokenisedPrompts):
         three differ from one another and from the row's own two names. (The paper's code replaces
         names in several steps and may by chance draw the same one twice.)
 
-        Its `io_tokens` and `s_tokens` are the new names at IO and S1; the third name, at S2, is in
-        `names`.
+        Its ``io_tokens`` and ``s_tokens`` are the new names at IO and S1; the third name, at S2, is
+        in ``names``.
 
         Args:
-            seed: seeds the draw. Rows are drawn in order, so `data[:k].abc()` is `data.abc()[:k]`.
-            names: names to draw from; None for those that the dataset was made with.
+            seed: Seeds the draw. Rows are drawn in order, so ``data[:k].abc()`` is
+                ``data.abc()[:k]``.
+            names: Names to draw from; None for those that the dataset was made with.
 
         Raises:
-            ValueError: too few names to draw three new ones, or a name that is not one token.
+            ValueError: Too few names to draw three new ones, or a name that is not one token.
         """
         return self._derive(f"abc(seed={seed})", self._rows.rename(self._fresh_names(seed, names)))
 
@@ -83,7 +84,7 @@ class PromptsWithCounterfactuals(TokenisedPrompts):
         is kept, the token signal says nothing about the original names (IOI paper, Appendix A).
         The new names differ from the row's own. In a prefix sentence nothing is replaced.
 
-        Args, errors: as for `abc`.
+        Arguments and errors are those of ``abc``.
         """
         old, fresh = self._rows.names(), self._fresh_names(seed, names)
         # In an IOI row S2 repeats S1; in an ABC row it is a third name of its own.
@@ -108,13 +109,15 @@ class PromptsWithCounterfactuals(TokenisedPrompts):
         into the clean run, and each signal is kept, inverted or made meaningless. For the clean
         prompt "Mary and John ... John" (order ABBA):
 
-        | `token`    | `position=False` (kept)          | `position=True` (inverted)             |
-        |------------|----------------------------------|----------------------------------------|
-        | "original" | Mary and John ... John (itself)  | John and Mary ... John (`swap_order`)  |
-        | "random"   | Amy and Paul ... Paul            | Paul and Amy ... Paul                  |
-        |            | (`random_names`)                 | (`random_names`, then `swap_order`)    |
-        | "inverted" | John and Mary ... Mary           | Mary and John ... Mary                 |
-        |            | (`swap_subject`, `swap_order`)   | (`swap_subject`)                       |
+        ============  ===================================  =========================================
+        ``token``     ``position=False`` (kept)            ``position=True`` (inverted)
+        ============  ===================================  =========================================
+        "original"    Mary and John ... John (itself)      John and Mary ... John (``swap_order``)
+        "random"      Amy and Paul ... Paul                Paul and Amy ... Paul
+                      (``random_names``)                   (``random_names``, then ``swap_order``)
+        "inverted"    John and Mary ... Mary               Mary and John ... Mary
+                      (``swap_subject``, ``swap_order``)   (``swap_subject``)
+        ============  ===================================  =========================================
 
         Read a row of the second line so: the repeated name stood at the second place, as in the
         clean prompt, but it is neither of the clean names. Patched into GPT-2 small's S-inhibition
@@ -122,12 +125,12 @@ class PromptsWithCounterfactuals(TokenisedPrompts):
         for the first column and -0.99, -1.96, -3.16 for the second.
 
         Args:
-            position: invert the position signal.
-            token: what becomes of the token signal.
-            seed, names: for `token="random"`, as in `random_names`.
+            position: Invert the position signal.
+            token: What becomes of the token signal.
+            seed, names: For ``token="random"``, as in ``random_names``.
 
         Raises:
-            ValueError: another `token`; an ABC dataset; too few names.
+            ValueError: Another ``token``; an ABC dataset; too few names.
         """
         if token not in ("original", "random", "inverted"):
             raise ValueError(f"token must be 'original', 'random' or 'inverted', not {token!r}.")
@@ -160,16 +163,16 @@ class PromptsWithCounterfactuals(TokenisedPrompts):
         then prefers S on 23.4 % of prompts (0.7 % without; 0.4 % with a sentence about S).
 
         Roles are those of the original names: the mention in the inserted sentence is none of
-        them. Prompts get longer, so this is not a counterfactual: the result is its own `.clean`.
+        them. Prompts get longer, so this is not a counterfactual: the result is its own ``.clean``.
 
         Args:
             about: "IO" or "S".
-            sentences: texts with [A] where the name goes; None for the paper's five.
-            pairs: insert two sentences, as the paper's code does (25 combinations), not one.
-            seed: which sentence goes where.
+            sentences: Texts with [A] where the name goes; None for the paper's five.
+            pairs: Insert two sentences, as the paper's code does (25 combinations), not one.
+            seed: Which sentence goes where.
 
         Raises:
-            ValueError: another `about`; a sentence without exactly one [A]; a prompt without
+            ValueError: Another ``about``; a sentence without exactly one [A]; a prompt without
                 a clause break before S2; a dataset that is a counterfactual or already has such
                 sentences.
         """
@@ -201,7 +204,7 @@ class PromptsWithCounterfactuals(TokenisedPrompts):
     # --- what the methods share ------------------------------------------------------------------
 
     def _derive(self, label: str, rows: Rows) -> Self:
-        """A counterfactual of the clean dataset, made of `rows`."""
+        """A counterfactual of the clean dataset, made of ``rows``."""
         return self._replace(rows=rows, clean=self.clean, history=(*self.history, label))
 
     def _need_subject(self, method: str) -> None:

@@ -1,7 +1,7 @@
-"""`IOIDataset` and the ways of making one: random prompts, the demo's, the paper's, your own.
+"""``IOIDataset`` and the ways of making one: random prompts, the demo's, the paper's, your own.
 
-What it inherits is in the two modules before it: `prompts` (what a dataset holds and how to read
-it) and `counterfactuals`.
+What it inherits is in the two modules before it: ``prompts`` (what a dataset holds and how to read
+it) and ``counterfactuals``.
 """
 
 from __future__ import annotations
@@ -34,36 +34,36 @@ from ioi_helpers.stimuli import (
 class IOIDataset(PromptsWithCounterfactuals):
     """Indirect-object prompts, tokenised, with the position of every role in every prompt.
 
-    Make one with `IOIDataset.generate`, `.demo`, `.paper` or `.from_prompts`; keep it with `.save`
-    and `.load`. It is never changed in place: slicing, `.to` and the counterfactual methods return
-    new datasets.
+    Make one with ``IOIDataset.generate``, ``.demo``, ``.paper`` or ``.from_prompts``; keep it with
+    ``.save`` and ``.load``. It is never changed in place: slicing, ``.to`` and the counterfactual
+    methods return new datasets.
 
     What a dataset holds:
-        prompts: the texts, without the answer and without BOS.
-        tokens: Int[batch pos], padded on the *right*. BOS comes first if `prepend_bos`.
+        prompts: The texts, without the answer and without BOS.
+        tokens: Int[batch pos], padded on the *right*. BOS comes first if ``prepend_bos``.
         lengths: Int[batch], tokens in each prompt (BOS counted, padding not).
         attention_mask: Int[batch pos], 1 on tokens and 0 on padding. The padding token may be the
             BOS token itself, so never look for padding by its id. A causal model needs no mask
             here: nothing before the padding can see it.
         io_tokens, s_tokens: Int[batch], the tokens of the names at IO and at S1.
         orders: "ABBA" where IO is named first, "BABA" where S is.
-        positions: role -> Int[batch], for `ROLES`.
-        names: the names at IO, S1 and S2 of each row.
-        template_ids: Int[batch], index into `templates`.
+        positions: Role -> Int[batch], for ``ROLES``.
+        names: The names at IO, S1 and S2 of each row.
+        template_ids: Int[batch], index into ``templates``.
         pair_ids: Int[batch]; rows with the same number were generated together (the same sentence
             with the names exchanged). Keep them together when you split rows for a probe.
 
-    **Counterfactuals** (`swap_subject`, `swap_order`, `abc`, `random_names`, `flip`) are datasets
-    that line up with this one row by row, token by token: only names differ, each a single token,
-    so `lengths` are equal and position i of one row is position i of the other.
+    **Counterfactuals** (``swap_subject``, ``swap_order``, ``abc``, ``random_names``, ``flip``) are
+    datasets that line up with this one row by row, token by token: only names differ, each a single
+    token, so ``lengths`` are equal and position i of one row is position i of the other.
 
-    *Every dataset describes its own text.* In `data.swap_subject()` the other name is the subject,
-    so its `io_tokens`, `s_tokens`, `orders` and `positions` say so: its own answer is `io_tokens`.
-    The dataset it came from stays reachable as `.clean` (a dataset that is no counterfactual is its
-    own `.clean`). For activation patching use the clean roles and the clean answers on both runs:
-    `logit_diff(logits_of_corrupted_run, corrupted.clean)` is about minus the clean value for
-    swapped subjects, whereas `logit_diff(logits_of_corrupted_run, corrupted)` asks whether the
-    model solves the corrupted prompts.
+    *Every dataset describes its own text.* In ``data.swap_subject()`` the other name is the
+    subject, so its ``io_tokens``, ``s_tokens``, ``orders`` and ``positions`` say so: its own answer
+    is ``io_tokens``. The dataset it came from stays reachable as ``.clean`` (a dataset that is no
+    counterfactual is its own ``.clean``). For activation patching use the clean roles and the clean
+    answers on both runs: ``logit_diff(logits_of_corrupted_run, corrupted.clean)`` is about minus
+    the clean value for swapped subjects, whereas ``logit_diff(logits_of_corrupted_run, corrupted)``
+    asks whether the model solves the corrupted prompts.
     """
 
     @classmethod
@@ -82,38 +82,38 @@ class IOIDataset(PromptsWithCounterfactuals):
         objects: Iterable[str] | None = None,
         balanced: bool = True,
     ) -> IOIDataset:
-        """`n` random IOI prompts. The same arguments give the same prompts.
+        """``n`` random IOI prompts. The same arguments give the same prompts.
 
         Args:
-            tokenizer: a GPT-2-style tokenizer, whose words carry their leading space. The prompts
+            tokenizer: A GPT-2-style tokenizer, whose words carry their leading space. The prompts
                 of a sample are tokenised whole and compared with the assembled ids, so a tokenizer
                 that works otherwise is refused instead of giving wrong positions.
-            n: number of prompts.
+            n: Number of prompts.
             order: "ABBA" names IO before S ("Mary and John ... John"), "BABA" names S first, and
                 "mixed" has half of each.
             templates: None or "paper" for the IOI paper's 15, "demo" for those of TransformerLens'
                 Exploratory Analysis demo, or your own, with [A] for IO and [B] for S; [PLACE] and
                 [OBJECT] are optional.
-            prefixes: a sentence put before each prompt, so that positions vary: None, "bundled"
+            prefixes: A sentence put before each prompt, so that positions vary: None, "bundled"
                 (sentences of this project, no name in any), "openwebtext" (downloaded; see
-                `openwebtext_sentences`), or sentences of your own, used as they are.
-            paired: generate each prompt twice in a row, the second time with the two names
+                ``openwebtext_sentences``), or sentences of your own, used as they are.
+            paired: Generate each prompt twice in a row, the second time with the two names
                 exchanged everywhere. Whatever a model thinks of a name by itself then cancels in
-                the mean logit difference, as in the demo. `n` must be even.
-            prepend_bos: put BOS before each prompt. TransformerLens' demos do; the IOI paper's
+                the mean logit difference, as in the demo. ``n`` must be even.
+            prepend_bos: Put BOS before each prompt. TransformerLens' demos do; the IOI paper's
                 code does not. GPT-2 treats its first token in a special way, so results differ a
                 little: always say which.
-            seed: seeds every choice.
-            names: single-token names to draw from; None for the bundled ones. Of a set, as of every
+            seed: Seeds every choice.
+            names: Single-token names to draw from; None for the bundled ones. Of a set, as of every
                 other argument that may be one, the order is that of the alphabet.
-            places, objects: words for [PLACE] and [OBJECT]; None for the eight of each that the
+            places, objects: Words for [PLACE] and [OBJECT]; None for the eight of each that the
                 IOI paper's code has (its text speaks of 20 common words).
-            balanced: use orders and templates equally often (to within one pair), in random
+            balanced: Use orders and templates equally often (to within one pair), in random
                 order. False draws them independently, as the IOI paper's code does.
 
         Raises:
-            ValueError: one sentence on what is wrong: no tokenizer; `n` not positive, or odd with
-                `paired`; an unknown order; a template without its fields; a name that is not one
+            ValueError: One sentence on what is wrong: no tokenizer; ``n`` not positive, or odd with
+                ``paired``; an unknown order; a template without its fields; a name that is not one
                 token (with names that are); too few names; a text that holds a special token such
                 as a BOS of its own; no BOS token though one is wanted.
             RuntimeError: "openwebtext" was asked for and cannot be had.
@@ -175,9 +175,9 @@ class IOIDataset(PromptsWithCounterfactuals):
         """The 8 prompts of TransformerLens' Exploratory Analysis demo, in its order, with BOS.
 
         Rows 2i and 2i+1 are the same sentence with the other name as subject, so each is the
-        other's counterfactual: `demo.swap_subject()` is the demo's list of corrupted prompts. (In
-        a dataset made by `generate`, the two rows of a pair exchange the names in the first clause
-        as well.) GPT-2 small's published mean logit difference on these prompts is 3.55.
+        other's counterfactual: ``demo.swap_subject()`` is the demo's list of corrupted prompts. (In
+        a dataset made by ``generate``, the two rows of a pair exchange the names in the first
+        clause as well.) GPT-2 small's published mean logit difference on these prompts is 3.55.
         """
         answers = []
         for row, prompt in enumerate(DEMO_PROMPTS):
@@ -232,16 +232,16 @@ class IOIDataset(PromptsWithCounterfactuals):
         """Prompts that you wrote yourself.
 
         Args:
-            tokenizer: as in `generate`.
-            prompts: texts without the answer, such as "When Ann and Bob met, Bob gave a book to".
+            tokenizer: As in ``generate``.
+            prompts: Texts without the answer, such as "When Ann and Bob met, Bob gave a book to".
             answers: (IO, S) for each prompt, such as ("Ann", "Bob").
-            prepend_bos: put BOS before each prompt.
-            pair_ids: a number for each prompt, equal for prompts that belong together; by default
+            prepend_bos: Put BOS before each prompt.
+            pair_ids: A number for each prompt, equal for prompts that belong together; by default
                 every prompt stands alone.
-            names: names that `abc` and `random_names` may use; None for the bundled ones.
+            names: Names that ``abc`` and ``random_names`` may use; None for the bundled ones.
 
         Raises:
-            ValueError: in some prompt IO does not occur exactly once, or S exactly twice, or the
+            ValueError: In some prompt IO does not occur exactly once, or S exactly twice, or the
                 second S does not come last, so that the roles would be a guess; a name is not
                 a single token; or a prompt holds a special token such as a BOS of its own.
         """
@@ -295,14 +295,14 @@ class IOIDataset(PromptsWithCounterfactuals):
 
     @classmethod
     def load(cls, path: str | PathLike[str], tokenizer: PreTrainedTokenizerBase) -> Self:
-        """Read what `save` wrote: the same prompts, tokens, roles and `clean`, on the CPU.
+        """Read what ``save`` wrote: the same prompts, tokens, roles and ``clean``, on the CPU.
 
         Args:
-            path: the file.
-            tokenizer: the one that the dataset was made with.
+            path: The file.
+            tokenizer: The one that the dataset was made with.
 
         Raises:
-            ValueError: the file holds something else, or was made with another tokenizer.
+            ValueError: The file holds something else, or was made with another tokenizer.
         """
         return files.read(cls, path, tokenizer)
 

@@ -1,6 +1,6 @@
 """Datasets on disk: one safetensors file, with the texts as JSON in its metadata.
 
-What is written is what a dataset is made of (`rows`, `pieces`), for a counterfactual the clean
+What is written is what a dataset is made of (``rows``, ``pieces``), for a counterfactual the clean
 dataset's rows as well; tokens and positions follow from it. Nothing is unpickled.
 """
 
@@ -57,10 +57,10 @@ def write(data: TokenisedPrompts, path: str | PathLike[str]) -> None:
 def read(
     kind: type[Prompts], path: str | PathLike[str], tokenizer: PreTrainedTokenizerBase
 ) -> Prompts:
-    """Read what `write` wrote.
+    """Read what ``write`` wrote.
 
     Raises:
-        ValueError: the file holds something else, or was made with another tokenizer.
+        ValueError: The file holds something else, or was made with another tokenizer.
     """
     try:
         with safe_open(path, framework="pt") as file:

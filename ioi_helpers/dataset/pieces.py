@@ -24,7 +24,7 @@ class Pieces:
     """Pieces of text and the token ids of each. Append-only; piece 0 is the empty text.
 
     Raises:
-        ValueError: what is given is no tokenizer.
+        ValueError: What is given is no tokenizer.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -38,10 +38,10 @@ class Pieces:
         self._index: dict[str, int] = {"": 0}
 
     def add(self, texts: Sequence[str]) -> Int[np.ndarray, " texts"]:
-        """Indices of `texts`, tokenising in one batch those not met before.
+        """Indices of ``texts``, tokenising in one batch those not met before.
 
         Raises:
-            ValueError: a text holds a special token, such as a BOS of its own.
+            ValueError: A text holds a special token, such as a BOS of its own.
         """
         new = [text for text in dict.fromkeys(texts) if text not in self._index]
         if new:
@@ -80,7 +80,7 @@ def require_tokenizer(tokenizer: Any) -> None:
     """Refuse what is no tokenizer, and say what to give.
 
     Raises:
-        ValueError: it is a model, a text, or something else.
+        ValueError: It is a model, a text, or something else.
     """
     if callable(tokenizer) and hasattr(tokenizer, "decode") and hasattr(tokenizer, "bos_token_id"):
         return
@@ -105,10 +105,10 @@ def name_pieces(
     """Pieces of " Name" for each name.
 
     Args:
-        suggest: end the error with names that would do.
+        suggest: End the error with names that would do.
 
     Raises:
-        ValueError: a name is not a single token that the tokenizer knows.
+        ValueError: A name is not a single token that the tokenizer knows.
     """
     try:
         indices = pieces.add([f" {name}" for name in names])
@@ -137,7 +137,7 @@ def check_names(pieces: Pieces, names: Iterable[str] | None) -> tuple[str, ...]:
     Bundled names that another tokenizer would split are left out; given names never are.
 
     Raises:
-        ValueError: a given name is repeated or not a single token, or fewer than 3 names are left.
+        ValueError: A given name is repeated or not a single token, or fewer than 3 names are left.
     """
     if names is None:
         pool = _usable_names(pieces, NAMES)
@@ -172,7 +172,7 @@ def _usable_names(pieces: Pieces, names: Sequence[str]) -> list[str]:
 
 
 def _suggest_names(pieces: Pieces, name: str) -> str:
-    """A few bundled names that are single tokens, those most like `name` first."""
+    """A few bundled names that are single tokens, those most like ``name`` first."""
     usable = _usable_names(pieces, NAMES)
     similar = get_close_matches(name, usable, n=3, cutoff=0.4)
     same_initial = [other for other in usable if other[0] == name[:1].upper()]
@@ -187,10 +187,10 @@ def check_words(what: str, words: Iterable[str] | None, default: Sequence[str]) 
     """The given words or sentences, or the default ones, stripped.
 
     Args:
-        what: the argument's name, for the error.
+        what: The argument's name, for the error.
 
     Raises:
-        ValueError: one text instead of a list, no entry, or an empty one.
+        ValueError: One text instead of a list, no entry, or an empty one.
     """
     if isinstance(words, str):
         raise ValueError(f"{what} must be a list of words, not the one text {words!r}.")
@@ -201,7 +201,7 @@ def check_words(what: str, words: Iterable[str] | None, default: Sequence[str]) 
 
 
 def check_nouns(what: str, nouns: Iterable[str] | None, default: Sequence[str]) -> list[str]:
-    """As `check_words`, for places and objects, which must also be free of punctuation."""
+    """As ``check_words``, for places and objects, which must also be free of punctuation."""
     chosen = check_words(what, nouns, default)
     for noun in chosen:
         # A full stop or comma here would pass for the end of the first clause.

@@ -1,7 +1,7 @@
 """Prefix sentences: what may stand before a prompt, so that roles fall on varying positions.
 
 The bundled ones were written for this project, without any name, and need no network. The LRQP
-post took its sentences from OpenWebText; `openwebtext_sentences` does so too, on request only,
+post took its sentences from OpenWebText; ``openwebtext_sentences`` does so too, on request only,
 since what a notebook shows must not depend on whether a download was possible.
 """
 
@@ -18,7 +18,7 @@ from ioi_helpers.stimuli import NAMES, PREFIXES
 
 OPENWEBTEXT = ("stas/openwebtext-10k", "refs/convert/parquet")
 """The dataset that the LRQP post took its sentences from, and a revision. Its main branch holds a
-loading script, which `datasets` no longer runs; the hub's automatic Parquet conversion holds the
+loading script, which ``datasets`` no longer runs; the hub's automatic Parquet conversion holds the
 same text."""
 
 
@@ -29,15 +29,15 @@ def resolve_prefixes(
     seed: int,
     names: Sequence[str],
 ) -> list[str]:
-    """The sentences that an argument `prefixes` asks for; [] for None.
+    """The sentences that an argument ``prefixes`` asks for; [] for None.
 
     Args:
         prefixes: None, "bundled", "openwebtext", or sentences of your own.
-        wanted: how many sentences are worth downloading (at most 1000 are).
-        names: the prompts' own names, which a downloaded sentence must not hold.
+        wanted: How many sentences are worth downloading (at most 1000 are).
+        names: The prompts' own names, which a downloaded sentence must not hold.
 
     Raises:
-        ValueError: an unknown set, no sentence at all, or an empty one.
+        ValueError: An unknown set, no sentence at all, or an empty one.
         RuntimeError: OpenWebText cannot be had.
     """
     if prefixes is None:
@@ -71,22 +71,22 @@ def openwebtext_sentences(
 
     The LRQP post prefixed each prompt with a sentence of openwebtext-10k, "chosen to contain no
     names, and to not be more than 50 tokens, but otherwise random". What counts as a name is
-    decided here without a tagger, and strictly: no word of `names`; no capitalised word except the
-    first (and "I"); and a first word that also occurs in lower case in the same document. At most
-    one sentence is taken from a document. Sentences that the tokenizer cannot encode are passed
-    over.
+    decided here without a tagger, and strictly: no word of ``names``; no capitalised word except
+    the first (and "I"); and a first word that also occurs in lower case in the same document. At
+    most one sentence is taken from a document. Sentences that the tokenizer cannot encode are
+    passed over.
 
     Needs the network (or a filled cache) and reads the dataset as a stream, without storing it.
 
     Args:
-        tokenizer: counts the tokens.
-        count: how many different sentences to return.
-        seed: which of them.
-        max_tokens: the longest sentence allowed, in tokens.
-        names: words that a sentence must not hold.
+        tokenizer: Counts the tokens.
+        count: How many different sentences to return.
+        seed: Which of them.
+        max_tokens: The longest sentence allowed, in tokens.
+        names: Words that a sentence must not hold.
 
     Raises:
-        RuntimeError: the sentences could not be had. Nothing is put in their place.
+        RuntimeError: The sentences could not be had. Nothing is put in their place.
     """
     path, revision = OPENWEBTEXT
     remedy = (

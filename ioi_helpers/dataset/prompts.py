@@ -1,7 +1,7 @@
 """Tokenised prompts: rows of pieces turned into tokens, with the position of every role.
 
-`TokenisedPrompts` is the part of `IOIDataset` that holds and reads: tokens, roles, selecting rows,
-gathering values at a role. Counterfactuals and the ways of making a dataset are built on it.
+``TokenisedPrompts`` is the part of ``IOIDataset`` that holds and reads: tokens, roles, selecting
+rows, gathering values at a role. Counterfactuals and the ways of making a dataset are built on it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ioi_helpers.dataset.rows import Rows
 
 
 class TokenisedPrompts:
-    """Prompts, their tokens and their roles; `IOIDataset` lists what is held.
+    """Prompts, their tokens and their roles; ``IOIDataset`` lists what is held.
 
     Never changed in place: whatever makes other prompts returns a new object.
     """
@@ -52,7 +52,7 @@ class TokenisedPrompts:
         self._assemble(width)
 
     def _assemble(self, width: int) -> None:
-        """Tokens and positions from the layout. `width` keeps a slice as wide as the whole."""
+        """Tokens and positions from the layout. ``width`` keeps a slice as wide as the whole."""
         layout, bos = self._rows.layout, int(self.prepend_bos)
         lengths_of = np.array([len(ids) for ids in self._pieces.ids], dtype=np.int64)
         flat = np.array([i for ids in self._pieces.ids for i in ids], dtype=np.int64)
@@ -139,14 +139,14 @@ class TokenisedPrompts:
         | Bool[Tensor, " batch"]
         | np.ndarray[Any, Any],
     ) -> Self:
-        """Some of the rows, as a dataset: `data[3]`, `data[:8]`, `data[[0, 5]]`, `data[mask]`.
+        """Some of the rows: ``data[3]``, ``data[:8]``, ``data[[0, 5]]``, ``data[mask]``.
 
-        The padded width stays that of the whole, so that `data[:8].tokens` is `data.tokens[:8]`
-        and logits computed for the whole can be sliced alike. `.clean` is sliced along.
+        The padded width stays that of the whole, so that ``data[:8].tokens`` is ``data.tokens[:8]``
+        and logits computed for the whole can be sliced alike. ``.clean`` is sliced along.
 
         Raises:
-            IndexError: a row that does not exist.
-            ValueError: a mask of another length than the dataset, or no row selected.
+            IndexError: A row that does not exist.
+            ValueError: A mask of another length than the dataset, or no row selected.
         """
         rows = self._row_numbers(index)
         return self._replace(
@@ -195,7 +195,7 @@ class TokenisedPrompts:
         return type(self)(self._pieces, **{**arguments, **changes})
 
     def to(self, device: torch.device | str) -> Self:
-        """The same dataset with its tensors on `device`; `.clean` moves along."""
+        """The same dataset with its tensors on ``device``; ``.clean`` moves along."""
         clean = None if self._clean is None else self._clean.to(device)
         return self._replace(device=device, clean=clean)
 
@@ -244,23 +244,23 @@ class TokenisedPrompts:
 
     @property
     def answer_tokens(self) -> Int[Tensor, "batch answer"]:
-        """`io_tokens` and `s_tokens` side by side, the form that TransformerLens' demos use."""
+        """``io_tokens`` and ``s_tokens`` side by side, the form that TransformerLens' demos use."""
         return torch.stack([self.io_tokens, self.s_tokens], dim=1)
 
     def gather(
         self, values: Shaped[Tensor, "batch pos *rest"], role: str
     ) -> Shaped[Tensor, "batch *rest"]:
-        """What `values` holds at a role's position in each prompt.
+        """What ``values`` holds at a role's position in each prompt.
 
-        Roles stand at different positions in different prompts, so `values[:, 14]` would mix them
-        up; `data.gather(cache["resid_post", 5], "S2")` does not.
+        Roles stand at different positions in different prompts, so ``values[:, 14]`` would mix them
+        up; ``data.gather(cache["resid_post", 5], "S2")`` does not.
 
         Args:
-            values: [batch, pos, ...], activations or logits computed from `tokens`.
-            role: one of `ROLES`.
+            values: [batch, pos, ...], activations or logits computed from ``tokens``.
+            role: One of ``ROLES``.
 
         Raises:
-            ValueError: an unknown role, or another number of rows or positions than `tokens`.
+            ValueError: An unknown role, or another number of rows or positions than ``tokens``.
         """
         positions = self.positions[role]
         if values.ndim < 2 or values.shape[:2] != self.tokens.shape:
@@ -283,13 +283,13 @@ class TokenisedPrompts:
         """Row numbers by template, by order, or by both.
 
         The IOI paper's mean ablation averages over "samples of the same template", where the two
-        orders of a sentence are two templates: that is `by="template and order"`.
+        orders of a sentence are two templates: that is ``by="template and order"``.
 
         Returns:
             template id, or "ABBA"/"BABA", or (template id, order) -> the rows, ascending.
 
         Raises:
-            ValueError: another `by`.
+            ValueError: Another ``by``.
         """
         if by not in ("template", "order", "template and order"):
             raise ValueError(

@@ -31,7 +31,7 @@ class Names(NamedTuple):
 
 
 class RolePositions(dict[str, Int[Tensor, " batch"]]):
-    """Role -> position of that role in each prompt. An unknown role is a `ValueError`."""
+    """Role -> position of that role in each prompt. An unknown role is a ``ValueError``."""
 
     def __missing__(self, role: str) -> Int[Tensor, " batch"]:
         raise ValueError(f"{role!r} is not a role of an IOI prompt; use one of {', '.join(ROLES)}.")

@@ -3,7 +3,7 @@
 A row reads from left to right: the prefix sentence (or nothing), then the segments of a template,
 filled. All rows of a dataset have the same number of columns, the unused ones empty. Because a row
 knows the columns of IO, S1 and S2, a counterfactual is a change of a few piece numbers, and tokens
-and positions follow from the pieces' lengths (`prompts`).
+and positions follow from the pieces' lengths (``prompts``).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ioi_helpers.dataset.templates import Template
 class Rows:
     """What prompts are made of.
 
-    `layout` holds piece numbers, left to right; `columns` says in which of its columns IO, S1 and
-    S2 stand, and `mentions` in which further names do (those of adversarial sentences).
+    ``layout`` holds piece numbers, left to right; ``columns`` says in which of its columns IO, S1
+    and S2 stand, and ``mentions`` in which further names do (those of adversarial sentences).
     """
 
     layout: Int[np.ndarray, "batch width"]
@@ -48,7 +48,7 @@ class Rows:
         return np.take_along_axis(self.layout, self.columns, axis=1)
 
     def place(self, names: Int[np.ndarray, "batch 3"], columns: Int[np.ndarray, "batch 3"]) -> Rows:
-        """The rows with the pieces `names` as IO, S1 and S2, standing in `columns`."""
+        """The rows with the pieces ``names`` as IO, S1 and S2, standing in ``columns``."""
         layout = self.layout.copy()
         np.put_along_axis(layout, columns, names, axis=1)
         return replace(self, layout=layout, columns=columns)
@@ -78,13 +78,13 @@ def lay_out(
     """Fill templates.
 
     Args:
-        template_ids: which of `templates` each row has.
-        io_first: whether IO is named before S.
-        names: the pieces of IO and S.
-        places, objects, prefixes: one text for each row; None where there are none.
+        template_ids: Which of ``templates`` each row has.
+        io_first: Whether IO is named before S.
+        names: The pieces of IO and S.
+        places, objects, prefixes: One text for each row; None where there are none.
 
     Raises:
-        ValueError: a template has a field for a place or an object, but there are none.
+        ValueError: A template has a field for a place or an object, but there are none.
     """
     batch = len(template_ids)
     width = 1 + max(len(template.segments) for template in templates)
@@ -127,11 +127,11 @@ def insert_sentences(
     """Insert sentences after the clause break between the first clause and S2.
 
     Args:
-        sentences: one or more lists with a text for each row, [A] standing for the name.
-        mentioned: the piece of the name that each row's sentences are about.
+        sentences: One or more lists with a text for each row, [A] standing for the name.
+        mentioned: The piece of the name that each row's sentences are about.
 
     Raises:
-        ValueError: a prompt has neither a full stop nor a comma there.
+        ValueError: A prompt has neither a full stop nor a comma there.
     """
     batch, width = rows.layout.shape
     # A sentence is three pieces (before, name, after), and one piece of the template is cut in two.

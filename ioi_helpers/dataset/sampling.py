@@ -1,7 +1,7 @@
 """Seeded choices: the same seed gives the same prompts, whatever the version of NumPy.
 
 Everything random is derived from uniform doubles of PCG64, whose stream does not change between
-NumPy versions (that of `Generator.integers` or `permutation` may).
+NumPy versions (that of ``Generator.integers`` or ``permutation`` may).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ def in_fixed_order(options: Iterable[str]) -> list[str]:
 
 
 def choose(rng: np.random.Generator, rows: int, options: int) -> Int[np.ndarray, " rows"]:
-    """One of `options` for each row, independently."""
+    """One of ``options`` for each row, independently."""
     return np.floor(rng.random(rows) * options).astype(np.int64)
 
 
 def deal(rng: np.random.Generator, rows: int, options: int) -> Int[np.ndarray, " rows"]:
-    """One of `options` for each row, in random order, each option equally often (or once more)."""
+    """One of ``options`` for each row, shuffled, each equally often (or once more)."""
     return np.resize(_shuffled(rng, options), rows)[_shuffled(rng, rows)]
 
 
@@ -34,12 +34,12 @@ def _shuffled(rng: np.random.Generator, count: int) -> Int[np.ndarray, " count"]
 def draw_distinct(
     rng: np.random.Generator, count: int, options: int, taken: Int[np.ndarray, "rows k"]
 ) -> Int[np.ndarray, "rows count"]:
-    """`count` different options for each row, none of them among that row's `taken`.
+    """``count`` different options for each row, none of them among that row's ``taken``.
 
     The stream is used row by row, so the first rows of a long draw are the rows of a short one.
 
     Args:
-        taken: distinct in a row; -1 where there is nothing to avoid.
+        taken: Distinct in a row; -1 where there is nothing to avoid.
     """
     uniform = rng.random((len(taken), count))
     for column in range(count):

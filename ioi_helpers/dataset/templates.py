@@ -2,7 +2,7 @@
 
 "Then, [B] and [A] went to the [PLACE]. [B] gave a [OBJECT] to [A]" has [A] where IO stands and [B]
 where S does; its last [A] is the answer, not part of the prompt. A template is cut at its fields
-here and filled in `rows`. Which of the two names comes first is chosen when it is filled, so one
+here and filled in ``rows``. Which of the two names comes first is chosen when it is filled, so one
 template serves both orders.
 """
 
@@ -22,8 +22,8 @@ _FIELD = re.compile(r"\[([A-Z]+)\]")
 class Template:
     """A template cut at its fields.
 
-    `segments` holds (kind, text): kind "text" for words, "first" and "second" for the two names of
-    the first clause, "S2", "PLACE" or "OBJECT" for the other fields. A field's text is the space
+    ``segments`` holds (kind, text): kind "text" for words, "first" and "second" for the two names
+    of the first clause, "S2", "PLACE" or "OBJECT" for the other fields. A field's text is the space
     before it, which in GPT-2's tokenizer belongs to the field's token.
     """
 
@@ -32,14 +32,14 @@ class Template:
 
 
 def resolve_templates(templates: str | Iterable[str] | None) -> list[Template]:
-    """The templates that an argument `templates` asks for, cut at their fields.
+    """The templates that an argument ``templates`` asks for, cut at their fields.
 
     Args:
         templates: "paper" or None for the IOI paper's 15, "demo" for the Exploratory Analysis
             demo's, or one or several of your own.
 
     Raises:
-        ValueError: an unknown set, no template at all, or one that `parse_template` refuses.
+        ValueError: An unknown set, no template at all, or one that ``parse_template`` refuses.
     """
     named = {"paper": TEMPLATES, "demo": DEMO_TEMPLATES}
     if templates is None:
@@ -61,7 +61,7 @@ def parse_template(template: str) -> Template:
     """Cut a template at its fields, or say what is wrong with it.
 
     Raises:
-        ValueError: a field is unknown, missing, repeated or not set off by spaces, or [A] and [B]
+        ValueError: A field is unknown, missing, repeated or not set off by spaces, or [A] and [B]
             do not come once each and then [B] once more.
     """
     if not isinstance(template, str):
@@ -114,7 +114,7 @@ def template_of_prompt(text: str, io: str, s: str) -> tuple[str, bool]:
     """The template (in BABA form) of a written prompt, and whether IO is named first.
 
     Raises:
-        ValueError: the prompt does not name IO once and S twice with S last, or holds brackets.
+        ValueError: The prompt does not name IO once and S twice with S last, or holds brackets.
     """
     if "[" in text or "]" in text:
         raise ValueError(f"The prompt {text!r} must not hold square brackets.")
