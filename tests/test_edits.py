@@ -195,6 +195,24 @@ def test_edits_that_do_not_fit_are_refused(tiny: TransformerBridge, data: IOIDat
     new = torch.zeros(len(data), tiny.cfg.d_model)
     with pytest.raises(ValueError, match="12 prompts, but new activations of shape"):
         residual_edit(data, "S2", "L1.mid", new[:3])
+    with (
+        pytest.raises(ValueError, match="have 7 dimensions, but the residual stream of this model"),
+        edited(tiny, residual_edit(data, "S2", "L1.mid", new[:, :7])),
+    ):
+        pass
+    with (
+        pytest.raises(ValueError, match="has 7 dimensions, but a head of this model has 8"),
+        edited(tiny, head_edit(data, "S2", "L1H0", new[:, :7])),
+    ):
+        pass
+    for wrong in (data.prompts, data.tokens):
+        with pytest.raises(ValueError, match="must be a dataset, not a"):
+            residual_edit(wrong, "S2", "L1.mid", new)  # type: ignore[arg-type]
+    for positions in (data.positions["S2"] - 40, data.lengths):
+        with pytest.raises(ValueError, match="Prompt 0 has no position"):
+            residual_edit(data, positions, "L1.mid", new)
+    with pytest.raises(ValueError, match="12 prompts, but positions of shape"):
+        residual_edit(data, data.positions["S2"][:5], "L1.mid", new)
     with pytest.raises(ValueError, match="'S3' is not a role"):
         residual_edit(data, "S3", "L1.mid", new)
     with pytest.raises(ValueError, match="not a point of the residual stream"):

@@ -676,6 +676,56 @@ def test_the_comparison_shows_success_against_damage(
         lrqp.compare(built, data, "S2", "L2.pre", {}, true=["ABBA"] * 3, target=data.orders)
 
 
+def test_the_comparison_of_a_single_prompt_has_no_errors(
+    built: TransformerBridge, prompts: IOIDataset
+) -> None:
+    data = prompts[:1]
+    interchange = {"interchange": lrqp.InterchangeActivation()}
+    settings: dict[str, Any] = {"true": data.orders, "target": other_order(data)}
+    settings["counterfactual"] = data.swap_order()
+    table = lrqp.compare(built, data, "S2", "L2.pre", interchange, **settings)
+    assert table.stderr.isna().all() and table.flipped_stderr.isna().all()
+    assert table.flipped.tolist() == [0.0, 1.0]
+    assert table.drop(columns=["stderr", "flipped_stderr"]).notna().all(axis=None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_every_dtype_runs(dtype: torch.dtype) -> None:
+    rows = []
+    for kind in (dtype, torch.float64):
+        model = load_model("ioi-mini", dtype=kind, device="cpu", verbose=False)
+        data = IOIDataset.generate(model.tokenizer, 48, seed=0)
+        train, test = data[:40], data[40:]
+        x = runs.activations_at(model, train, "S2", "L2.pre")
+        probe = probing.fit_probe(x, train.orders, C=0.01)
+        covariance = probing.fit_covariance(x)
+        interventions: dict[str, lrqp.Intervention] = {
+            "LRQP": lrqp.LRQP(probe, covariance),
+            "steering": lrqp.MeanDifferenceSteering.fit(x, train.orders),
+            "erasure": lrqp.LeaceErasure.fit(x, train.orders),
+            "ablation": lrqp.ProbeMeanAblation.fit(x, probe),
+            "interchange": lrqp.InterchangeActivation(),
+            "DAS": lrqp.fit_das(model, train[:16], "S2", "L2.pre", epochs=1, batch_size=8),
+        }
+        table = lrqp.compare(
+            model,
+            test,
+            "S2",
+            "L2.pre",
+            interventions,
+            true=test.orders,
+            target=other_order(test),
+            counterfactual=test.swap_order(),
+            probe=probe,
+            covariance=covariance,
+        )
+        rows.append(table.set_index("intervention").astype(float))
+    loose = {torch.float64: 1e-9, torch.bfloat16: 0.2, torch.float16: 0.1}[dtype]
+    for column in ("logit_diff", "norm", "length", "kl_here"):
+        a, b = (table[column].to_numpy() for table in rows)
+        np.testing.assert_allclose(a, b, rtol=loose, atol=loose, err_msg=column)
+
+
 def test_nothing_here_warns(
     cloud: tuple[Tensor, list[str], probing.Probe, probing.Covariance],
 ) -> None:

@@ -93,7 +93,8 @@ def in_parts(
     if len(rows) > at_once:
         rows = lengths.cpu().argsort(stable=True)
     starts = range(0, len(rows), at_once)
-    for start in tqdm(starts, desc=what, disable=not progress, leave=False, delay=5):
+    hidden = not progress or len(starts) < 2
+    for start in tqdm(starts, desc=what, disable=hidden, leave=False, delay=5):
         yield rows[start : start + at_once]
 
 
