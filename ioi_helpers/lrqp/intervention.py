@@ -106,8 +106,8 @@ def intervene(
         as_covariance(covariance, values.shape[1], device),
     )
     if solver == "exact":
-        multipliers = solve_exact(problem)
-        solution = judge(problem, problem.moved(multipliers), multipliers, solver)
+        x, multipliers = solve_exact(problem)
+        solution = judge(problem, x, multipliers, solver)
     else:
         x, multipliers, cost = solve_qp(problem, solver, whiten=whiten, **solver_options)
         solution = judge(problem, x, multipliers, solver, cost)

@@ -1,0 +1,188 @@
+"""The exact solver where classes ask for nearly opposite moves: right, or an honest refusal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linprog
+
+from ioi_helpers import lrqp, probing
+from ioi_helpers.lrqp import problem
+
+LEAST_ANGLE = 1e-4
+"""Radians between two constraints and a contradiction, down to which no problem is refused."""
+
+
+def nearly_opposed(
+    rng: np.random.Generator, least: float, most: float
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Four constraints in 2 to 4 dimensions, two of them opposed up to an angle between the two."""
+    d = int(rng.integers(2, 5))
+    rows = rng.normal(size=(4, d))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    angle = np.exp(rng.uniform(np.log(least), np.log(most)))
+    one, other = rng.permutation(4)[:2]
+    aside = rng.normal(size=d)
+    aside -= aside @ rows[one] * rows[one]
+    rows[other] = np.sin(angle) * aside / np.linalg.norm(aside) - np.cos(angle) * rows[one]
+    return rows, rng.normal(size=4)
+
+
+def least_violation(rows: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> float:
+    """By how much the worst constraint of ``rows @ z >= wanted`` is missed at best."""
+    m, d = rows.shape
+    found = linprog(
+        np.eye(d + 1)[d],
+        A_ub=np.hstack([-rows, -np.ones((m, 1))]),
+        b_ub=-wanted,
+        bounds=[(None, None)] * d + [(0, None)],
+    )
+    assert found.status == 0
+    return float(found.fun)
+
+
+def intervene(
+    rows: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any], **options: Any
+) -> lrqp.Solution:
+    """LRQP with these constraints: a class for each, beside the target, and a white covariance."""
+    m, d = rows.shape
+    probe = probing.Probe(
+        torch.as_tensor(np.vstack([np.zeros(d), -rows])),
+        torch.as_tensor(np.append(0.0, wanted)),
+        tuple(range(m + 1)),
+    )
+    white = torch.eye(d, dtype=torch.float64)
+    origin = torch.zeros(1, d, dtype=torch.float64)
+    return lrqp.intervene(origin, probe, 0, white, log_alpha=0.0, **options)
+
+
+def verdict(rows: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> str:
+    """What the exact solver says of a problem: feasible (with a point), infeasible or refused."""
+    try:
+        found = intervene(rows, wanted)
+    except lrqp.InfeasibleTarget:
+        return "infeasible"
+    except lrqp.NotOptimal as refusal:
+        sentence = str(refusal)
+    else:
+        slack = rows @ found.x[0].numpy() - wanted
+        assert slack.min() >= -1e-6 * max(1, np.abs(wanted).max())  # the tolerance
+        assert found.multipliers.max() < 1e16
+        return "feasible"
+    assert "exact returned" in sentence
+    assert "nearly opposite moves" in sentence
+    assert "solver='exact'" not in sentence
+    return "refused"
+
+
+def agrees_with_linprog(n: int, least: float, seed: int) -> None:
+    """Over one decade of angles."""
+    rng = np.random.default_rng(seed)
+    for number in range(n):
+        rows, wanted = nearly_opposed(rng, least, 10 * least)
+        said, missed = verdict(rows, wanted), least_violation(rows, wanted)
+        assert not 1e-9 < missed < 1e-6, "linprog's own tolerance decides"
+        right = ["feasible" if missed <= 1e-9 else "infeasible"]
+        if least < 0.99 * LEAST_ANGLE:
+            # Below, refusals are in order, and linprog errs as well: a point in hand is proof.
+            right += ["refused", "feasible"]
+        assert said in right, (number, missed)
+
+
+DECADES = pytest.mark.parametrize("least", [1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2])
+
+
+@DECADES
+def test_nearly_opposed_classes_are_judged_as_by_linear_programming(least: float) -> None:
+    agrees_with_linprog(30, least, seed=0)
+
+
+@pytest.mark.slow
+@DECADES
+def test_twenty_thousand_nearly_opposed_problems(least: float) -> None:
+    agrees_with_linprog(2858, least, seed=1)
+
+
+def test_most_are_solved_far_below_the_least_angle() -> None:
+    """Refusing everything would pass the above."""
+    rng = np.random.default_rng(2)
+    said = [verdict(*nearly_opposed(rng, 1e-6, 1e-5)) for _ in range(60)]
+    assert said.count("refused") <= 3
+
+
+@pytest.mark.parametrize("angle", [1e-2, 1e-4, 1e-6])
+def test_the_way_between_two_nearly_opposed_classes_is_found(angle: float) -> None:
+    """Both are met only far out, at 1 / tan(angle / 2), where the optimum is known by hand."""
+    half = angle / 2
+    rows = np.array([[np.cos(half), np.sin(half)], [-np.cos(half), np.sin(half)], [0.0, -1.0]])
+    found = intervene(rows, np.array([1.0, 1.0, -1e9]))
+    np.testing.assert_allclose(found.x[0].numpy(), [0, 1 / np.sin(half)], rtol=1e-9, atol=1e-3)
+    assert found.kkt.worst.max() < 1e-8
+    with pytest.raises(lrqp.InfeasibleTarget, match="cannot be reached in 1 of 1 rows"):
+        intervene(rows, np.array([1.0, 1.0, -0.5 / np.sin(half)]))
+
+
+def test_what_is_lost_in_rounding_is_refused_and_not_made_up() -> None:
+    """At an angle of 1e-9 the multipliers would be 1e18."""
+    rows = np.array([[1.0, 0.0], [-1.0, 1e-9], [-1.0, -1.0]])
+    with pytest.raises(lrqp.NotOptimal, match="exact returned 1 of 1 rows") as refusal:
+        intervene(rows, np.array([1.0, 1.0, -1.0]))
+    assert "leave one of them out" in str(refusal.value)
+    assert torch.isnan(refusal.value.solution.x).all()
+    # Another solver's refusal still recommends the exact one.
+    with pytest.raises(lrqp.NotOptimal, match="use solver='exact'"):
+        intervene(np.eye(3), np.ones(3), solver="osqp", whiten=False, max_iter=1)
+
+
+def test_contradictions_are_proven_exactly() -> None:
+    """Opposed, or adding up to nothing, up to rounding; also with more of them than dimensions."""
+    rng = np.random.default_rng(3)
+    for _ in range(50):
+        m, d = int(rng.integers(2, 6)), int(rng.integers(1, 8))
+        rows = rng.normal(size=(m, d))
+        against = -(rng.uniform(0.1, 1, size=m) @ rows)
+        rows = np.vstack([rows, against])
+        with pytest.raises(lrqp.InfeasibleTarget):
+            intervene(rows, np.ones(m + 1))
+        assert intervene(rows, -np.ones(m + 1)).kkt.worst.max() == 0
+
+
+@pytest.mark.parametrize("times", [1e-20, 1.0, 1e20])
+def test_the_unit_of_activations_does_not_matter(times: float) -> None:
+    """What counts as nothing is relative: variances may be 1e20 as well as 1e-20."""
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        weights = torch.randn(5, 6, generator=generator, dtype=torch.float64)
+        x0 = torch.randn(3, 6, generator=generator, dtype=torch.float64)
+        probe = probing.Probe(weights, torch.zeros(5, dtype=torch.float64), tuple(range(5)))
+        white = torch.eye(6, dtype=torch.float64)
+        found = lrqp.intervene(x0, probe, seed % 5, times * white)
+        wanted = lrqp.intervene(x0, probe, seed % 5, white)
+        torch.testing.assert_close(found.x, wanted.x, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(found.cost * times, wanted.cost, rtol=1e-9, atol=1e-9)
+
+
+# --- the residuals ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+def test_a_negative_multiplier_is_measured_by_the_multipliers(unit: float) -> None:
+    """Whatever the unit of activations, on which the multipliers' own size depends."""
+    generator = torch.Generator().manual_seed(5)
+    weights = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+    x0 = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+    probe = probing.Probe(weights, torch.zeros(3, dtype=torch.float64), (0, 1, 2))
+    asked = lrqp.intervene(x0, probe, 0, unit * torch.eye(4, dtype=torch.float64)).problem
+    multipliers = torch.tensor([[3.0, -1.0], [1.0, 1.0], [-2.0, -6.0]]).double() / unit
+    judged = problem.judge(asked, asked.moved(multipliers), multipliers, "mine")
+    torch.testing.assert_close(judged.kkt.dual, torch.tensor([0.25, 0.0, 0.75]).double())
+    # What a negative multiplier belongs to is refused even where all else is right.
+    alone = replace(
+        judged.kkt, **{name: 0 * judged.kkt.dual for name in vars(judged.kkt) if name != "dual"}
+    )
+    with pytest.raises(lrqp.NotOptimal, match="mine returned 2 of 3 rows .0, 2.*dual residual"):
+        problem.require_optimal(replace(judged, kkt=alone), 1e-6)
