@@ -1,0 +1,38 @@
+"""The benchmarks still run, on a small model and a small problem; how fast is not looked at."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+from transformers import GPT2Config
+
+from benchmarks import lrqp_speed, patching_speed
+from ioi_helpers.bundled import bundled_folder
+
+pytestmark = pytest.mark.slow
+
+
+def test_patching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patching_speed, "GPT2Config", partial(GPT2Config, n_embd=48, n_head=4))
+    folder, output = str(bundled_folder("ioi-mini")), tmp_path / "speed"
+    arguments = ["--model-folder", folder, "--quick", "--threads", "1", "--output", str(output)]
+    arguments += ["--sites", "z", "pattern", "resid_pre", "--corruptions", "swap_order"]
+    monkeypatch.setattr(sys, "argv", ["patching_speed.py", *arguments])
+    patching_speed.main()
+    report = json.loads(output.with_suffix(".json").read_text())
+    assert {row["site"] for row in report["sweeps"]} == {"z", "pattern", "resid_pre"}
+    assert all(row["largest_difference"] < 1e-4 for row in report["sweeps"])
+    assert output.with_suffix(".md").read_text().count("\n") > 20
+
+
+def test_lrqp(tmp_path: Path) -> None:
+    sizes = {"width": 64, "rows": 20, "osqp-rows": 4, "direct-rows": 2, "train": 200, "rounds": 1}
+    arguments = [word for key, value in sizes.items() for word in (f"--{key}", str(value))]
+    output = tmp_path / "speed"
+    lrqp_speed.main([*arguments, "--classes", "2", "3", "--threads", "1", "--output", str(output)])
+    assert json.loads(output.with_suffix(".json").read_text())
+    assert output.with_suffix(".md").read_text().count("\n") > 10
