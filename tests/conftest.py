@@ -29,6 +29,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         group = item.path.name
         values = getattr(getattr(item, "callspec", None), "params", {})
-        if "expected" in values and "exercise" in values:
+        if "trial" in values and "exercise" in values:
             group = f"{values['path'].name} on {values['model']}"
         item.add_marker(pytest.mark.xdist_group(group))

@@ -5,9 +5,11 @@ from a copy of what a reader has at that point. An answer is Python source that 
 stub assigns; it is run between the stub's own lines and its closing `exercises.check` call.
 Solutions come from the notebook itself, other answers from `tests/answers/`, one file a notebook:
 
-    RIGHT = {"01.1": ["answer = ...", "..."]}                       # each must pass
-    WRONG = {"01.1": [("answer = -1", r"sign"), ...]}               # each must be refused so
-    WRONG = {"01.1": [("answer = 2", r"layer", "ioi-mini"), ...]}   # wrong on this model alone
+    RIGHT = {"01.1": ["answer = ...", "..."]}           # each must pass
+    WRONG = {"01.1": [("answer = -1", r"sign"), ...]}   # each must be refused so
+
+On some model a mistake may lead to the right answer. Which does so where is a table, kept in
+`tests/answers/coincidences.md` and compared with what is found.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import io
 import os
 import re
 import runpy
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,10 @@ from unittest import mock
 from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import NotebookNode
 
+from ioi_helpers import exercises as package
+from ioi_helpers.exercises import Key
 from notebooks.tools.stored_outputs import NOT_ATTEMPTED, read, tags
+from notebooks.tools.tasks import Task, read_task
 
 MODELS = ("ioi-mini", "ioi-plain")
 ANSWERS = Path(__file__).parent / "answers"
@@ -51,14 +57,18 @@ class Answer:
 
 @dataclass(frozen=True)
 class Exercise:
-    """An exercise of a notebook: its stub, its solution, and the answers to try on it."""
+    """An exercise of a notebook: its task, its stub, its solution, and the answers to try on it."""
 
-    identifier: str
+    task: Task
     stub: str
-    task: str  # the Markdown above the stub
     solution: str
     right: list[Answer] = field(default_factory=list)
     wrong: list[Answer] = field(default_factory=list)
+
+    @property
+    def identifier(self) -> str:
+        """Such as "01.3"."""
+        return self.task.identifier
 
     def wrong_on(self, model: str) -> list[Answer]:
         """The wrong answers for a model."""
@@ -72,6 +82,9 @@ class Verdict:
     passed: bool | None
     message: str
     printed: str
+    progress: str = ""
+    """What the check wrote to the standard error, as progress bars do."""
+    seconds: float = 0.0
 
 
 def load_exercises(path: Path, answers: Path | None = None) -> list[Exercise]:
@@ -87,15 +100,17 @@ def load_exercises(path: Path, answers: Path | None = None) -> list[Exercise]:
     for place, cell in enumerate(cells):
         if "exercise" not in tags(cell):
             continue
-        identifier = cell.metadata.get("exercise", {}).get("id")
-        if not identifier or any(known.identifier == identifier for known in exercises):
-            raise ValueError(f"{path.name}: an exercise has no id of its own in its metadata.")
+        task = read_task(cells[place - 1].source if place else "")
+        identifier = task.identifier
+        if cell.metadata.get("exercise") != {"id": identifier}:
+            raise ValueError(f"{path.name}: the metadata of {identifier} must be its id alone.")
+        if any(known.identifier == identifier for known in exercises):
+            raise ValueError(f"{path.name}: exercise {identifier} stands there twice.")
         split_check(cell.source, identifier)
         exercises.append(
             Exercise(
-                identifier,
+                task,
                 cell.source,
-                cells[place - 1].source if place else "",
                 _solution(cells, place, identifier),
                 [Answer(source) for source in right.get(identifier, [])],
                 [Answer.wrong(*entry) for entry in wrong.get(identifier, [])],
@@ -183,23 +198,46 @@ class NotebookSession:
         answer = source or ""
         with contextlib.suppress(ValueError):
             answer, check = split_check(answer, exercise.identifier)
+        namespace = self._filled_in(exercise, stub, answer)
+        printed, progress = io.StringIO(), io.StringIO()
+        began = time.perf_counter()
+        with self._as_a_kernel(printed, progress):
+            result = eval(check, namespace)
+        seconds = time.perf_counter() - began
+        return Verdict(
+            result.passed, str(result.message), printed.getvalue(), progress.getvalue(), seconds
+        )
+
+    def key(self, exercise: Exercise) -> Key:
+        """What answers to the exercise are held against, on this model."""
+        stub, check = split_check(exercise.stub, exercise.identifier)
+        namespace = self._filled_in(exercise, stub)
+
+        def key_of(identifier: str, answer: Any, **things: Any) -> Key:
+            return package._current.with_things(things).key(identifier)
+
+        with self._as_a_kernel(io.StringIO()), mock.patch.object(package, "check", key_of):
+            key = eval(check, namespace)
+        assert isinstance(key, Key)
+        return key
+
+    def _filled_in(self, exercise: Exercise, *bodies: str) -> dict[str, Any]:
+        """What a reader has who has run the stub with an answer in it, but for the check."""
         self.run_until(exercise.identifier)
         namespace = dict(self._namespace)
-        printed = io.StringIO()
-        with self._as_a_kernel(printed):
-            for body in (stub, answer):
+        with self._as_a_kernel(io.StringIO()):
+            for body in bodies:
                 exec(compile(body, f"answer to {exercise.identifier}", "exec"), namespace)
-            result = eval(check, namespace)
-        return Verdict(result.passed, str(result.message), printed.getvalue())
+        return namespace
 
     @contextlib.contextmanager
-    def _as_a_kernel(self, printed: io.StringIO) -> Any:
-        """The notebook's folder, its model, and its standard output in `printed`."""
+    def _as_a_kernel(self, printed: io.StringIO, progress: io.StringIO | None = None) -> Any:
+        """The notebook's folder, its model, and what it writes in `printed` and `progress`."""
         with (
             mock.patch.dict(os.environ, {"IOI_MODEL": self.model}),
             contextlib.chdir(self.path.parent),
             contextlib.redirect_stdout(printed),
-            contextlib.redirect_stderr(io.StringIO()),  # progress bars
+            contextlib.redirect_stderr(progress or io.StringIO()),
         ):
             yield
 
@@ -222,4 +260,6 @@ def complaint(verdict: Verdict, expected: str, refusal: str | None = None) -> st
         return f"the refusal does not name the mistake ({refusal}): {said}"
     if verdict.message not in verdict.printed:
         return f"the message was not printed: {said}, but printed {verdict.printed!r}"
+    if verdict.progress:
+        return f"a check must not draw a progress bar: {verdict.progress!r}"
     return None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nbformat import NotebookNode
 
+from notebooks.tools.tasks import tasks
 from tests.exercise_runs import (
     Exercise,
     NotebookSession,
@@ -31,6 +33,8 @@ def check(identifier, answer):
     return SimpleNamespace(passed=passed, message=message)
 exercises = SimpleNamespace(check=check)
 truth = {"ioi-mini": 4, "ioi-plain": 5}[os.environ["IOI_MODEL"]]"""
+TASK = "### Exercise 01.1 · A sum\n\n*Difficulty: easy · about 10 min*\n\nAdd."
+ID = {"id": "01.1"}
 STUB = 'answer = None  # your code\nexercises.check("01.1", answer)'
 SOLUTION = (
     "Why.\n\n<details><summary>Solution</summary>\n\n```python\nanswer = truth\n```\n</details>"
@@ -41,12 +45,17 @@ WRONG = {"01.1": [("answer = -truth", "sign"), ("answer = 4", "number", "ioi-pla
 """
 
 
-def sample(stub: str = STUB, solution: str = SOLUTION) -> NotebookNode:
+def sample(
+    stub: str = STUB,
+    solution: str = SOLUTION,
+    task: str = TASK,
+    known: dict[str, Any] | None = None,
+) -> NotebookNode:
     """A notebook with one exercise, whose later cells change what the answer rests on."""
     return notebook(
         code(CHECKS),
-        text("### Task"),
-        code(stub, tags=["exercise"], exercise={"id": "01.1"}),
+        text(task),
+        code(stub, tags=["exercise"], exercise=known or ID),
         text(solution, ["solution"]),
         code("truth = 6\nassert answer is None"),
     )
@@ -92,6 +101,7 @@ def test_answers_do_not_see_each_other(written: tuple[Path, Path]) -> None:
         (Verdict(True, "correct", "correct"), "wrong", "sign", "not refused"),
         (Verdict(False, "no", "no"), "wrong", "sign", "does not name the mistake"),
         (Verdict(False, "the sign", ""), "wrong", "sign", "not printed"),
+        (Verdict(True, "well", "well", "100%"), "right", None, "progress bar"),
     ],
 )
 def test_each_complaint(
@@ -107,8 +117,12 @@ def test_each_complaint(
         (sample(stub='answer = None\nexercises.check("01.2", answer)'), "must end with"),
         (sample(solution="<details>no code</details>"), "one ```python block"),
         (sample(solution=SOLUTION + "\n```python\n1\n```"), "one ```python block"),
-        (notebook(code(STUB, tags=["exercise"], exercise={"id": "01.1"})), "tagged 'solution'"),
-        (notebook(code(STUB, tags=["exercise"]), text(SOLUTION, ["solution"])), "no id"),
+        (notebook(text(TASK), code(STUB, tags=["exercise"], exercise=ID)), "tagged 'solution'"),
+        (sample(known={"id": "01.2"}), "id alone"),
+        (sample(known={"id": "01.1", "minutes": 10}), "id alone"),
+        (sample(task="### Task"), "An exercise begins"),
+        (sample(task=TASK.replace("easy", "brutal")), "An exercise begins"),
+        (sample(task=TASK.replace("10", "ten")), "An exercise begins"),
     ],
 )
 def test_a_malformed_exercise_is_refused(tmp_path: Path, made: NotebookNode, sentence: str) -> None:
@@ -140,3 +154,14 @@ def test_an_exercise_without_a_bank_has_no_answers(written: tuple[Path, Path]) -
     [exercise] = load_exercises(written[0], written[0].parent / "none.py")
     assert isinstance(exercise, Exercise)
     assert exercise.right == exercise.wrong == []
+
+
+def test_what_is_known_of_an_exercise_stands_above_its_stub() -> None:
+    [task] = tasks(sample())
+    assert (task.identifier, task.title, task.difficulty, task.minutes) == (
+        "01.1",
+        "A sum",
+        "easy",
+        10,
+    )
+    assert task.text.strip() == "Add."

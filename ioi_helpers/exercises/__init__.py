@@ -7,7 +7,10 @@ A notebook binds what its checks may use once, then checks every answer:
 
 The truth is recomputed on the model that was given, never looked up. A check prints one line and
 returns a result whose `passed` is True, False, or None for an exercise that was not attempted yet.
-Checks are written in one module a notebook (`nb01`, ...), with the tools of `verdicts`.
+
+What answers are held against are tables, one an exercise, in one module a notebook (`nb01`, ...):
+the truth, the mistakes that are known with the value that each leads to on this model, and what to
+say. `verdicts.decide` compares, whatever the form of the answer (`forms`).
 """
 
 from __future__ import annotations
@@ -15,27 +18,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ioi_helpers.exercises.registry import (
-    DIFFICULTIES,
-    Context,
-    Exercise,
-    exercise,
-    find,
-    listing,
-)
-from ioi_helpers.exercises.verdicts import NOT_ATTEMPTED, Refused, Verdict, is_blank
+from ioi_helpers.exercises.registry import Context, exercise, find
+from ioi_helpers.exercises.verdicts import NOT_ATTEMPTED, Key, Verdict, decide, is_blank
 
-__all__ = [
-    "DIFFICULTIES",
-    "Context",
-    "Exercise",
-    "Result",
-    "Verdict",
-    "check",
-    "exercise",
-    "listing",
-    "use",
-]
+__all__ = ["Context", "Key", "Result", "Verdict", "check", "decide", "exercise", "use"]
 
 _current = Context({})
 
@@ -71,17 +57,17 @@ def check(id: str, answer: Any, **things: Any) -> Result:
     `things` replace or join those bound by `use`, for this check only. An answer that is still a
     stub (None, ..., or holding one of them) counts as not attempted.
 
+    The first answer to an exercise takes as long as the truth and what its mistakes lead to; from
+    then on they are known.
+
     Raises ValueError for an unknown exercise and for a check that lacks a model or data; never for
     an answer, however odd.
     """
-    task = find(id)
-    if is_blank(answer):
-        verdict = NOT_ATTEMPTED
-    else:
-        try:
-            verdict = task.checker(answer, _current.with_things(things))
-        except Refused as refusal:
-            verdict = Verdict(False, str(refusal))
+    find(id)  # an unknown one is told so, whatever the answer
+    verdict = NOT_ATTEMPTED
+    if not is_blank(answer):
+        key = _current.with_things(things).key(id)
+        verdict = decide(answer, key) if isinstance(key, Key) else key(answer)
     result = Result(id, verdict.passed, verdict.message)
     print(result)
     return result

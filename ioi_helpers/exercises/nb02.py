@@ -17,16 +17,17 @@ from torch import Tensor
 
 from ioi_helpers import heads, metrics
 from ioi_helpers.dataset import ROLES, IOIDataset
-from ioi_helpers.exercises.registry import Context, exercise
-from ioi_helpers.exercises.verdicts import (
+from ioi_helpers.exercises.legacy import (
     Refused,
     Verdict,
     as_array,
     as_number,
+    exercise,
     head_set,
     numeric,
     tensor_close,
 )
+from ioi_helpers.exercises.registry import Context
 from ioi_helpers.patching import SweepResult, attribution_patch_sweep, patch_sweep
 
 PERMUTATIONS = 10_000

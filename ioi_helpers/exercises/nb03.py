@@ -16,14 +16,15 @@ from torch import Tensor
 
 from ioi_helpers import attribution, heads, metrics, patching
 from ioi_helpers.dataset import IOIDataset
-from ioi_helpers.exercises.registry import Context, exercise
-from ioi_helpers.exercises.verdicts import (
+from ioi_helpers.exercises.legacy import (
     Refused,
     Verdict,
     as_array,
+    exercise,
     numeric,
     tensor_close,
 )
+from ioi_helpers.exercises.registry import Context
 from ioi_helpers.names import head_name
 
 Head = tuple[int, int]

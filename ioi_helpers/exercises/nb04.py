@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ioi_helpers import heads
 from ioi_helpers.ablation import ablate
-from ioi_helpers.exercises.registry import Context, exercise
-from ioi_helpers.exercises.verdicts import Verdict, numeric, tensor_close
+from ioi_helpers.exercises.legacy import Verdict, exercise, numeric, tensor_close
+from ioi_helpers.exercises.registry import Context
 
 POSITIONS = 50  # in exercise 04.6
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from ioi_helpers import attribution, heads, metrics
 from ioi_helpers.ablation import AblationEffects, ablate, ablation_effects, ablation_sweep
 from ioi_helpers.dataset import IOIDataset
-from ioi_helpers.exercises.registry import Context, exercise
-from ioi_helpers.exercises.verdicts import Refused, Verdict, as_heads, head_set, numeric
+from ioi_helpers.exercises.legacy import Refused, Verdict, as_heads, exercise, head_set, numeric
+from ioi_helpers.exercises.registry import Context
 from ioi_helpers.names import head_name
 
 LEAST_RISE = 0.02  # logits, in exercise 05.3

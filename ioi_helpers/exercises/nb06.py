@@ -20,15 +20,16 @@ from torch import Tensor
 from ioi_helpers import metrics, probing, runs
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.edits import next_token_kl, residual_edit
-from ioi_helpers.exercises.registry import Context, exercise
-from ioi_helpers.exercises.verdicts import (
+from ioi_helpers.exercises.legacy import (
     Refused,
     Verdict,
     as_array,
+    exercise,
     is_blank,
     numeric,
     tensor_close,
 )
+from ioi_helpers.exercises.registry import Context
 
 TEST_SHARE = 0.15  # of `messy`, in the notebook's own split
 LEAST_TRAIN, LEAST_TEST = 90, 40  # rows that exercise 06.3 asks for

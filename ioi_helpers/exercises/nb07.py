@@ -18,15 +18,16 @@ from torch import Tensor
 
 from ioi_helpers import lrqp, metrics, probing, runs
 from ioi_helpers.edits import attention_edit, edited, residual_edit
-from ioi_helpers.exercises.registry import Context, exercise
-from ioi_helpers.exercises.verdicts import (
+from ioi_helpers.exercises.legacy import (
     Refused,
     Verdict,
     as_array,
     as_number,
+    exercise,
     numeric,
     tensor_close,
 )
+from ioi_helpers.exercises.registry import Context
 
 OTHER = {"ABBA": "BABA", "BABA": "ABBA"}
 LOG_ALPHA = 10.0  # nats, in exercise 07.2

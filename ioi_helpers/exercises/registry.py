@@ -1,12 +1,15 @@
-"""Where exercises are kept: what each asks for, the function that checks it, and its context.
+"""Where exercises are kept: the key that answers to each are held against, and its context.
 
 A module `exercises/nbNN.py` registers the exercises of notebook NN when it is imported, which
 happens the first time one of them is looked up:
 
-    @exercise("01.3", title="Attribution of a head", difficulty="medium", minutes=10)
-    def _(answer, ctx):
-        truth = ctx.once("attribution", lambda: head_attribution(ctx.model, ctx.demo))
-        return tensor_close(answer, truth, axes=("layer", "head"))
+    @exercise("01.3")
+    def _attribution(ctx: Context) -> Key:
+        truth = head_attribution(ctx.model, ctx.demo)
+        return array(truth, ("layer", "head"), mistakes={"turning the sign.": -truth})
+
+The key is made once for the model and data at hand, and so is all that it computes. An exercise's
+title, difficulty and minutes stand in the notebook, above its stub.
 """
 
 from __future__ import annotations
@@ -14,15 +17,12 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ioi_helpers.exercises.verdicts import Verdict
+from ioi_helpers.exercises.verdicts import Key
 
-DIFFICULTIES = ("warm-up", "easy", "medium", "hard")
 EXERCISE_ID = re.compile(r"(\d\d)\.(\d+)")
 
-Checker = Callable[[Any, "Context"], Verdict]
 Value = TypeVar("Value")
 
 
@@ -36,6 +36,7 @@ class Context:
     def __init__(self, things: Mapping[str, Any]) -> None:
         self._things = dict(things)
         self._computed: dict[str, Any] = {}
+        self._with: tuple[dict[str, int], Context] | None = None
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -54,75 +55,63 @@ class Context:
         return self._computed[key]
 
     def with_things(self, things: Mapping[str, Any]) -> Context:
-        """This context, or a new one where other things replace or join its own."""
-        return Context({**self._things, **things}) if things else self
+        """This context, or one where other things replace or join its own.
+
+        The last such context is kept, so that a second answer finds what the first computed.
+        """
+        if not things:
+            return self
+        same = {name: id(thing) for name, thing in things.items()}
+        if self._with is None or self._with[0] != same:
+            self._with = same, Context({**self._things, **things})
+        return self._with[1]
+
+    def key(self, id: str) -> Key:
+        """The key of an exercise for what is at hand. Raises ValueError for an unknown id."""
+        return self.once(f"key of {id}", lambda: find(id)(self))
 
 
-@dataclass(frozen=True)
-class Exercise:
-    """One exercise: its id ("01.3"), what the notebook says of it, and its check."""
+Maker = Callable[[Context], Key]
 
-    id: str
-    title: str
-    difficulty: str
-    minutes: int
-    checker: Checker
+_REGISTERED: dict[str, Maker] = {}
 
 
-_REGISTERED: dict[str, Exercise] = {}
+def exercise(id: str) -> Callable[[Maker], Maker]:
+    """Register the decorated function, which makes the key of an exercise from a context.
 
-
-def exercise(id: str, *, title: str, difficulty: str, minutes: int) -> Callable[[Checker], Checker]:
-    """Register the decorated function `(answer, ctx) -> Verdict` as the check of an exercise.
-
-    Raises ValueError for an id that is taken or not of the form "01.3", and for a difficulty that
-    is not one of `DIFFICULTIES`.
+    Raises ValueError for an id that is taken or not of the form "01.3".
     """
     if not EXERCISE_ID.fullmatch(id):
         raise ValueError(f"{id!r} is not an exercise id; write the notebook and a number: '01.3'.")
-    if difficulty not in DIFFICULTIES:
-        raise ValueError(f"{difficulty!r} is no difficulty; use one of {', '.join(DIFFICULTIES)}.")
 
-    def register(checker: Checker) -> Checker:
+    def register(maker: Maker) -> Maker:
         taken = _REGISTERED.get(id)
-        if taken is not None and taken.checker.__module__ != checker.__module__:
-            raise ValueError(f"Exercise {id} is registered already, in {taken.checker.__module__}.")
-        if taken is not None and taken.title != title:
-            raise ValueError(f"Exercise {id} is registered already, as {taken.title!r}.")
-        _REGISTERED[id] = Exercise(id, title, difficulty, minutes, checker)
-        return checker
+        if taken and (taken.__module__, taken.__name__) != (maker.__module__, maker.__name__):
+            raise ValueError(f"Exercise {id} is registered already, by {taken.__name__}.")
+        _REGISTERED[id] = maker
+        return maker
 
     return register
 
 
-def find(id: str) -> Exercise:
-    """The exercise with this id; loads its notebook's module when it is not there yet.
+def find(id: str) -> Maker:
+    """What makes the key of the exercise; loads its notebook's module when it is not there yet.
 
     Raises ValueError for an unknown id, naming the known ones.
     """
-    if id in _REGISTERED:
-        return _REGISTERED[id]
     form = EXERCISE_ID.fullmatch(id) if isinstance(id, str) else None
     if form is None:
         raise ValueError(f"{id!r} is not an exercise id; write the notebook and a number: '01.3'.")
-    known = [e.id for e in listing(form[1])]
-    if id not in known:
+    if id not in _REGISTERED:
+        module = f"ioi_helpers.exercises.nb{form[1]}"
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise
+    if id not in _REGISTERED:
+        known = [known for known in _REGISTERED if known.startswith(f"{form[1]}.")]
+        if not known:
+            raise ValueError(f"Notebook {form[1]} has no exercises.")
         raise ValueError(f"There is no exercise {id}; notebook {form[1]} has {', '.join(known)}.")
     return _REGISTERED[id]
-
-
-def listing(notebook: str) -> list[Exercise]:
-    """The exercises of a notebook ("01"), in order.
-
-    Raises ValueError where that notebook has none.
-    """
-    module = f"ioi_helpers.exercises.nb{notebook}"
-    try:
-        importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise
-    found = [e for e in _REGISTERED.values() if e.id.startswith(notebook + ".")]
-    if not found:
-        raise ValueError(f"Notebook {notebook} has no exercises.")
-    return sorted(found, key=lambda e: int(e.id.split(".")[1]))
