@@ -250,7 +250,10 @@ def test_a_rounded_right_answer_is_right(answer: float, right: bool) -> None:
 def test_a_rounded_answer_that_a_mistake_gives_as_well_is_asked_for_more_digits() -> None:
     key = number(0.97975, relative=1e-4, mistakes={"using the labels": 0.98005})
     for rounded in (0.98, 0.980):
-        assert says(rounded, key) == "Right as far as it goes: give it with 4 decimals at least."
+        assert says(rounded, key) == (
+            "Right as far as it goes: give it with 4 decimals at least. It is also what one gets, "
+            "rounded, by using the labels."
+        )
     assert passes(0.9797, number(0.97975, relative=1e-4))
     assert "using the labels" in says(0.98005, key)
     assert "as far as it goes" in says(0.01, number(0.0069, relative=0.002)), "hardly a digit"

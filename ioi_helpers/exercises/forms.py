@@ -166,6 +166,8 @@ class Numbers:
                 fits = given.size == np.size(value)
                 if fits and self.distance(given.reshape(np.shape(value)), np.asarray(value)) <= 1:
                     return f"yours is the {what} over {name}s, and one for each is asked for"
+        if given.size == 1:
+            return f"one for each {' and '.join(self.axes)} is asked for, not a single one"
         return "an axis was averaged or selected away"
 
     def _wrong_values(self, given: Array, true: Array) -> str:
@@ -203,7 +205,7 @@ def _grains(given: Array) -> list[Array]:
     tensor = torch.from_numpy(np.ascontiguousarray(given))
     for dtype, unit in ((torch.float16, HALF), (torch.bfloat16, BRAIN)):
         if torch.equal(tensor.to(dtype).double(), tensor):
-            found.append(np.abs(given) * unit)
+            found.append(np.abs(given) * unit + 1e-12)  # an exact zero is rounded by nothing
     return found
 
 

@@ -65,7 +65,9 @@ def putting(
         rows = torch.arange(len(value), device=value.device)
         at = (slice(None),) * 2 if role is None else (rows, data.positions[role].to(rows.device))
         value = value.clone()
-        value[(*at, which)] = new[(*at, which)] if isinstance(new, Tensor) else new
+        part = value[at]
+        part[..., which, :] = new[at][..., which, :] if isinstance(new, Tensor) else new
+        value[at] = part
         return value
 
     return change

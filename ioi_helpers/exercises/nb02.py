@@ -1,33 +1,24 @@
-"""Checks for notebook 02, activation patching.
+"""Keys to the exercises of notebook 02, activation patching.
 
 They expect `exercises.use(model=model, demo=demo, corrupted=corrupted, many=many)`: the demo's
 prompts with their swapped counterparts, and a hundred unpaired generated prompts; exercise 02.7 is
-given its `contexts` too. Every truth is recomputed on the model at hand, with hooks or sweeps, and
-so is the value that each known mistake leads to there.
+given its `contexts` too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ioi_helpers import heads, metrics
+from ioi_helpers import heads
 from ioi_helpers.dataset import ROLES, IOIDataset
-from ioi_helpers.exercises.legacy import (
-    Refused,
-    Verdict,
-    as_array,
-    as_number,
-    exercise,
-    head_set,
-    numeric,
-    tensor_close,
-)
-from ioi_helpers.exercises.registry import Context
+from ioi_helpers.exercises.forms import whole_number
+from ioi_helpers.exercises.measure import Head, clean, error, hooked, putting, strongest
+from ioi_helpers.exercises.registry import Context, exercise
+from ioi_helpers.exercises.verdicts import Key, array, head_set, number, pick
 from ioi_helpers.patching import SweepResult, attribution_patch_sweep, patch_sweep
 
 PERMUTATIONS = 10_000
@@ -40,583 +31,425 @@ NAME_ROLES = ("IO", "S1", "S2")
 # --- what the checks measure ----------------------------------------------------------------------
 
 
-def _middle(ctx: Context) -> int:
-    """`block` in the notebook."""
-    return int(ctx.model.cfg.n_layers) // 2
+def _sweep(ctx: Context, data: IOIDataset, other: IOIDataset, *request: Any, **how: Any) -> Any:
+    return patch_sweep(ctx.model, data, other, *request, progress=False, **how)
 
 
-def _patch_stream(
-    ctx: Context,
-    layer: int,
-    role: str | None,
-    to: IOIDataset | None = None,
-    source: IOIDataset | None = None,
-    scored: IOIDataset | None = None,
-) -> Float[Tensor, " batch"]:
-    """Logit differences with the stream before a block replaced at a role (None: everywhere)."""
-    base = ctx.corrupted if to is None else to
-    other = ctx.demo if source is None else source
-    demo = ctx.demo if scored is None else scored
-    _, cache = ctx.model.run_with_cache(other.tokens)
-    resid = cache["resid_pre", layer]
-
-    def put_in(value: Tensor, hook: Any) -> Tensor:
-        if role is None:
-            return resid
-        value = value.clone()
-        rows, at = torch.arange(len(value)), ctx.demo.positions[role]
-        value[rows, at] = resid[rows, at]
-        return value
-
-    hooks = [(f"blocks.{layer}.hook_resid_pre", put_in)]
-    logits = ctx.model.run_with_hooks(base.tokens, fwd_hooks=hooks)
-    return metrics.logit_diff(logits, demo, per_prompt=True)
+def _by_head(ctx: Context) -> SweepResult:
+    """`by_head` in the notebook."""
+    return ctx.once("by head", lambda: _sweep(ctx, ctx.demo, ctx.corrupted, "z"))
 
 
-def _by_role(ctx: Context, data: IOIDataset, other: IOIDataset, key: str) -> SweepResult:
-    return ctx.once(
-        f"stream by role, {key}",
-        lambda: patch_sweep(ctx.model, data, other, "resid_pre", ("layer", "role"), progress=False),
-    )
-
-
-def _by_head(ctx: Context, data: IOIDataset, other: IOIDataset, key: str) -> SweepResult:
-    return ctx.once(
-        f"heads, {key}", lambda: patch_sweep(ctx.model, data, other, "z", progress=False)
-    )
-
-
-def _carrier(ctx: Context) -> tuple[int, int]:
+def _carrier(ctx: Context) -> Head:
     """The head whose z at END recovers most on the demo's prompts: `carrier` in the notebook."""
 
-    def compute() -> tuple[int, int]:
-        sweep = patch_sweep(
-            ctx.model,
-            ctx.demo,
-            ctx.corrupted,
-            "z",
-            ("layer", "head", "role"),
-            roles=("S2", "END"),
-            progress=False,
-        )
-        return divmod(int(sweep.fraction()[..., 1].argmax()), int(ctx.model.cfg.n_heads))
+    def compute() -> Head:
+        axes = ("layer", "head", "role")
+        at_end = _sweep(ctx, ctx.demo, ctx.corrupted, "z", axes, roles=("END",))
+        return strongest(at_end.fraction()[..., 0])
 
     return ctx.once("carrier", compute)
 
 
-def _a_prompt_each(answer: Any, truth: Float[Tensor, " batch"], near: float) -> Any:
-    """The answer as a vector where it is a row or a column; a verdict where it is one number.
-
-    Args:
-        answer: What was given.
-        truth: One value a prompt.
-        near: How near a number must be to the mean of the truth to be taken for it.
-    """
-    try:
-        given = as_array(answer)
-    except Refused:  # what cannot be read is told so by the comparison
-        return answer
-    if given.size == 1 and len(truth) > 1:
-        number, n = float(given.reshape(-1)[0]), len(truth)
-        for what, value, around in (
-            ("mean", float(truth.mean()), near),
-            ("sum", float(truth.sum()), n * near),
-        ):
-            if abs(number - value) <= around:
-                return Verdict(False, f"This is the {what} over prompts; give one number a prompt.")
-        return Verdict(False, f"Give one number a prompt ({n}), not a single one.")
-    return given.reshape(-1) if given.ndim == 2 and 1 in given.shape else answer
+def _with(
+    ctx: Context,
+    name: str,
+    role: str | None = "END",
+    which: Any = slice(None),
+    *,
+    to: IOIDataset,
+    source: IOIDataset,
+    scored: IOIDataset | None = None,
+    new: Any = None,
+) -> Float[Tensor, " batch"]:
+    """Logit differences with an activation of `source` put into the run on `to`."""
+    if new is None:
+        new = ctx.model.run_with_cache(source.tokens, names_filter=name)[1][name]
+    change = putting(new, ctx.demo, role, which)
+    return hooked(ctx.model, to, {name: change}, ctx.demo if scored is None else scored)
 
 
-# --- 02.1 -----------------------------------------------------------------------------------------
+# --- 02.1 One patch of your own -------------------------------------------------------------------
 
 
-@exercise("02.1", title="One patch of your own", difficulty="warm-up", minutes=5)
-def _one_patch(answer: Any, ctx: Context) -> Verdict:
-    layer = _middle(ctx)
-    truth = ctx.once("02.1", lambda: _patch_stream(ctx, layer, "END"))
-    clean = metrics.logit_diff(ctx.model(ctx.demo.tokens), ctx.demo).item()
+@exercise("02.1")
+def _one_patch(ctx: Context) -> Key:
+    n_layers = int(ctx.model.cfg.n_layers)
+    block = n_layers // 2
 
-    def corrupted() -> Float[Tensor, " batch"]:
-        return metrics.logit_diff(ctx.model(ctx.corrupted.tokens), ctx.demo, per_prompt=True)
+    def patched(role: str | None = "END", at: int = block, **how: Any) -> Tensor:
+        how = {"to": ctx.corrupted, "source": ctx.demo} | how
+        return _with(ctx, f"blocks.{min(max(at, 0), n_layers - 1)}.hook_resid_pre", role, **how)
 
-    broken = corrupted().mean().item()
-    answer = _a_prompt_each(answer, truth, 0.01 * abs(clean - broken))
-    if isinstance(answer, Verdict):
-        return answer
-    return tensor_close(
-        answer,
+    truth, before = patched(), hooked(ctx.model, ctx.corrupted, {}, ctx.demo)
+    gap = clean(ctx, "demo").mean() - before.mean()
+    _, cache = ctx.model.run_with_cache(ctx.corrupted.tokens)
+    _, other = ctx.model.run_with_cache(ctx.demo.tokens)
+    both = cache["resid_pre", block] + other["resid_pre", block]
+    return array(
         truth,
-        axes=("prompt",),
+        ("prompt",),
         relative=0.003,
         absolute=1e-3,
         mistakes={
-            "You patched S2; the task asks for END.": lambda: _patch_stream(ctx, layer, "S2"),
-            "You patched the wrong way round: run the corrupted prompts, and put activations of "
-            "the clean run in (denoising).": lambda: _patch_stream(
-                ctx, layer, "END", to=ctx.demo, source=ctx.corrupted
+            "patching S2, not END": patched("S2"),
+            "patching the wrong way round. Run the corrupted prompts, and put activations of the "
+            "clean run in (denoising)": patched(to=ctx.demo, source=ctx.corrupted),
+            "scoring with the corrupted prompts' answers. Score with `demo`, whose answers both "
+            "runs are asked for": patched(scored=ctx.corrupted),
+            "taking fractions recovered, not logit differences": (truth - before.mean()) / gap,
+            "taking changes from the corrupted run, not the patched run's logit differences": (
+                truth - before
             ),
-            "These are scored with the corrupted prompts' answers. Score with `demo`, whose "
-            "answers both runs are asked for.": lambda: _patch_stream(
-                ctx, layer, "END", scored=ctx.corrupted
-            ),
-            "These are fractions recovered; the task asks for logit differences.": lambda: (
-                (truth - broken) / (clean - broken)
-            ),
-            "These are changes from the corrupted run; the task asks for the logit differences of "
-            "the patched one.": lambda: truth - corrupted(),
-            "Nothing was patched: these are the logit differences of the corrupted run. Does your "
-            "hook return the changed tensor, is it passed to run_with_hooks, and does it patch "
-            "END?": corrupted,
-            "You patched every position, which gives the clean run; patch END only.": lambda: (
-                _patch_stream(ctx, layer, None)
-            ),
-            "You patched before the block above; `block` is the middle one.": lambda: _patch_stream(
-                ctx, min(layer + 1, ctx.model.cfg.n_layers - 1), "END"
-            ),
-            "You patched before the block below; `block` is the middle one.": lambda: _patch_stream(
-                ctx, max(layer - 1, 0), "END"
-            ),
+            "adding the clean stream to the corrupted one, not replacing it": patched(new=both),
+            "running the corrupted prompts with nothing patched. Nothing was patched if the hook "
+            "does not return the changed tensor, is not passed to run_with_hooks, or patches "
+            "elsewhere than at END": before,
+            "patching every position, which gives the clean run": patched(None),
+            "patching before the block above; `block` is the middle one": patched(at=block + 1),
+            "patching before the block below; `block` is the middle one": patched(at=block - 1),
         },
         right="Each prompt was patched at its own END.",
     )
 
 
-# --- 02.2 -----------------------------------------------------------------------------------------
+# --- 02.2 The handover ----------------------------------------------------------------------------
 
 
-def _handover_of(result: SweepResult) -> int:
-    recovered = result.fraction()
-    ahead = recovered[:, ROLES.index("END")] > recovered[:, ROLES.index("S2")]
-    return int(ahead.int().argmax()) if bool(ahead.any()) else len(ahead)
-
-
-@exercise("02.2", title="The handover", difficulty="easy", minutes=10)
-def _handover(answer: Any, ctx: Context) -> Verdict:
+@exercise("02.2")
+def _handover(ctx: Context) -> Key:
     n_layers = int(ctx.model.cfg.n_layers)
-    result = _by_role(ctx, ctx.many, ctx.many.swap_subject(), "many")
-    truth = _handover_of(result)
-    value = as_number(answer)
-    if value != int(value):
-        raise Refused("Give the number of a block (a whole number), not a fraction recovered.")
-    chosen = int(value)
-    if chosen == truth:
-        if truth == n_layers:
-            return Verdict(True, "END is ahead before no block.")
-        at = result.fraction()[truth]
-        s2, end = float(at[ROLES.index("S2")]), float(at[ROLES.index("END")])
-        return Verdict(True, f"There S2 recovers {s2:.2f} and END {end:.2f}.")
-    if not 0 <= chosen <= n_layers:
-        return Verdict(False, f"Blocks are numbered from 0 to {n_layers - 1}.")
-    if chosen == truth - 1:
-        return Verdict(
-            False,
-            "Before that block S2 still recovers at least as much as END, on the generated prompts "
-            "(`by_role`). Row i is the stream before block i; look for the first row in which END "
-            "is ahead.",
-        )
-    demo = _by_role(ctx, ctx.demo, ctx.corrupted, "demo")
-    if chosen == _handover_of(demo):
-        return Verdict(
-            False, "That is so on the demo's eight prompts; the task asks for the generated ones."
-        )
-    if chosen < truth:
-        return Verdict(False, "Too early: before that block S2 recovers more than END.")
-    return Verdict(False, "Too late: END is ahead before an earlier block already.")
 
+    def recovered(data: IOIDataset, other: IOIDataset) -> tuple[list[float], list[float]]:
+        fraction = _sweep(ctx, data, other, "resid_pre", ("layer", "role")).fraction()
+        s2, end = (fraction[:, ROLES.index(role)].tolist() for role in ("S2", "END"))
+        return s2, end
 
-# --- 02.3 -----------------------------------------------------------------------------------------
+    def first(s2: list[float], end: list[float]) -> int:
+        return next((i for i in range(n_layers) if end[i] > s2[i]), n_layers)
 
-
-@exercise("02.3", title="How many heads survive?", difficulty="medium", minutes=10)
-def _survivors(answer: Any, ctx: Context) -> Verdict:
-    def pvalues(result: SweepResult, permutations: int = PERMUTATIONS) -> Tensor:
-        return result.permutation_pvalue(n_permutations=permutations, seed=0)
-
-    result = _by_head(ctx, ctx.many, ctx.many.swap_subject(), "many")
-    p = ctx.once("02.3 p", lambda: pvalues(result))
-    count = p.numel()
-    threshold = LEVEL / count
-
-    def below(values: Tensor, limit: float) -> int:
-        return int((values < limit).sum())
-
-    value = as_number(answer)
-    # Another seed may move a head that lies close to the threshold across it.
-    fewest, most = below(p, 0.75 * threshold), below(p, 1.33 * threshold)
-    truth = below(p, threshold)
-    if value == int(value) and (fewest <= value <= most):
-        return Verdict(True, f"{truth} of {count} heads, each tested at {threshold:.5f}.")
-    if 0 < value < 1:
-        return Verdict(False, "Give the number of heads, not a share or a p-value.")
-    small = _by_head(ctx, ctx.demo, ctx.corrupted, "demo")
-    low, high = result.bootstrap_ci(of_effect=True, seed=0)
-    return numeric(
-        answer,
+    s2, end = recovered(ctx.many, ctx.many.swap_subject())
+    truth = first(s2, end)
+    return pick(
         truth,
-        relative=0.0,
-        absolute=0.5,
+        lambda answer: whole_number(
+            answer, "Give the number of a block (a whole number), not a fraction recovered."
+        ),
         mistakes={
-            "These are the heads with p < 0.05, uncorrected. With so many tests some of them are "
-            "chance: divide 0.05 by the number of tests.": lambda: below(p, LEVEL),
-            "This is the count on the eight prompts of the demo, whose smallest possible p is "
-            "2/256. Use `on_many`.": lambda: below(pvalues(small), threshold),
-            "That is the number of heads that do NOT survive; count the others.": lambda: (
-                count - truth
-            ),
-            "You divided by the number of layers or of heads a layer; every head of the model was "
-            "tested.": lambda: below(p, LEVEL / ctx.model.cfg.n_heads),
-            "You divided by the number of layers; every head of the model was tested.": lambda: (
-                below(p, LEVEL / ctx.model.cfg.n_layers)
-            ),
-            "These are the heads whose 95 % interval leaves out zero: again a test at 5 % each, "
-            "uncorrected.": lambda: int(((low > 0) | (high < 0)).sum()),
-            "These are the heads that recover more than 5 %; the task asks for those whose effect "
-            "is not zero, however small.": lambda: int((result.fraction().abs() > 0.05).sum()),
-            "You left out heads whose patch makes things worse; that is an effect, too.": lambda: (
-                int(((p < threshold) & (result.effect().mean(dim=-1) > 0).to(p.device)).sum())
+            "taking the last block before which S2 still recovers at least as much as END. Row i "
+            "is the stream before block i; look for the first row in which END is ahead": truth - 1,
+            "going by the demo's eight prompts, not the generated ones (`by_role`)": first(
+                *recovered(ctx.demo, ctx.corrupted)
             ),
         },
-        hint="Count the entries of the p-values below 0.05 divided by the number of heads.",
+        rules={
+            f"Blocks are numbered from 0 to {n_layers - 1}.": lambda i: not 0 <= i <= n_layers,
+            "Too early: before that block S2 recovers more than END.": lambda i: i < truth,
+            "Too late: END is ahead before an earlier block already.": lambda i: i > truth,
+        },
+        right="END is ahead before no block."
+        if truth == n_layers
+        else f"There S2 recovers {s2[truth]:z.2f} and END {end[truth]:z.2f}.",
     )
 
 
-# --- 02.4 -----------------------------------------------------------------------------------------
+# --- 02.3 How many heads survive? -----------------------------------------------------------------
 
 
-@exercise("02.4", title="Noise one head", difficulty="medium", minutes=15)
-def _noise_one_head(answer: Any, ctx: Context) -> Verdict:
-    model, demo = ctx.model, ctx.demo
-    layer, head = _carrier(ctx)
-    abc = demo.abc(seed=0)
-    clean = ctx.once("demo clean", lambda: metrics.logit_diff(model(demo.tokens), demo).item())
+@exercise("02.3")
+def _survivors(ctx: Context) -> Key:
+    result: SweepResult = _sweep(ctx, ctx.many, ctx.many.swap_subject(), "z")
+    small = _by_head(ctx)
 
-    def noised(
-        role: str | None = "END",
-        chosen: Any = head,
-        to: IOIDataset = demo,
-        source: IOIDataset = abc,
-        scored: IOIDataset = demo,
-        zero: bool = False,
-    ) -> float:
-        _, cache = model.run_with_cache(source.tokens)
-        new = torch.zeros_like(cache["z", layer]) if zero else cache["z", layer]
+    def pvalues(of: SweepResult) -> Tensor:
+        return of.permutation_pvalue(n_permutations=PERMUTATIONS, seed=0).cpu()
 
-        def put_in(z: Tensor, hook: Any) -> Tensor:
-            z = z.clone()
-            if role is None:
-                z[:, :, chosen] = new[:, :, chosen]
-            else:
-                rows, at = torch.arange(len(demo)), demo.positions[role]
-                z[rows, at, chosen] = new[rows, at, chosen]
-            return z
+    def below(limit: float, values: Tensor) -> int:
+        return int((values < limit).sum())
 
-        logits = model.run_with_hooks(
-            to.tokens, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", put_in)]
-        )
-        return metrics.logit_diff(logits, scored).item()
-
-    def base(data: IOIDataset) -> float:
-        return metrics.logit_diff(model(data.tokens), demo).item()
-
-    patched = ctx.once("02.4", noised)
-    return numeric(
-        answer,
-        clean - patched,
-        absolute=2e-3,
-        mistakes={
-            "This is the logit difference after the patch. How far did it fall from the clean one?"
-            "": lambda: patched,
-            "This is the change, patched minus clean; a drop is clean minus patched.": lambda: (
-                patched - clean
-            ),
-            "You patched the head at S2; the task asks for END.": lambda: clean - noised("S2"),
-            "The logit difference did not move: does your hook return the changed tensor, and is "
-            "it passed to run_with_hooks?": 0.0,
-            "The z came from another counterpart: use demo.abc(seed=0), not the swapped prompts."
-            "": lambda: clean - noised(source=ctx.corrupted),
-            "The z came from another counterpart: use demo.abc(seed=0), not random_names."
-            "": lambda: clean - noised(source=demo.random_names(seed=0)),
-            "The z came from another counterpart: use demo.abc(seed=0), not swap_order.": lambda: (
-                clean - noised(source=demo.swap_order())
-            ),
-            "The z came from other ABC prompts: use seed=0.": lambda: (
-                clean - noised(source=demo.abc(seed=1))
-            ),
-            "You patched the corrupted run; noising starts from the clean one, `demo`.": lambda: (
-                clean - noised(to=ctx.corrupted)
-            ),
-            "This is a share of the clean logit difference; give logits.": lambda: (
-                (clean - patched) / clean
-            ),
-            "You patched the wrong way round (clean activations into the ABC run): run `demo` and "
-            "put the ABC run's z in.": lambda: noised(to=abc, source=demo) - base(abc),
-            "You patched clean activations into the ABC run; the task is the other way round: run "
-            "`demo` and put the ABC run's z in.": lambda: clean - noised(to=abc, source=demo),
-            "You scored with the ABC prompts, which ask for other names: score with `demo`."
-            "": lambda: clean - noised(scored=abc),
-            "You set the head to zero; put in what it gives on the ABC prompts.": lambda: (
-                clean - noised(zero=True)
-            ),
-            "You patched all heads of the layer: patch `head` only.": lambda: (
-                clean - noised(chosen=slice(None))
-            ),
-            "You patched the head at all positions: patch END only.": lambda: clean - noised(None),
+    p = pvalues(result)
+    threshold = LEVEL / p.numel()
+    truth = below(threshold, p)
+    low, high = result.bootstrap_ci(of_effect=True, seed=0)
+    helps = result.effect().mean(dim=-1).cpu() > 0
+    pairs = len(ctx.demo.pair_ids.unique())
+    # Another seed may move a head that lies close to the threshold across it.
+    near = range(below(0.75 * threshold, p), below(1.33 * threshold, p) + 1)
+    return pick(
+        truth,
+        lambda answer: whole_number(answer, "Give the number of heads, not a share or a p-value."),
+        says="Your number is",
+        also={
+            f"Close: {n} with other permutations, {truth} with seed 0.": n
+            for n in near
+            if n != truth
         },
+        mistakes={
+            "testing at 0.05, uncorrected. With so many tests some of them are chance: divide 0.05 "
+            "by the number of tests": below(LEVEL, p),
+            "counting on the demo's eight prompts. They are "
+            f"{pairs} pairs, whose smallest possible p is 2/{2**pairs}. Use `on_many`": below(
+                threshold, pvalues(small)
+            ),
+            "counting the heads that do NOT survive": p.numel() - truth,
+            "dividing by the number of heads a layer. Every head of the model was tested": below(
+                LEVEL / ctx.model.cfg.n_heads, p
+            ),
+            "dividing by the number of layers. Every head of the model was tested": below(
+                LEVEL / ctx.model.cfg.n_layers, p
+            ),
+            "counting the 95 % intervals that leave out zero, again tests at 5 % each, uncorrected"
+            "": int(((low > 0) | (high < 0)).sum()),
+            "counting heads that recover more than 5 %. The task asks for effects that are not "
+            "zero, however small": int((result.fraction().abs() > 0.05).sum()),
+            "leaving out heads whose patch makes things worse, which is an effect, too": int(
+                ((p < threshold) & helps).sum()
+            ),
+        },
+        hint="Count the entries of the p-values below 0.05 divided by the number of heads.",
+        right=f"{truth} of {p.numel()} heads, each tested at {threshold:.5f}.",
+    )
+
+
+# --- 02.4 Noise one head --------------------------------------------------------------------------
+
+
+@exercise("02.4")
+def _noise_one_head(ctx: Context) -> Key:
+    demo, abc = ctx.demo, ctx.demo.abc(seed=0)
+    layer, head = _carrier(ctx)
+
+    def noised(role: str | None = "END", which: Any = head, **how: Any) -> Tensor:
+        how = {"to": demo, "source": abc} | how
+        return _with(ctx, f"blocks.{layer}.attn.hook_z", role, which, **how)
+
+    def drop(*place: Any, **how: Any) -> float:
+        return float((before - noised(*place, **how)).mean())
+
+    before = clean(ctx, "demo")
+    whole, fall = float(before.mean()), drop()
+    other_way = float(noised(to=abc, source=demo).mean())
+    return number(
+        fall,
+        absolute=2e-3,
+        error=error(before - noised(), demo),
         unit="logits",
+        mistakes={
+            "taking the logit difference after the patch, not its fall": whole - fall,
+            "taking the change, patched minus clean; a drop is clean minus patched": -fall,
+            "patching the head at S2, not at END": drop("S2"),
+            "patching nothing. Does your hook return the changed tensor, and is it passed to "
+            "run_with_hooks?": 0.0,
+            "taking another counterpart, `corrupted`, not demo.abc(seed=0)": drop(
+                source=ctx.corrupted
+            ),
+            "taking another counterpart, random_names, not demo.abc(seed=0)": drop(
+                source=demo.random_names(seed=0)
+            ),
+            "taking another counterpart, swap_order, not demo.abc(seed=0)": drop(
+                source=demo.swap_order()
+            ),
+            "taking other ABC prompts than those of seed=0": drop(source=demo.abc(seed=1)),
+            "starting from the corrupted run; noising starts from the clean one, `demo`": drop(
+                to=ctx.corrupted
+            ),
+            "taking a share of the clean logit difference, not logits": fall / whole,
+            "patching the wrong way round. Run `demo` and put the ABC run's z in": other_way
+            - float(hooked(ctx.model, abc, {}, demo).mean()),
+            "patching clean activations into the ABC run. It is the other way round: run `demo` "
+            "and put the ABC run's z in": whole - other_way,
+            "scoring with the ABC prompts, which ask for other names": drop(scored=abc),
+            "setting the head to zero, not to what it gives on the ABC prompts": drop(new=0.0),
+            "patching all heads of the layer": drop("END", slice(None)),
+            "patching the head at all positions, not at END only": drop(None),
+        },
         hint="Run the clean prompts, and replace one head's z at END.",
     )
 
 
-# --- 02.5 -----------------------------------------------------------------------------------------
+# --- 02.5 Heads that carry the order --------------------------------------------------------------
 
 
-@exercise("02.5", title="Heads that carry the order", difficulty="medium", minutes=15)
-def _carry_order(answer: Any, ctx: Context) -> Verdict:
-    model, many = ctx.model, ctx.many
+@exercise("02.5")
+def _carry_order(ctx: Context) -> Key:
+    many: IOIDataset = ctx.many
+    labels = heads.head_labels(ctx.model)
 
-    def noise(other: IOIDataset, role: str = "END") -> SweepResult:
-        return patch_sweep(
-            model,
-            many,
-            other,
-            "z",
-            ("layer", "head", "role"),
-            roles=(role,),
-            direction="noising",
-            progress=False,
-        )
-
-    order = ctx.once("order at END", lambda: noise(many.swap_order()))
-    other = ctx.once("names at END", lambda: noise(many.random_names(seed=0)))
-    clean = float(order.clean.mean())
-    labels = heads.head_labels(model)
-
-    def moves(result: SweepResult) -> Float[Tensor, "layer head"]:
-        return result.effect().mean(dim=-1)[..., 0]
-
-    by_order, by_name = moves(order), moves(other)
+    def moves(other: IOIDataset, role: str = "END") -> Float[Tensor, "layer head"]:
+        axes, how = ("layer", "head", "role"), {"roles": (role,), "direction": "noising"}
+        return _sweep(ctx, many, other, "z", axes, **how).effect().mean(dim=-1)[..., 0].cpu()
 
     def chosen(mask: Tensor) -> list[str]:
-        return [labels[i] for i, yes in enumerate(mask.flatten().tolist()) if yes]
+        return [label for label, yes in zip(labels, mask.flatten().tolist()) if yes]
 
-    large = by_order.abs() >= ORDER_SHARE * clean
-    truth = chosen(large & (by_name.abs() < NAMES_SHARE * by_order.abs()))
-    if isinstance(answer, (list, tuple, set)) and not answer and truth:
-        return Verdict(False, "There are such heads on this model; the list is empty.")
-    if not truth and not (isinstance(answer, (list, tuple, set)) and not answer):
-        if isinstance(answer, str):
-            raise Refused("Give a list of heads (an empty one if there are none), not text.")
-        strong = chosen(by_name.abs() >= ORDER_SHARE * clean)
-        verdict = head_set(
-            answer,
-            [],
-            mistakes={
-                "These heads change the logit difference under random_names; the question is "
-                "which do so under swap_order and not there.": strong
-            }
-            if strong
-            else None,
-            shape=(by_order.shape[0], by_order.shape[1]),
-        )
-        if verdict.passed is False:
-            return Verdict(
-                False,
-                f"{verdict.message} The first condition (5 % under swap_order) holds for "
-                f"{int(large.sum())} heads on this model.",
-            )
-        return verdict
-    swap = many.swap_subject()
+    signed, by_name = moves(many.swap_order()), moves(many.random_names(seed=0))
+    by_order, names = signed.abs(), by_name.abs()
+    least = ORDER_SHARE * float(hooked(ctx.model, many, {}).mean())
+    large, few = by_order >= least, names < NAMES_SHARE * by_order
+    truth = chosen(large & few)
     return head_set(
-        answer,
         truth,
-        mistakes={
-            "These meet the first condition only: some of them react to random names as well."
-            "": lambda: chosen(large),
-            "These meet the second condition only: some of them hardly react to swap_order either."
-            "": lambda: chosen(by_name.abs() < NAMES_SHARE * by_order.abs()),
-            "You left out the absolute value: these are the heads whose change is positive."
-            "": lambda: chosen(
-                (by_order >= ORDER_SHARE * clean) & (by_name < NAMES_SHARE * by_order)
-            ),
-            "These are the heads that carry names: large under random_names. The task asks for "
-            "the opposite.": lambda: chosen(
-                (by_name.abs() >= ORDER_SHARE * clean)
-                & (by_order.abs() < NAMES_SHARE * by_name.abs())
-            ),
-            "These are the heads that are large under swap_subject, which changes place and name "
-            "at once; compare swap_order with random_names.": lambda: chosen(
-                moves(noise(swap)).abs() >= ORDER_SHARE * clean
-            ),
-            "These are heads that matter at S2; the task asks for END.": lambda: chosen(
-                moves(noise(many.swap_order(), "S2")).abs() >= ORDER_SHARE * clean
-            ),
-        },
         shape=(by_order.shape[0], by_order.shape[1]),
-        hint="Both conditions are about sizes (absolute values) of the changes at END.",
-        right="None: nothing here asks for the order." if not truth else "",
+        mistakes={
+            "asking for the first condition only. Some of these react to random names as well": (
+                chosen(large)
+            ),
+            "asking for the second condition only. Some of these hardly react to swap_order": (
+                chosen(few)
+            ),
+            "leaving out the absolute value, so that only positive changes count": chosen(
+                (signed >= least) & (by_name < NAMES_SHARE * signed)
+            ),
+            "looking for heads that carry names, large under random_names. The task asks for the "
+            "opposite": chosen((names >= least) & (by_order < NAMES_SHARE * names)),
+            "looking for heads that are large under random_names": chosen(names >= least),
+            "looking for heads that are large under swap_subject, which changes place and name at "
+            "once. Compare swap_order with random_names": chosen(
+                moves(many.swap_subject()).abs() >= least
+            ),
+            "looking at S2, not at END": chosen(moves(many.swap_order(), "S2").abs() >= least),
+        },
+        hint="Both conditions are about sizes (absolute values) of the changes at END. The first "
+        f"(5 % under swap_order) holds for {int(large.sum())} heads on this model.",
+        right="" if truth else "None: nothing here asks for the order.",
     )
 
 
-# --- 02.6 -----------------------------------------------------------------------------------------
+# --- 02.6 Attribution patching by hand ------------------------------------------------------------
 
 
-@exercise("02.6", title="Attribution patching by hand", difficulty="hard", minutes=25)
-def _attribution(answer: Any, ctx: Context) -> Verdict:
-    model, demo, corrupted = ctx.model, ctx.demo, ctx.corrupted
+@exercise("02.6")
+def _attribution(ctx: Context) -> Key:
+    model, demo = ctx.model, ctx.demo
     layer, head = _carrier(ctx)
+    name = f"blocks.{layer}.attn.hook_z"
 
-    def measured() -> dict[str, Tensor]:
-        found = {}
-        for run, data in (("corrupted", corrupted), ("clean", demo)):
-            kept: list[Tensor] = []
+    def measured(data: IOIDataset) -> tuple[Tensor, Tensor]:
+        """The head's z, and the gradient of the summed logit differences there."""
+        kept: list[Tensor] = []
 
-            def ask(embedding: Tensor, hook: Any) -> Tensor:
-                return embedding.detach().requires_grad_(True)
+        def keep(z: Tensor) -> Tensor:
+            kept.append(z)
+            return z  # what a hook is given may be a reshaped copy, used only if returned
 
-            def keep(z: Tensor, hook: Any, kept: list[Tensor] = kept) -> Tensor:
-                kept.append(z)
-                return z  # what a hook is given may be a reshaped copy, used only if returned
+        with torch.enable_grad():
+            changes = {"hook_embed": lambda e: e.detach().requires_grad_(True), name: keep}
+            total = hooked(model, data, changes, demo).sum()
+            (gradient,) = torch.autograd.grad(total, kept[0])
+        return kept[0].detach()[:, :, head], gradient[:, :, head]
 
-            with torch.enable_grad():
-                hooks = [("hook_embed", ask), (f"blocks.{layer}.attn.hook_z", keep)]
-                logits = model.run_with_hooks(data.tokens, fwd_hooks=hooks)
-                total = metrics.logit_diff(logits, demo, per_prompt=True).sum()
-                (gradient,) = torch.autograd.grad(total, kept[0])
-            found[run] = kept[0].detach()[:, :, head]
-            found[f"gradient, {run}"] = gradient[:, :, head]
-        return found
-
-    parts = ctx.once("02.6", measured)
-    change = parts["clean"] - parts["corrupted"]
-    gradient = parts["gradient, corrupted"]
-    rows, end = torch.arange(len(demo)), demo.positions["END"]
-
-    def estimate(size: Tensor, slope: Tensor) -> Tensor:
-        return (size * slope).sum(dim=(1, 2))
-
-    truth = estimate(change, gradient)
-
-    def by_sweep() -> SweepResult:
-        return ctx.once(
-            "02.6 all heads",
-            lambda: attribution_patch_sweep(model, demo, corrupted, progress=False),
-        )
-
-    answer = _a_prompt_each(answer, truth, 0.01 * abs(float(truth.mean())))
-    if isinstance(answer, Verdict):
-        return answer
-    return tensor_close(
-        answer,
+    corrupted, gradient = measured(ctx.corrupted)
+    z, gradient_of_clean = measured(demo)
+    change = z - corrupted
+    parts = (change * gradient).sum(dim=-1)
+    rows, at = torch.arange(len(demo)), demo.positions
+    truth = parts.sum(dim=-1)
+    sweep = attribution_patch_sweep(model, demo, ctx.corrupted, progress=False)
+    every_head = sweep.effect()[layer].to(truth)
+    return array(
         truth,
-        axes=("prompt",),
+        ("prompt",),
         absolute=1e-4,
         mistakes={
-            "This is divided by the number of prompts: take the gradient of the sum of the logit "
-            "differences, not of their mean.": lambda: truth / len(demo),
-            "Here the gradient of the clean run was used. The estimate starts from the run that "
-            "is patched, the corrupted one.": lambda: estimate(change, parts["gradient, clean"]),
-            "You multiplied the gradient with the clean z alone; take the corrupted z away first."
-            "": lambda: estimate(parts["clean"], gradient),
-            "You multiplied the gradient with the corrupted z; the change is clean minus "
-            "corrupted.": lambda: estimate(parts["corrupted"], gradient),
-            "This is the exact effect of the patch. The task asks for its linear estimate."
-            "": lambda: (
-                patch_sweep(model, demo, corrupted, "z", progress=False)
-                .effect()[layer, head]
-                .to(truth)
-            ),
-            "These are logit differences (baseline plus estimate); give the estimate alone."
-            "": lambda: by_sweep().values[layer, head].to(truth),
-            "Here all heads of the layer are summed: pick `head`.": lambda: (
-                by_sweep().effect()[layer].sum(dim=0).to(truth)
-            ),
-            "This is what the change at S2 contributes; sum over all positions.": lambda: (
-                change * gradient
-            ).sum(dim=-1)[rows, demo.positions["S2"]],
-            "This is another head of the layer; use `carrier`.": lambda: (
-                by_sweep().effect()[layer, (head + 1) % model.cfg.n_heads].to(truth)
-            ),
-            "This is the change summed, without the gradient.": lambda: change.sum(dim=(1, 2)),
-            "This is the gradient summed, without the change.": lambda: gradient.sum(dim=(1, 2)),
-            "Here absolute values were summed; contributions of both signs must cancel.": lambda: (
+            "dividing by the number of prompts. Take the gradient of the sum of the logit "
+            "differences, not of their mean": truth / len(demo),
+            "taking the gradient of the clean run. The estimate starts from the run that is "
+            "patched, the corrupted one": (change * gradient_of_clean).sum(dim=(1, 2)),
+            "multiplying the gradient with the clean z alone. Take the corrupted z away first": (
+                z * gradient
+            ).sum(dim=(1, 2)),
+            "multiplying the gradient with the corrupted z; the change is clean minus corrupted": (
+                corrupted * gradient
+            ).sum(dim=(1, 2)),
+            "measuring the exact effect of the patch, not its linear estimate": _by_head(
+                ctx
+            ).effect()[layer, head],
+            "adding the baseline to the estimate": sweep.values[layer, head],
+            "adding up all heads of the layer": every_head.sum(dim=0),
+            "taking another head of the layer than `carrier`": every_head[
+                (head + 1) % model.cfg.n_heads
+            ],
+            "taking what the change at S2 contributes, not all positions": parts[rows, at["S2"]],
+            "taking what the change at END contributes, not all positions": parts[rows, at["END"]],
+            "adding up the change without the gradient": change.sum(dim=(1, 2)),
+            "adding up the gradient without the change": gradient.sum(dim=(1, 2)),
+            "adding up absolute values; contributions of both signs must cancel": (
                 (change * gradient).abs().sum(dim=(1, 2))
             ),
-            "This is what the change at END contributes; sum over all positions.": lambda: (
-                change * gradient
-            ).sum(dim=-1)[rows, end],
         },
         right="The same backward pass holds the estimate for every other head.",
     )
 
 
-# --- 02.7 -----------------------------------------------------------------------------------------
+# --- 02.7 Token or context? -----------------------------------------------------------------------
 
 
-def _share(
+def _fitted(
     outputs: Float[Tensor, "mention d_model"], groups: Int[Tensor, " mention"]
-) -> tuple[float, float]:
-    """Share of the variance explained by groups, and the same of the mean square."""
+) -> Float[Tensor, "mention d_model"]:
+    """Each output's group's average."""
     fitted = torch.empty_like(outputs)
     for group in groups.unique():
         fitted[groups == group] = outputs[groups == group].mean(dim=0)
-    left = (outputs - fitted).pow(2).sum()
-    centred = (outputs - outputs.mean(dim=0)).pow(2).sum()
-    return float(1 - left / centred), float(1 - left / outputs.pow(2).sum())
+    return fitted
 
 
-@exercise("02.7", title="Token or context?", difficulty="medium", minutes=20)
-def _token_or_context(answer: Any, ctx: Context) -> Verdict:
+def _explained(outputs: Float[Tensor, "mention d_model"], groups: Int[Tensor, " mention"]) -> float:
+    """Share of the variance explained by groups."""
+    left = (outputs - _fitted(outputs, groups)).pow(2).sum()
+    return float(1 - left / (outputs - outputs.mean(dim=0)).pow(2).sum())
+
+
+@exercise("02.7")
+def _token_or_context(ctx: Context) -> Key:
     contexts: IOIDataset = ctx.contexts
+    _, cache = ctx.model.run_with_cache(contexts.tokens)
 
     def mentions(layer: int = 0, name: str = "hook_mlp_out") -> Float[Tensor, "mention d_model"]:
-        key = f"blocks.{layer}.{name}"
-        _, cache = ctx.model.run_with_cache(contexts.tokens)
-        return torch.cat([contexts.gather(cache[key], role) for role in NAME_ROLES])
+        values = cache[f"blocks.{layer}.{name}"]
+        return torch.cat([contexts.gather(values, role) for role in NAME_ROLES])
 
     outputs = mentions()
     who = torch.cat([contexts.io_tokens, contexts.s_tokens, contexts.s_tokens])
     role = torch.arange(len(NAME_ROLES), device=who.device).repeat_interleave(len(contexts))
-    truth, around_zero = _share(outputs, who)
-    by_role = _share(outputs, role)[0]
-
-    def one_role(which: int) -> Callable[[], float]:
-        here = role == which
-        return lambda: _share(outputs[here], who[here])[0]
-
-    fitted = torch.stack([outputs[who == token].mean(dim=0) for token in who.tolist()])
-
-    def ratio_of_lengths() -> float:
-        return float((fitted.norm(dim=1) / outputs.norm(dim=1)).mean())
-
-    def mean_of_shares() -> float:
-        left = (outputs - fitted).pow(2).sum(dim=0)
-        return float((1 - left / (outputs - outputs.mean(dim=0)).pow(2).sum(dim=0)).mean())
-
-    return numeric(
-        answer,
+    truth, by_role = _explained(outputs, who), _explained(outputs, role)
+    fitted = _fitted(outputs, who)
+    centred = outputs - outputs.mean(dim=0)
+    left = (outputs - fitted).pow(2).sum(dim=0)
+    left_of_square = float(left.sum() / outputs.pow(2).sum())
+    only = {name: role == i for i, name in enumerate(NAME_ROLES)}
+    return number(
         truth,
         absolute=1e-3,
         mistakes={
-            "This is the share that is left over; the share explained is 1 minus it.": 1 - truth,
-            "The overall average was not taken away: this compares with the mean square, not with "
-            "the variance.": around_zero,
-            "This is the share of the mean square that is left over: take the overall average "
-            "away, and subtract from 1.": 1 - around_zero,
-            "This is what the role (IO, S1 or S2) explains; group by the name.": by_role,
-            "This is the root of it: use squares.": truth**0.5,
-            "This is per cent; give a share, between 0 and 1.": 100 * truth,
-            "This is an average of one share for each dimension: sum over dimensions first, then "
-            "divide.": mean_of_shares,
-            "This is a ratio of lengths; the task asks for squares of distances.": ratio_of_lengths,
-            "This is the second MLP; the first is block 0's.": lambda: _share(mentions(1), who)[0],
-            "This is the residual stream after the block; use the MLP's output.": lambda: _share(
+            "taking the share that is left over; the share explained is 1 minus it": 1 - truth,
+            "comparing with the mean square, not with the variance. The overall average was not "
+            "taken away": 1 - left_of_square,
+            "taking the share of the mean square that is left over. Take the overall average away, "
+            "and subtract from 1": left_of_square,
+            "grouping by the role (IO, S1 or S2), not by the name": by_role,
+            "taking the root of it; use squares": truth**0.5,
+            "giving it in per cent; a share lies between 0 and 1": 100 * truth,
+            "averaging one share for each dimension. Sum over dimensions first, then divide": float(
+                (1 - left / centred.pow(2).sum(dim=0)).mean()
+            ),
+            "dividing lengths; the task asks for squares of distances": float(
+                (fitted.norm(dim=1) / outputs.norm(dim=1)).mean()
+            ),
+            "averaging cosines; the task asks for squares of distances": float(
+                torch.cosine_similarity(fitted, outputs).mean()
+            ),
+            "taking the second MLP; the first is block 0's": _explained(mentions(1), who),
+            "taking the residual stream after the block, not the MLP's output": _explained(
                 mentions(0, "hook_resid_post"), who
-            )[0],
-            "These are the mentions at IO only; all three roles belong in.": one_role(0),
-            "These are the mentions at S1 only; all three roles belong in.": one_role(1),
-            "These are the mentions at S2 only; all three roles belong in.": one_role(2),
+            ),
+        }
+        | {
+            f"taking the mentions at {name} only; all three roles belong in": _explained(
+                outputs[here], who[here]
+            )
+            for name, here in only.items()
         },
         hint="One minus the squared distances from the names' averages over those from the mean.",
-        right=f"The role (IO, S1 or S2) explains {by_role:.2f} of it.",
+        right=f"The role (IO, S1 or S2) explains {by_role:z.2f} of it.",
     )

@@ -128,12 +128,13 @@ def decide(answer: Any, key: Key) -> Verdict:
         given = key.form.read(answer)
     except Refused as refusal:
         return Verdict(False, str(refusal))
-    passed, said = _judge(given, key)
+    passed, said = judge(given, key)
     caveat = key.caveat if passed or key.nothing else ""
     return Verdict(passed, f"{said} {caveat}".strip())
 
 
-def _judge(given: Any, key: Key) -> tuple[bool, str]:
+def judge(given: Any, key: Key) -> tuple[bool, str]:
+    """Whether a value, as the key's form reads answers, is right, and what to say of it."""
     if key.is_right(given):
         return True, key.right(given) if callable(key.right) else key.right
     for said, value in key.others.items():
@@ -155,16 +156,17 @@ def _judge(given: Any, key: Key) -> tuple[bool, str]:
 
 def _rounded(given: Any, truth: Any, grain: Any, key: Key) -> tuple[bool, str]:
     """Right if no mistake that we know of comes so close, else asked for more digits."""
+    apart = {
+        text: float(np.max(np.abs(given - value) / grain))
+        for text, value in key.wrong.items()
+        if value.shape == given.shape and not key.is_right(value)
+    }
     coarse = float(np.max(grain)) > COARSE * float(np.abs(truth).max())
-    close = any(
-        value.shape == given.shape
-        and bool(np.all(np.abs(given - value) <= 2 * grain))
-        and not key.is_right(value)
-        for value in key.wrong.values()
-    )
-    if (coarse or close) and isinstance(key.form, Numbers):
+    if (coarse or min(apart.values(), default=math.inf) <= 2) and isinstance(key.form, Numbers):
+        alike = [text for text, far in apart.items() if far <= 1 + 1e-6]
+        also = f" It is also what one gets, rounded, {_by(alike)}." if alike else ""
         digits = key.form.digits(truth)
-        return False, f"Right as far as it goes: give it with {digits} decimals at least."
+        return False, f"Right as far as it goes: give it with {digits} decimals at least.{also}"
     return True, key.right(given) if callable(key.right) else key.right
 
 

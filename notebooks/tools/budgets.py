@@ -23,7 +23,8 @@ from nbformat import NotebookNode
 from tqdm import tqdm
 
 from notebooks.tools.execution import CellFailed, Execution, execute, find_notebooks
-from notebooks.tools.stored_outputs import code_cells, read, tags
+from notebooks.tools.stored_outputs import read, tags
+from notebooks.tools.tasks import tasks
 
 TIMED_MODELS = ("ioi-mini", "ioi-plain")
 WORDS_A_MINUTE = 150  # technical prose, read with thought
@@ -59,9 +60,9 @@ def reading_rows(notebook: NotebookNode) -> list[str]:
     minutes = max(1, round(words / WORDS_A_MINUTE))
     plural = "" if minutes == 1 else "s"
     rows = [f"| to read | about {minutes} minute{plural} ({words:,} words) |"]
-    tasks = [c.metadata.get("exercise", {}).get("minutes") for c in code_cells(notebook)]
-    if any(tasks):
-        rows.append(f"| to do the exercises | about {sum(t or 0 for t in tasks)} minutes more |")
+    working = sum(task.minutes for task in tasks(notebook))
+    if working:
+        rows.append(f"| to do the exercises | about {working} minutes more |")
     return rows
 
 

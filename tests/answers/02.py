@@ -1,8 +1,7 @@
 """Answers to the exercises of notebook 02: what readers write that is right, and what is not.
 
 Each is source for the stub's cell, run where the stub stands (see `tests/exercise_runs.py`). A
-wrong answer comes with a pattern that the refusal must match and, where it is wrong on one model
-only, that model.
+wrong answer comes with a pattern that the refusal must match.
 """
 
 from __future__ import annotations
@@ -184,7 +183,6 @@ WRONG = {
             "f = on_demo.fraction()\n"
             "handover = int((f[:, 4] > f[:, 3]).int().argmax())",
             r"still recovers.*generated prompts|eight prompts",
-            "ioi-mini",
         ),
     ],
     "02.3": [
@@ -196,7 +194,7 @@ WRONG = {
         (
             "p = by_head.permutation_pvalue(n_permutations=10_000, seed=0)\n"
             "survivors = int((p < 0.05 / p.numel()).sum())",
-            r"2/256",
+            r"smallest possible p",
         ),
         (
             "p = on_many.permutation_pvalue(n_permutations=10_000, seed=0)\n"
@@ -209,7 +207,6 @@ WRONG = {
             "helps = on_many.effect().mean(dim=-1).cpu() > 0\n"
             "survivors = int(((p.cpu() < 0.05 / p.numel()) & helps).sum())",
             r"makes things worse",
-            "ioi-mini",
         ),
         ("survivors = 0.05 / (n_layers * n_heads)", r"number of heads, not a share"),
         ("survivors = names[:3]", r"single number"),
@@ -218,9 +215,9 @@ WRONG = {
         (NOISE + "drop = noised(demo, demo.abc(seed=0))", r"after the patch"),
         (NOISE + "drop = noised(demo, demo.abc(seed=0)) - clean_diff", r"clean minus patched"),
         (NOISE + "drop = clean_diff - noised(demo, corrupted)", r"another counterpart"),
-        (NOISE + "drop = clean_diff - noised(demo, demo.swap_order())", r"not swap_order"),
-        (NOISE + "drop = clean_diff - noised(demo, demo.abc(seed=1))", r"seed=0", "ioi-mini"),
-        ("drop = clean_diff - metrics.logit_diff(clean_logits, demo).item()", r"did not move"),
+        (NOISE + "drop = clean_diff - noised(demo, demo.swap_order())", r"counterpart, swap_order"),
+        (NOISE + "drop = clean_diff - noised(demo, demo.abc(seed=1))", r"seed=0"),
+        ("drop = clean_diff - metrics.logit_diff(clean_logits, demo).item()", r"patching nothing"),
         (NOISE + "drop = clean_diff - noised(demo.abc(seed=0), demo)", r"the other way round"),
         (NOISE + "drop = 1 - noised(demo, demo.abc(seed=0)) / clean_diff", r"share"),
         (NOISE + 'drop = clean_diff - noised(demo, demo.abc(seed=0), role="S2")', r"at S2"),
@@ -234,7 +231,7 @@ WRONG = {
         ),
     ],
     "02.5": [
-        (SIZES + "carry_order = pick(order >= five)", r"first condition", "ioi-mini"),
+        (SIZES + "carry_order = pick(order >= five)", r"first condition"),
         (
             SIZES + "carry_order = pick((random_size >= five) & (order < random_size / 4))",
             r"carry names|under random_names",
@@ -243,16 +240,15 @@ WRONG = {
             SIZES + 'carry_order = pick(changes["swap_subject"].abs() >= five)',
             r"swap_subject|under swap_order",
         ),
-        (SIZES + "carry_order = pick(random_size < order / 4)", r"second condition", "ioi-mini"),
+        (SIZES + "carry_order = pick(random_size < order / 4)", r"second condition"),
         (
             'order, other = changes["swap_order"], changes["random_names"]\n'
             "mask = (order >= 0.05 * clean_mean) & (other < order / 4)\n"
             "carry_order = [n for n, yes in zip(names, mask.flatten().tolist()) if yes]",
             r"absolute value",
-            "ioi-mini",
         ),
         ('carry_order = ["L99H0"]', r"no L99H0"),
-        ("carry_order = []", r"There are such heads", "ioi-mini"),
+        ("carry_order = []", r"There are such heads"),
         (SIZES + "carry_order = pick(random_size > 0)", r"do not belong|5 %"),
     ],
     "02.6": [

@@ -152,7 +152,7 @@ WRONG = {
         ('leftover = (effect["z"] - effect["v"] - effect["pattern"]).T', r"axes"),
         (
             'leftover = (effect["z"] - effect["v"] - effect["pattern"]).sum()',
-            r"averaged or selected",
+            r"not a single one",
         ),
     ],
     "03.2": [
@@ -160,7 +160,7 @@ WRONG = {
         (MIX + "mixed = mix(cache, cache)", r"clean z"),
         (MIX + "mixed = mix(corrupted_cache, corrupted_cache)", r"corrupted z"),
         (MIX + 'mixed = mix(cache, corrupted_cache, demo.positions["S2"][0])', r"at S2"),
-        (MIX + "mixed = mix(cache, corrupted_cache).mean(0)", r"averaged or selected"),
+        (MIX + "mixed = mix(cache, corrupted_cache).mean(0)", r"mean over prompts"),
         (
             "layer, head = entangled\n"
             'mixed = torch.einsum("bk,bkd->bd", cache["pattern", layer][:, head, :, -1], '
@@ -173,13 +173,12 @@ WRONG = {
         (
             COPY + 'share = score(many.gather(run["hook_embed"], "IO"), many.io_tokens)',
             r"bare embedding",
-            "ioi-mini",
         ),
         (
             COPY + 'share = score(many.gather(run["resid_post", 0], "END"), many.io_tokens)',
             r"at END",
         ),
-        (COPY + "share = score_of_what_is_read(copier)", r"own block", "ioi-mini"),
+        (COPY + "share = score_of_what_is_read(copier)", r"own block"),
         (
             COPY + "best = written_logits(copier, io).topk(5).indices\n"
             "share = (best == many.io_tokens[:, None]).float().mean()",
@@ -187,7 +186,7 @@ WRONG = {
         ),
         (COPY + "share = score(io, many.io_tokens, sign=-1.0)", r"sign|END"),
         ("share = heads.copying_scores(model, many)[copier]", r"IO alone|together"),
-        (COPY + "share = 60 * score(io, many.io_tokens)", r"too high"),
+        (COPY + "share = 60 * score(io, many.io_tokens)", r"counting prompts"),
     ],
     "03.4": [
         (POOL + 'pooled = pool(many, ("IO", "S1", "S2"))', r"clean prompts"),
@@ -197,18 +196,18 @@ WRONG = {
         (POOL + 'pooled = -pool(abc, ("IO", "S1", "S2"))', r"sign|too"),
     ],
     "03.5": [
-        (MATCH + "matched = own_best(scores_60, 0)", r"along the rows", "ioi-mini"),
-        (MATCH + "matched = own_best(scores_60[:12, :12])", r"twelve names", "ioi-mini"),
+        (MATCH + "matched = own_best(scores_60, 0)", r"along the rows"),
+        (MATCH + "matched = own_best(scores_60[:12, :12])", r"twelve names"),
         (MATCH + "matched = own_best(scores_60) * 60", r"too high"),
         (MATCH + "matched = 1 - own_best(scores_60)", r"too high"),
         (MATCH + "matched = scores_60.diag()", r"single number"),
     ],
     "03.6": [
         (FIT + "strengths = [token, position]", r"order is"),
-        (FIT + "strengths = [2 * position, 2 * token]", r"halve"),
-        (FIT + "strengths = [2 * position, token]", r"halve", "ioi-mini"),
-        (FIT + "strengths = [position, 2 * token]", r"halve", "ioi-plain"),
-        (FIT + "strengths = [-position, token]", r"sign of the position", "ioi-mini"),
+        (FIT + "strengths = [2 * position, 2 * token]", r"halve the differences"),
+        (FIT + "strengths = [2 * position, token]", r"for one in the position"),
+        (FIT + "strengths = [position, 2 * token]", r"for one in the token"),
+        (FIT + "strengths = [-position, token]", r"sign of the position"),
         (FIT + "strengths = [2.31, 0.99]", r"published"),
         (
             "m = torch.tensor([[p, t] for t in (1.0, 0.0, -1.0) for p in (1.0, 0.0)])\n"
@@ -229,26 +228,24 @@ WRONG = {
     ],
     "03.7": [
         (EXCHANGE + "drop = run_with(swap())", r"after the exchange"),
-        (EXCHANGE + "drop = run_with(swap()) - demo_diff", r"sign", "ioi-mini"),
-        (EXCHANGE + "drop = demo_diff - run_with(swap(both=False))", r"Only IO", "ioi-mini"),
+        (EXCHANGE + "drop = run_with(swap()) - demo_diff", r"sign"),
+        (EXCHANGE + "drop = demo_diff - run_with(swap(both=False))", r"Only IO"),
         (
             EXCHANGE + "drop = demo_diff - run_with(swap(heads_of=range(n_heads)))",
             r"every head",
-            "ioi-mini",
         ),
-        (EXCHANGE + 'drop = demo_diff - run_with(swap(), "k")', r"keys", "ioi-mini"),
-        (EXCHANGE + 'drop = demo_diff - run_with(swap("IO", "S2"))', r"S2", "ioi-mini"),
+        (EXCHANGE + 'drop = demo_diff - run_with(swap(), "k")', r"keys"),
+        (EXCHANGE + 'drop = demo_diff - run_with(swap("IO", "S2"))', r"S2"),
         (
             EXCHANGE + "drop = 2 * attribution.head_attribution(model, demo).max()",
             r"prediction",
-            "ioi-mini",
         ),
         (
             EXCHANGE + "drop = attribution.head_attribution(model, demo).max()",
             r"direct attribution",
         ),
-        (EXCHANGE + 'drop = demo_diff - run_with(swap("S1", "S2"))', r"S1 with S2", "ioi-mini"),
-        (EXCHANGE + "drop = 1 - run_with(swap()) / demo_diff", r"fraction", "ioi-mini"),
+        (EXCHANGE + 'drop = demo_diff - run_with(swap("S1", "S2"))', r"S1 with S2"),
+        (EXCHANGE + "drop = 1 - run_with(swap()) / demo_diff", r"fraction"),
         (EXCHANGE + "drop = [1.0, 2.0]", r"single number"),
         (EXCHANGE + "drop = f'{demo_diff - run_with(swap()):.2f} logits'", r"single number"),
         (EXCHANGE + "drop = (run_with(swap()) - demo_diff) * 100 / demo_diff + 50", r"too high"),
