@@ -23,7 +23,7 @@ from nbformat import NotebookNode
 from tqdm import tqdm
 
 from notebooks.tools.execution import CellFailed, Execution, execute, find_notebooks
-from notebooks.tools.stored_outputs import read, tags
+from notebooks.tools.stored_outputs import code_cells, read, tags
 from notebooks.tools.tasks import tasks
 
 TIMED_MODELS = ("ioi-mini", "ioi-plain")
