@@ -1,17 +1,31 @@
-"""The model that most tests know by heart, and how tests are shared out among processes."""
+"""The models that many tests share, and how tests are shared out among processes."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 from transformer_lens.model_bridge import TransformerBridge
 
-from tests import handbuilt
+from tests import handbuilt, random_models
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
     """A transformer set by hand, whose every head is known."""
     return handbuilt.boot(handbuilt.save(tmp_path_factory.mktemp("handbuilt")))
+
+
+@pytest.fixture(scope="module")
+def random_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small GPT-2 of random weights."""
+    return random_models.save(tmp_path_factory.mktemp("random"))
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["folded", "raw"])
+def tiny(request: pytest.FixtureRequest, random_folder: Path) -> TransformerBridge:
+    """That model, folded and not."""
+    return random_models.boot(random_folder, request.param)
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:

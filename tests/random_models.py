@@ -5,7 +5,6 @@ Weights are large everywhere, so that nothing is hidden; the tokenizer is the ha
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,75 +21,43 @@ from transformers import (
 )
 
 from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.models import load_model
 from tests import handbuilt
 
 CONTEXT = 64
 
 
 def _config(architecture: str) -> Any:
-    small: dict[str, Any] = {"vocab_size": len(handbuilt.vocabulary())}
+    """Two or three layers of three heads, 24 dimensions."""
     special = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    long = {"max_position_embeddings": CONTEXT}
-    made: dict[str, Callable[[], Any]] = {
-        "gpt2": lambda: GPT2Config(
-            **small, n_embd=24, n_layer=3, n_head=3, n_positions=CONTEXT, **special
+    old: dict[str, Any] = {"n_embd": 24, "n_head": 3, "n_positions": CONTEXT}
+    new: dict[str, Any] = {"hidden_size": 24, "max_position_embeddings": CONTEXT}
+    by_layers = {"num_hidden_layers": 2, "num_attention_heads": 3}
+    neox = {**new, **by_layers, "intermediate_size": 48}
+    made: dict[str, tuple[type[Any], dict[str, Any]]] = {
+        "gpt2": (GPT2Config, {**old, "n_layer": 3}),
+        "gpt-j": (GPTJConfig, {**old, "n_layer": 2, "rotary_dim": 4}),
+        "gpt-neo": (
+            GPTNeoConfig,
+            {
+                **new,
+                "num_layers": 2,
+                "num_heads": 3,
+                "attention_types": [[["global", "local"], 1]],
+                "window_size": 8,
+            },
         ),
-        "gpt-neo": lambda: GPTNeoConfig(
-            **small,
-            hidden_size=24,
-            num_layers=2,
-            attention_types=[[["global", "local"], 1]],
-            window_size=8,
-            num_heads=3,
-            **long,
-            **special,
+        "opt": (
+            OPTConfig,
+            {**new, **by_layers, "ffn_dim": 48, "word_embed_proj_dim": 24, "dropout": 0.0},
         ),
-        "opt": lambda: OPTConfig(
-            **small,
-            hidden_size=24,
-            word_embed_proj_dim=24,
-            num_hidden_layers=2,
-            ffn_dim=48,
-            num_attention_heads=3,
-            dropout=0.0,
-            **long,
-            **special,
-        ),
-        "gpt-j": lambda: GPTJConfig(
-            **small, n_embd=24, n_layer=2, n_head=3, rotary_dim=4, n_positions=CONTEXT, **special
-        ),
-        "pythia": lambda: GPTNeoXConfig(
-            **small,
-            hidden_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=3,
-            intermediate_size=48,
-            use_parallel_residual=True,
-            **long,
-            **special,
-        ),
-        "neox-serial": lambda: GPTNeoXConfig(
-            **small,
-            hidden_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=3,
-            intermediate_size=48,
-            use_parallel_residual=False,
-            **long,
-            **special,
-        ),
-        "llama": lambda: LlamaConfig(
-            **small,
-            hidden_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            intermediate_size=48,
-            **long,
-            **special,
-        ),
+        "pythia": (GPTNeoXConfig, {**neox, "use_parallel_residual": True}),
+        "neox-serial": (GPTNeoXConfig, {**neox, "use_parallel_residual": False}),
+        # Four heads that share two sets of keys and values.
+        "llama": (LlamaConfig, {**neox, "num_attention_heads": 4, "num_key_value_heads": 2}),
     }
-    return made[architecture]()
+    kind, settings = made[architecture]
+    return kind(vocab_size=len(handbuilt.vocabulary()), **settings, **special)
 
 
 ARCHITECTURES = ("gpt2", "gpt-neo", "opt", "gpt-j", "pythia", "neox-serial", "llama")
@@ -116,6 +83,13 @@ def boot(folder: Path, folded: bool = True) -> TransformerBridge:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model
+
+
+def in_dtype(dtype: torch.dtype, n: int) -> tuple[list[TransformerBridge], IOIDataset]:
+    """ioi-mini in a dtype and in float64, and prompts."""
+    kinds = (dtype, torch.float64)
+    models = [load_model("ioi-mini", dtype=kind, device="cpu", verbose=False) for kind in kinds]
+    return models, IOIDataset.generate(models[0].tokenizer, n, seed=0)
 
 
 def prompts(model: TransformerBridge, n: int = 12) -> IOIDataset:

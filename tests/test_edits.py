@@ -28,7 +28,6 @@ from ioi_helpers.edits import (
     pattern_reaches_run,
     residual_edit,
 )
-from ioi_helpers.models import load_model
 from tests import handbuilt, random_models
 
 # In these TransformerLens leaves attention to the wrapped module.
@@ -36,18 +35,8 @@ LEFT_TO_THE_MODULE = ("gpt-neo", "opt", "gpt-j")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_models.save(tmp_path_factory.mktemp("random"))
-
-
-@pytest.fixture(scope="module", params=[True, False], ids=["folded", "raw"])
-def tiny(request: pytest.FixtureRequest, folder: Path) -> TransformerBridge:
-    return random_models.boot(folder, request.param)
-
-
-@pytest.fixture(scope="module")
-def data(folder: Path) -> IOIDataset:
-    return random_models.prompts(random_models.boot(folder))
+def data(random_folder: Path) -> IOIDataset:
+    return random_models.prompts(random_models.boot(random_folder))
 
 
 def attention(
@@ -545,12 +534,10 @@ def test_gradients_flow_through_edits(named: Named) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_every_dtype_runs(dtype: torch.dtype) -> None:
-    model = load_model("ioi-mini", dtype=dtype, device="cpu", verbose=False)
-    exact = load_model("ioi-mini", dtype=torch.float64, device="cpu", verbose=False)
-    data = IOIDataset.generate(model.tokenizer, 8, seed=0)
+    models, data = random_models.in_dtype(dtype, 8)
     loose = {torch.float64: 1e-9, torch.bfloat16: 0.5, torch.float16: 0.1}[dtype]
     found = []
-    for one in (model, exact):
+    for one in models:
         stream = runs.activations_at(one, data.swap_order(), "S2", ["L1.pre", "L2.mid"])
         patterns = runs.attention_patterns(one, data.swap_order(), ["L3H0"])
         z = runs.activations_at(one, data.swap_order(), "END", "blocks.4.attn.hook_z")[:, 1]

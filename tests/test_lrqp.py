@@ -697,10 +697,9 @@ def test_the_comparison_of_a_single_prompt_has_no_errors(
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_every_dtype_runs(dtype: torch.dtype) -> None:
     rows = []
-    for kind in (dtype, torch.float64):
-        model = load_model("ioi-mini", dtype=kind, device="cpu", verbose=False)
-        data = IOIDataset.generate(model.tokenizer, 48, seed=0)
-        train, test = data[:40], data[40:]
+    models, data = random_models.in_dtype(dtype, 48)
+    train, test = data[:40], data[40:]
+    for model in models:
         x = runs.activations_at(model, train, "S2", "L2.pre")
         probe = probing.fit_probe(x, train.orders, C=0.01)
         covariance = probing.fit_covariance(x)

@@ -21,8 +21,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import probing
 from ioi_helpers.dataset import IOIDataset
-from ioi_helpers.models import load_model
-from tests import handbuilt
+from tests import handbuilt, random_models
 
 NAMES = handbuilt.NAMES
 
@@ -62,14 +61,12 @@ def test_head_outputs_and_bias_make_up_attention_out(
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_every_dtype_runs(dtype: torch.dtype) -> None:
-    model = load_model("ioi-mini", dtype=dtype, device="cpu", verbose=False)
-    exact = load_model("ioi-mini", dtype=torch.float64, device="cpu", verbose=False)
-    data = IOIDataset.generate(model.tokenizer, 40, seed=0)
+    models, data = random_models.in_dtype(dtype, 40)
     loose = {torch.float64: 1e-9, torch.bfloat16: 0.3, torch.float16: 0.05}[dtype]
-    outputs = [probing.head_outputs(m, data[:8], "END", ["L4H1"])["L4H1"] for m in (model, exact)]
+    outputs = [probing.head_outputs(m, data[:8], "END", ["L4H1"])["L4H1"] for m in models]
     torch.testing.assert_close(outputs[0].double(), outputs[1].double(), atol=loose, rtol=loose)
     settings: dict[str, Any] = {"roles": ("S2",), "points": ["L3.pre"], "n_folds": 2, "C": 0.01}
-    found, wanted = (probing.probe_table(m, data, **settings) for m in (model, exact))
+    found, wanted = (probing.probe_table(m, data, **settings) for m in models)
     assert found.loss[0] == pytest.approx(wanted.loss[0], rel=loose)
 
 

@@ -22,24 +22,14 @@ Run = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_models.save(tmp_path_factory.mktemp("random"))
-
-
-@pytest.fixture(scope="module", params=[True, False], ids=["folded", "raw"])
-def model(request: pytest.FixtureRequest, folder: Path) -> TransformerBridge:
-    return random_models.boot(folder, request.param)
+def data(random_folder: Path) -> IOIDataset:
+    return random_models.prompts(random_models.boot(random_folder))
 
 
 @pytest.fixture
-def own(folder: Path) -> TransformerBridge:
+def own(random_folder: Path) -> TransformerBridge:
     """A model that a test may change."""
-    return random_models.boot(folder)
-
-
-@pytest.fixture(scope="module")
-def data(folder: Path) -> IOIDataset:
-    return random_models.prompts(random_models.boot(folder))
+    return random_models.boot(random_folder)
 
 
 POINTS = ["L0.pre", "L1.mid", "L2.post"]
@@ -71,45 +61,45 @@ def in_parts_of(model: TransformerBridge, data: IOIDataset, prompts: int) -> int
 
 @pytest.mark.parametrize("name", RUNS)
 def test_parts_give_what_the_whole_gives(
-    model: TransformerBridge, data: IOIDataset, name: str
+    tiny: TransformerBridge, data: IOIDataset, name: str
 ) -> None:
-    whole = RUNS[name](model, data)
-    for memory in (1, in_parts_of(model, data, 5)):
-        parts = RUNS[name](model, data, memory=memory, progress=False)
+    whole = RUNS[name](tiny, data)
+    for memory in (1, in_parts_of(tiny, data, 5)):
+        parts = RUNS[name](tiny, data, memory=memory, progress=False)
         torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-4)
 
 
 def test_activations_are_those_of_each_prompt_alone(
-    model: TransformerBridge, data: IOIDataset
+    tiny: TransformerBridge, data: IOIDataset
 ) -> None:
     names = ["L1.mid", "blocks.1.attn.hook_z", "L2.post"]
-    found = runs.activations_at(model, data, "S2", names)
+    found = runs.activations_at(tiny, data, "S2", names)
     assert list(found) == names
     assert found["blocks.1.attn.hook_z"].shape == (len(data), 3, 8)
     for row in range(0, len(data), 4):
-        _, cache = model.run_with_cache(data.tokens[row : row + 1, : int(data.lengths[row])])
+        _, cache = tiny.run_with_cache(data.tokens[row : row + 1, : int(data.lengths[row])])
         at = int(data.positions["S2"][row])
         torch.testing.assert_close(found["L1.mid"][row], cache["resid_mid", 1][0, at])
         torch.testing.assert_close(found[names[1]][row], cache["z", 1][0, at])
-    alone = runs.activations_at(model, data, "S2", "L2.post")
+    alone = runs.activations_at(tiny, data, "S2", "L2.post")
     torch.testing.assert_close(alone, found["L2.post"])
 
 
 def test_logits_and_their_difference_are_the_models(
-    model: TransformerBridge, data: IOIDataset
+    tiny: TransformerBridge, data: IOIDataset
 ) -> None:
-    whole = model(data.tokens)
+    whole = tiny(data.tokens)
     for role in ("IO", "S2", "END"):
-        found = runs.logits_at(model, data, role)
+        found = runs.logits_at(tiny, data, role)
         torch.testing.assert_close(found, data.gather(whole, role), atol=1e-5, rtol=1e-5)
     wanted = metrics.logit_diff(whole, data, per_prompt=True)
-    torch.testing.assert_close(runs.logit_diffs(model, data), wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(runs.logit_diffs(tiny, data), wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_attention_is_the_caches(model: TransformerBridge, data: IOIDataset) -> None:
-    _, cache = model.run_with_cache(data.tokens)
+def test_attention_is_the_caches(tiny: TransformerBridge, data: IOIDataset) -> None:
+    _, cache = tiny.run_with_cache(data.tokens)
     pairs = [("END", "IO"), ("S2", "S1"), ("S1", "S2")]
-    found = runs.attention_of_pairs(model, data, pairs)
+    found = runs.attention_of_pairs(tiny, data, pairs)
     assert found.shape == (3, 3, 3, len(data))
     rows = torch.arange(len(data))
     for layer in range(3):
@@ -117,7 +107,7 @@ def test_attention_is_the_caches(model: TransformerBridge, data: IOIDataset) -> 
             wanted = cache["pattern", layer][rows, :, data.positions[query], data.positions[key]]
             torch.testing.assert_close(found[layer, :, i], wanted.T)
     assert (found[:, :, 2][:, :, data.positions["S1"] < data.positions["S2"]] == 0).all()
-    by_head = runs.attention_patterns(model, data, [(1, 0), "L2H2"], "S2")
+    by_head = runs.attention_patterns(tiny, data, [(1, 0), "L2H2"], "S2")
     assert list(by_head) == ["L1H0", "L2H2"]
     wanted = cache["pattern", 2][rows, 2, data.positions["S2"]]
     torch.testing.assert_close(by_head["L2H2"], wanted)
@@ -193,21 +183,19 @@ def test_similar_lengths_come_together_and_order_is_kept() -> None:
     assert torch.equal(runs.in_order(values, parts), lengths)
 
 
-def test_memory_says_how_many_prompts_run_together(model: TransformerBridge) -> None:
-    few, many = (runs.prompts_at_once(model, 20, memory) for memory in (2**20, 2**22))
+def test_memory_says_how_many_prompts_run_together(tiny: TransformerBridge) -> None:
+    few, many = (runs.prompts_at_once(tiny, 20, memory) for memory in (2**20, 2**22))
     assert 1 < few < many <= runs.MOST_TOKENS // 20
-    assert runs.prompts_at_once(model, 20, 1) == 1
-    assert runs.prompts_at_once(model, 20, 2**40) == runs.MOST_TOKENS // 20
-    assert runs.prompts_at_once(model, 20, 2**22, kept=10**5) < many
+    assert runs.prompts_at_once(tiny, 20, 1) == 1
+    assert runs.prompts_at_once(tiny, 20, 2**40) == runs.MOST_TOKENS // 20
+    assert runs.prompts_at_once(tiny, 20, 2**22, kept=10**5) < many
     with pytest.raises(ValueError, match="memory must be a positive number of bytes"):
-        runs.prompts_at_once(model, 20, 0)
+        runs.prompts_at_once(tiny, 20, 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_every_dtype_runs(dtype: torch.dtype) -> None:
-    model = load_model("ioi-mini", dtype=dtype, device="cpu", verbose=False)
-    exact = load_model("ioi-mini", dtype=torch.float64, device="cpu", verbose=False)
-    data = IOIDataset.generate(model.tokenizer, 8, seed=0)
+    (model, exact), data = random_models.in_dtype(dtype, 8)
     loose = {torch.float64: 1e-9, torch.bfloat16: 0.3, torch.float16: 0.05}[dtype]
     for name, run in RUNS.items():
         found, wanted = run(model, data), run(exact, data)
@@ -305,8 +293,8 @@ def test_a_text_that_is_no_point_is_refused(point: Any) -> None:
         runs.parse_point(point)
 
 
-def test_points_come_in_order(model: TransformerBridge, tmp_path: Path) -> None:
-    points = runs.residual_points(model)
+def test_points_come_in_order(tiny: TransformerBridge, tmp_path: Path) -> None:
+    points = runs.residual_points(tiny)
     assert points == ["L0.pre", "L0.mid", "L1.pre", "L1.mid", "L2.pre", "L2.mid", "L2.post"]
     parallel = random_models.boot(random_models.save(tmp_path, "pythia"))
     assert runs.residual_points(parallel) == ["L0.pre", "L1.pre", "L1.post"]

@@ -8,7 +8,7 @@ what the model does with the other value. Bases and placebo are TransformerLens'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +17,14 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.tools import analysis
 
-from ioi_helpers.lrqp.intervention import Intervention
+from ioi_helpers.lrqp.intervention import Intervention, Rows
 from ioi_helpers.probing import Covariance, as_probe
 from ioi_helpers.probing.activations import require_activations, to_float64
 from ioi_helpers.probing.labels import encode_labels
 
 
 @dataclass(frozen=True)
-class MeanDifferenceSteering:
+class MeanDifferenceSteering(Intervention):
     """Add the difference of the class means, from the class a row has to the one it should have.
 
     Attributes:
@@ -48,16 +48,10 @@ class MeanDifferenceSteering:
         means = [values[index == code].mean(dim=0) for code in range(len(classes))]
         return cls(torch.stack(means), classes, strength)
 
-    def __call__(
-        self,
-        x0: Float[Tensor, "batch d_model"],
-        *,
-        true: Sequence[Any],
-        target: Sequence[Any],
-        counterfactual: Float[Tensor, "batch d_model"] | None = None,
-    ) -> Float[Tensor, "batch d_model"]:
+    def moved(self, rows: Rows) -> Float[Tensor, "batch d_model"]:
+        true, target = rows.classes()
         number = {label: code for code, label in enumerate(self.classes)}
-        start = to_float64(x0)
+        start = to_float64(rows.x0)
         means = self.means.to(start)
         steer = (
             means[[number[label] for label in target]] - means[[number[label] for label in true]]
@@ -66,7 +60,7 @@ class MeanDifferenceSteering:
 
 
 @dataclass(frozen=True)
-class ProbeMeanAblation:
+class ProbeMeanAblation(Intervention):
     """Put the probe's direction to its training mean: the probe then knows nothing any more.
 
     Attributes:
@@ -84,21 +78,14 @@ class ProbeMeanAblation:
         basis = analysis.probe_basis(as_probe(probe).weights.cpu())
         return cls(basis.to(values), values.mean(dim=0))
 
-    def __call__(
-        self,
-        x0: Float[Tensor, "batch d_model"],
-        *,
-        true: Sequence[Any] = (),
-        target: Sequence[Any] = (),
-        counterfactual: Float[Tensor, "batch d_model"] | None = None,
-    ) -> Float[Tensor, "batch d_model"]:
-        start = to_float64(x0)
+    def moved(self, rows: Rows) -> Float[Tensor, "batch d_model"]:
+        start = to_float64(rows.x0)
         source = self.mean.to(start).expand_as(start)
         return analysis.SubspaceInterchange(self.basis)(start, source)
 
 
 @dataclass(frozen=True)
-class LeaceErasure:
+class LeaceErasure(Intervention):
     """Erase the variable from activations, so that no linear classifier finds it (LEACE).
 
     The smallest affine change, in the mean square, after which the class means are equal (Belrose
@@ -130,16 +117,9 @@ class LeaceErasure:
         fitter = LeaceFitter.fit(values, one_hot.to(values), constrain_cov_trace=False)
         return cls(fitter.eraser)
 
-    def __call__(
-        self,
-        x0: Float[Tensor, "batch d_model"],
-        *,
-        true: Sequence[Any] = (),
-        target: Sequence[Any] = (),
-        counterfactual: Float[Tensor, "batch d_model"] | None = None,
-    ) -> Float[Tensor, "batch d_model"]:
+    def moved(self, rows: Rows) -> Float[Tensor, "batch d_model"]:
         eraser = self.eraser
-        start = to_float64(x0)
+        start = to_float64(rows.x0)
         there = type(eraser)(
             *(part.to(start) for part in (eraser.proj_left, eraser.proj_right, eraser.bias))
         )
@@ -147,7 +127,7 @@ class LeaceErasure:
 
 
 @dataclass(frozen=True)
-class InterchangeActivation:
+class InterchangeActivation(Intervention):
     """Put in the activation of a prompt that does have the target, whole or within a subspace.
 
     Attributes:
@@ -157,28 +137,22 @@ class InterchangeActivation:
 
     basis: Float[Tensor, "d_model rank"] | None = None
 
-    def __call__(
-        self,
-        x0: Float[Tensor, "batch d_model"],
-        *,
-        true: Sequence[Any],
-        target: Sequence[Any],
-        counterfactual: Float[Tensor, "batch d_model"] | None = None,
-    ) -> Float[Tensor, "batch d_model"]:
-        if counterfactual is None:
+    def moved(self, rows: Rows) -> Float[Tensor, "batch d_model"]:
+        if rows.counterfactual is None:
             raise ValueError(
                 "An interchange needs the counterfactual's activations, such as "
                 "activations_at(model, data.swap_order(), role, point)."
             )
-        same = torch.tensor([a == b for a, b in zip(true, target, strict=True)], device=x0.device)
-        source = torch.where(same[:, None], x0, counterfactual.to(x0))
+        x0 = rows.x0
+        same = torch.tensor([a == b for a, b in zip(*rows.classes(), strict=True)])
+        source = torch.where(same[:, None].to(x0.device), x0, rows.counterfactual.to(x0))
         if self.basis is None:
             return source
         return analysis.SubspaceInterchange(self.basis)(x0, source)
 
 
 @dataclass(frozen=True)
-class RandomDirection:
+class RandomDirection(Intervention):
     """Move each row as far as another intervention does, but in a random direction: the placebo.
 
     Attributes:
@@ -190,32 +164,24 @@ class RandomDirection:
             each row: a placebo that leaves the cloud of activations no more than what it matches.
     """
 
-    matched: Intervention
+    matched: Callable[..., Float[Tensor, "batch d_model"]]
     seed: int = 0
     covariance: Covariance | None = None
 
-    def __call__(
-        self,
-        x0: Float[Tensor, "batch d_model"],
-        *,
-        true: Sequence[Any],
-        target: Sequence[Any],
-        counterfactual: Float[Tensor, "batch d_model"] | None = None,
-    ) -> Float[Tensor, "batch d_model"]:
-        goal = self.matched(x0, true=true, target=target, counterfactual=counterfactual)
-        goal, start = to_float64(goal), to_float64(x0)
+    def moved(self, rows: Rows) -> Float[Tensor, "batch d_model"]:
+        goal, start = to_float64(self.matched(**vars(rows))), to_float64(rows.x0)
         if self.covariance is None:
-            basis = analysis.random_basis(x0.shape[1], 1, self.seed)
+            basis = analysis.random_basis(start.shape[1], 1, self.seed)
             placebo = analysis.NormMatchedPlacebo(_to_source, basis)  # type: ignore[arg-type]
             return placebo(start, goal)
         covariance = self.covariance.to(goal.device)
         generator = torch.Generator().manual_seed(self.seed)
-        draws = torch.randn(len(x0), covariance.rank, generator=generator, dtype=torch.float64)
+        draws = torch.randn(len(start), covariance.rank, generator=generator, dtype=torch.float64)
         directions = (draws / draws.norm(dim=-1, keepdim=True)).to(goal.device)
         length = ((goal - start) @ covariance.whitener.T).norm(dim=-1)
         return start + ((length[:, None] * directions) @ covariance.factor.T)
 
 
 def _to_source(base: Tensor, source: Tensor) -> Tensor:
-    """The interchange of everything: where the placebo's reference goes."""
+    """The interchange of everything: where what the placebo matches goes."""
     return source

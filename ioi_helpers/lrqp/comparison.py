@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,7 +14,6 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.edits import logit_diffs_and_kl, residual_edit
-from ioi_helpers.lrqp.intervention import Intervention
 from ioi_helpers.metrics import mean_and_stderr
 from ioi_helpers.probing import Probe, as_covariance
 from ioi_helpers.probing.activations import to_float64
@@ -26,7 +25,7 @@ def compare(
     data: IOIDataset,
     role: str,
     point: str,
-    interventions: Mapping[str, Intervention],
+    interventions: Mapping[str, Callable[..., Float[Tensor, "batch d_model"]]],
     *,
     true: Sequence[Any],
     target: Sequence[Any],
@@ -41,7 +40,8 @@ def compare(
     Args:
         model, data: The model and held-out prompts.
         role, point: Where to intervene.
-        interventions: A name for each. A first row, ``"none"``, is the clean run.
+        interventions: A name for each; an :class:`~ioi_helpers.lrqp.Intervention`, or a function
+            that is called in the same way. A first row, ``"none"``, is the clean run.
         true, target: The class each prompt has, and should get.
         counterfactual: Prompts that have the target, such as ``data.swap_order()``, or their
             activations at the same role and point.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,11 +13,12 @@ from transformer_lens.tools import analysis
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.edits import AtPoints
 from ioi_helpers.lrqp.baselines import InterchangeActivation
+from ioi_helpers.lrqp.intervention import Intervention, Rows
 from ioi_helpers.runs import logits_at_positions, parse_point, require_data, role_positions
 
 
 @dataclass(frozen=True)
-class DAS:
+class DAS(Intervention):
     """Interchange within a subspace that was learned to carry the variable (:func:`fit_das`).
 
     Attributes:
@@ -32,16 +31,8 @@ class DAS:
     losses: tuple[float, ...]
     point: str
 
-    def __call__(
-        self,
-        x0: Float[Tensor, "batch d_model"],
-        *,
-        true: Sequence[Any],
-        target: Sequence[Any],
-        counterfactual: Float[Tensor, "batch d_model"] | None = None,
-    ) -> Float[Tensor, "batch d_model"]:
-        swap = InterchangeActivation(self.basis)
-        return swap(x0, true=true, target=target, counterfactual=counterfactual)
+    def moved(self, rows: Rows) -> Float[Tensor, "batch d_model"]:
+        return InterchangeActivation(self.basis).moved(rows)
 
 
 def fit_das(

@@ -6,9 +6,10 @@ And as an :class:`Intervention`, the form that it shares with its rivals, the ba
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -143,29 +144,60 @@ def _log_alpha(
     return lead[:, 0].clamp_min(LOG_ALPHA)
 
 
-class Intervention(Protocol):
-    """From activations, with the class that each has and the one it should get, to new ones."""
+@dataclass(frozen=True)
+class Rows:
+    """Activations that an intervention is to change, and what is known of each row.
+
+    Attributes:
+        x0: Activations of the prompts as they are.
+        true: The class each has.
+        target: The class each should have afterwards; equal to ``true`` for a control.
+        counterfactual: Activations at the same place of prompts that do have the target.
+    """
+
+    x0: Float[Tensor, "batch d_model"]
+    true: Sequence[Any] | None = None
+    target: Sequence[Any] | None = None
+    counterfactual: Float[Tensor, "batch d_model"] | None = None
+
+    def classes(self) -> tuple[Sequence[Any], Sequence[Any]]:
+        """``true`` and ``target``.
+
+        Raises:
+            ValueError: They were not given.
+        """
+        if self.true is None or self.target is None:
+            raise ValueError(
+                "This intervention asks which class each row has and which it should get; give "
+                "true= and target=."
+            )
+        return self.true, self.target
+
+
+class Intervention(ABC):
+    """From activations, with the class that each has and the one it should get, to new ones.
+
+    Called as ``intervention(x0, true=..., target=..., counterfactual=...)``; each takes what it
+    needs of these (:class:`Rows`).
+    """
 
     def __call__(
         self,
         x0: Float[Tensor, "batch d_model"],
         *,
-        true: Sequence[Any],
-        target: Sequence[Any],
+        true: Sequence[Any] | None = None,
+        target: Sequence[Any] | None = None,
         counterfactual: Float[Tensor, "batch d_model"] | None = None,
     ) -> Float[Tensor, "batch d_model"]:
-        """New activations.
+        return self.moved(Rows(x0, true, target, counterfactual))
 
-        Args:
-            x0: Activations of the prompts as they are.
-            true: The class each has.
-            target: The class each should have afterwards; equal to ``true`` for a control.
-            counterfactual: Activations at the same place of prompts that do have the target.
-        """
+    @abstractmethod
+    def moved(self, rows: Rows) -> Float[Tensor, "batch d_model"]:
+        """The new activations."""
 
 
 @dataclass(frozen=True)
-class LRQP:
+class LRQP(Intervention):
     """The smallest move that makes the probe believe the target (:func:`intervene`).
 
     Attributes:
@@ -177,12 +209,6 @@ class LRQP:
     covariance: Any
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def __call__(
-        self,
-        x0: Float[Tensor, "batch d_model"],
-        *,
-        true: Sequence[Any],
-        target: Sequence[Any],
-        counterfactual: Float[Tensor, "batch d_model"] | None = None,
-    ) -> Float[Tensor, "batch d_model"]:
-        return intervene(x0, self.probe, target, self.covariance, true=true, **self.options).x
+    def moved(self, rows: Rows) -> Float[Tensor, "batch d_model"]:
+        true, target = rows.classes()
+        return intervene(rows.x0, self.probe, target, self.covariance, true=true, **self.options).x

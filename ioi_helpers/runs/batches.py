@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypedDict, TypeVar, Unpack
 
 import torch
 from jaxtyping import Int
@@ -49,6 +49,19 @@ def hooks_of(model: TransformerBridge, edits: Sequence[Edit]) -> list[Hook]:
 
 
 Read = TypeVar("Read", Tensor, dict[Any, Tensor])
+
+
+class BatchSettings(TypedDict, total=False):
+    """What :func:`run_rows_in_batches` can be told, with its defaults."""
+
+    edits: Sequence[Edit]
+    memory: int
+    progress: bool
+    upto: Int[Tensor, " batch"] | None
+    kept: int
+    logits: int
+    dim: int
+    what: str
 
 
 def prompts_at_once(
@@ -108,15 +121,7 @@ def run_in_batches(
     model: TransformerBridge,
     data: IOIDataset,
     read: Callable[[IOIDataset], Read],
-    *,
-    edits: Sequence[Edit] = (),
-    memory: int = DEFAULT_MEMORY,
-    progress: bool = True,
-    upto: Int[Tensor, " batch"] | None = None,
-    kept: int = 0,
-    logits: int = 1,
-    dim: int = 0,
-    what: str = "prompts",
+    **settings: Unpack[BatchSettings],
 ) -> Read:
     """Call ``read`` on part after part of the prompts, with edits on, and join what it returns.
 
@@ -131,32 +136,12 @@ def run_in_batches(
         model, data: The model and all the prompts that the edits were made for.
         read: From some of the prompts to a tensor, or a dictionary of tensors. It must run the
             model on all of them at once.
-        edits: What is put on the model meanwhile, such as
-            :func:`~ioi_helpers.edits.residual_edit` makes; each for these prompts.
-        memory: Bytes that the run may use; more prompts than fit are run in parts, prompts of
-            similar length together. The result is in the order of the prompts.
-        progress: Show a bar where there is something to wait for.
-        upto: The last position of each prompt that is run, for sorting; by default its last.
-        kept, logits: As for :func:`prompts_at_once`.
-        dim: The axis of the prompts in what ``read`` returns.
-        what: What the bar counts.
+        settings: Of :func:`run_rows_in_batches`.
 
     Raises:
         ValueError: An edit for another number of prompts, or ``memory`` is not positive.
     """
-    return run_rows_in_batches(
-        model,
-        data,
-        lambda part, rows: read(part),
-        edits=edits,
-        memory=memory,
-        progress=progress,
-        upto=upto,
-        kept=kept,
-        logits=logits,
-        dim=dim,
-        what=what,
-    )
+    return run_rows_in_batches(model, data, lambda part, rows: read(part), **settings)
 
 
 def run_rows_in_batches(
@@ -173,7 +158,20 @@ def run_rows_in_batches(
     dim: int = 0,
     what: str = "prompts",
 ) -> Read:
-    """As :func:`run_in_batches`; ``read`` is told, too, which rows of the data its part is."""
+    """As :func:`run_in_batches`; ``read`` is told, too, which rows of the data its part is.
+
+    Args:
+        model, data, read: As there.
+        edits: What is put on the model meanwhile, such as
+            :func:`~ioi_helpers.edits.residual_edit` makes; each for these prompts.
+        memory: Bytes that the run may use; more prompts than fit are run in parts, prompts of
+            similar length together. The result is in the order of the prompts.
+        progress: Show a bar where there is something to wait for.
+        upto: The last position of each prompt that is run, for sorting; by default its last.
+        kept, logits: As for :func:`prompts_at_once`.
+        dim: The axis of the prompts in what ``read`` returns.
+        what: What the bar counts.
+    """
     upto = data.lengths - 1 if upto is None else upto
     at_once = prompts_at_once(model, int(upto.max()) + 1, memory, kept=kept, logits=logits)
     parts: list[Any] = []
