@@ -341,6 +341,8 @@ def test_square_axes_have_one_range_and_one_length() -> None:
     other = plotting.scatter([0.0, 7.0], [0.0, 0.5], square=True)
     layout = one._plotly_json()["layout"]
     assert layout["xaxis"]["range"] == layout["yaxis"]["range"] == [-3.2, 1.2]
+    (line,) = layout["shapes"]
+    assert [line["x0"], line["y1"]] == pytest.approx([-3.2, 1.2])
     (place,) = one._arrangement.places
     assert place.width == place.height
     for share, ranges in ((True, [[-3.5, 7.5]] * 2), (False, [[-3.2, 1.2], [-0.35, 7.35]])):

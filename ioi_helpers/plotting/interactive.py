@@ -54,7 +54,7 @@ def plotly_json(panels: Sequence[Panel], arrangement: Arrangement) -> dict[str, 
         if panel.kind in ("bar", "histogram"):
             layout["barmode"] = "overlay" if panel.kind == "histogram" else "group"
         if panel.diagonal:
-            shapes.append(_diagonal(panel, axes))
+            shapes.append(_diagonal(panel, place, axes))
         if panel.title:
             annotations.append(_panel_title(panel.title, place, arrangement))
     layout["annotations"], layout["shapes"] = annotations, shapes
@@ -216,8 +216,8 @@ def _series(panel: Panel, order: int) -> dict[str, Any]:
     return trace
 
 
-def _diagonal(panel: Panel, axes: dict[str, str]) -> dict[str, Any]:
-    low, high = diagonal_ends(panel)
+def _diagonal(panel: Panel, place: Place, axes: dict[str, str]) -> dict[str, Any]:
+    low, high = diagonal_ends(panel, place)
     return {
         "type": "line",
         "xref": axes["xaxis"],
@@ -231,8 +231,11 @@ def _diagonal(panel: Panel, axes: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def diagonal_ends(panel: Panel) -> tuple[float, float]:
-    """Where the line y = x begins and ends: the range that both axes' values cover."""
+def diagonal_ends(panel: Panel, place: Place) -> tuple[float, float]:
+    """Where the line y = x begins and ends: the range of square axes, else the range that the
+    values of both axes cover."""
+    if place.both is not None:
+        return place.both
     low = max(min(s.x.min() for s in panel.series), min(s.y.min() for s in panel.series))
     high = min(max(s.x.max() for s in panel.series), max(s.y.max() for s in panel.series))
     return (float(low), float(high)) if low < high else (0.0, 0.0)

@@ -58,11 +58,11 @@ def png(panels: Sequence[Panel], arrangement: Arrangement) -> bytes:
             if panel.kind == "heatmap":
                 _heatmap(figure, axes, panel, place, arrangement)
             else:
-                _series(axes, panel)
+                _series(axes, panel, place)
                 if place.both is not None:
                     axes.set(xlim=place.both, ylim=place.both)
                 if panel.kind == "scatter":
-                    _name_points(axes, panel)
+                    _name_points(axes, panel, place)
         _legend(figure, arrangement)
         stream = io.BytesIO()
         figure.savefig(stream, format="png", transparent=True, metadata={"Software": None})
@@ -150,7 +150,7 @@ def _heatmap(figure: Figure, axes: Axes, panel: Panel, place: Place, whole: Arra
         bar.set_label(panel.unit)
 
 
-def _series(axes: Axes, panel: Panel) -> None:
+def _series(axes: Axes, panel: Panel, place: Place) -> None:
     count = len(panel.series)
     low = min(float(np.nanmin(s.y)) for s in panel.series)
     if panel.kind in ("line", "bar") and low <= 0:
@@ -176,11 +176,11 @@ def _series(axes: Axes, panel: Panel) -> None:
                 x = x + (order - (count - 1) / 2) * 0.8 / count
             axes.errorbar(x, series.y, series.error, fmt="none", ecolor=style.TEXT, elinewidth=1)
     if panel.diagonal:
-        low, high = diagonal_ends(panel)
+        low, high = diagonal_ends(panel, place)
         axes.plot([low, high], [low, high], color=style.TEXT, linewidth=1, linestyle=":")
 
 
-def _name_points(axes: Axes, panel: Panel, most: int = 10) -> None:
+def _name_points(axes: Axes, panel: Panel, place: Place, most: int = 10) -> None:
     """Names of the points furthest from the middle, since nothing can be hovered over here."""
     points = [
         (float(x), float(y), label)
@@ -191,7 +191,8 @@ def _name_points(axes: Axes, panel: Panel, most: int = 10) -> None:
     if not points:
         return
     where = np.array([point[:2] for point in points])
-    where = (where - np.median(where, axis=0)) / np.maximum(np.ptp(where, axis=0), 1e-12)
+    spread = np.ptp(where, axis=0) if place.both is None else np.ptp(place.both)
+    where = (where - np.median(where, axis=0)) / np.maximum(spread, 1e-12)
     low, high = axes.get_xlim()
     named: list[int] = []
     for i in np.argsort(-np.hypot(*where.T), kind="stable"):
