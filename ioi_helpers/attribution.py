@@ -1,76 +1,120 @@
 """Direct logit attribution: what each component of a model adds to the logit difference.
 
 The residual stream at a position is a sum: the embeddings, every head's output, every MLP's output
-and their biases. The logits are a linear map of that sum but for one thing, the final LayerNorm.
-Given the size by which that LayerNorm divided in the run at hand, it too is linear, and the logit
-difference splits into one term per component, with nothing left over (Elhage et al. 2021, "A
-mathematical framework for transformer circuits"; Wang et al. 2022, section 3.1; TransformerLens'
-Exploratory Analysis demo). What it cannot see is everything indirect: a head that makes another
-head look at the right name has no term of its own.
+and their biases. The logits are a linear map of that sum but for one thing, the final norm. Given
+the size by which that norm divided in the run at hand, it too is linear, and the logit difference
+splits into one term per component, with nothing left over (Elhage et al. 2021, "A mathematical
+framework for transformer circuits"; Wang et al. 2022, section 3.1; TransformerLens' Exploratory
+Analysis demo). What it cannot see is everything indirect: a head that makes another head look at
+the right name has no term of its own.
+
+::
+
+    by_head = attribution.head_attribution(model, data)
+    by_head["L9H9"], by_head[9, 9]        # the mean over prompts, in logits
+    by_head.values.argmax()               # [layer head]
+    by_head.per_prompt                    # [layer head batch]
+    by_head.table()                       # with standard errors
 
 The splitting is TransformerLens' own (``ActivationCache.decompose_resid``, ``accumulated_resid``,
-``stack_head_results``, ``apply_ln_to_stack``). What is added here is position by role: prompts may
-differ in length, so each is read at its own END (or S2, ...), and only that position is kept, which
-is why a thousand prompts fit in memory. For one position that all prompts share,
+``stack_head_results``). What is added here is position by role: prompts may differ in length, so
+each is read at its own END (or S2, ...), and only that position is kept, which is why a thousand
+prompts fit in memory. For one position that all prompts share,
 ``transformer_lens.tools.analysis.direct_logit_attribution`` does the same and gives the same
 numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cached_property
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformer_lens import ActivationCache
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers.metrics import mean_and_stderr
-from ioi_helpers.models import refuse_too_long
+from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.metrics import error_label, standard_error
+from ioi_helpers.names import head_labels
+from ioi_helpers.runs import (
+    DEFAULT_MEMORY,
+    activations_at,
+    gather_activations,
+    known_hooks,
+    require_data,
+    role_positions,
+    run_in_batches,
+    widened,
+)
 
-if TYPE_CHECKING:
-    from ioi_helpers.dataset import IOIDataset
+SCALE = "ln_final.hook_scale"
 
-DEFAULT_BATCH_SIZE = 64
+Terms = dict[str, Float[Tensor, "component d_model"]]
 
 
-@dataclass(frozen=True)
-class LabelledLogits:
-    """Logits with a name for each row.
+# --- results -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """Logits with a name for each, by prompt, and so with an error for each.
+
+    Where a number is expected it stands for its means, :attr:`values`: NumPy, pandas and figures
+    take it as it is, and ``result[9, 9]`` or ``result["L9H9"]`` is one mean. For a method of
+    tensors (``result.values.argmax()``) say which you want.
 
     Attributes:
-        values: ``[component]``, the mean over prompts, or ``[component batch]``; in logits.
-        labels: The components' names, in the order of the rows: ``"embed"``, ``"9_attn_out"``,
-            ``"L9H9"``, ``"9_b_O"`` ...
-        stderr: ``[component]``, the standard error of the mean, in logits. Prompts generated as a
-            pair count as one observation (``metrics.mean_and_stderr``); NaN if there is only one.
+        per_prompt: ``[*axes batch]``, in logits.
+        labels: The components' names, in the order of the flattened axes: ``"embed"``,
+            ``"9_attn_out"``, ``"L9H9"``, ``"9_b_O"`` ...
+        pair_ids: ``[batch]``, the dataset's: equal for prompts that belong together.
         role: The position that was read.
     """
 
-    values: Float[Tensor, "component *batch"]
+    per_prompt: Float[Tensor, "*axes batch"]
     labels: tuple[str, ...]
-    stderr: Float[Tensor, " component"]
+    pair_ids: Int[Tensor, " batch"]
     role: str
 
     def __post_init__(self) -> None:
-        if not len(self.labels) == self.values.shape[0] == self.stderr.shape[0]:
+        *axes, batch = self.per_prompt.shape
+        if len(self.labels) != torch.Size(axes).numel() or len(self.pair_ids) != batch:
             raise ValueError(
-                f"{len(self.labels)} labels do not fit values of shape {tuple(self.values.shape)}; "
-                "give one label a row."
+                f"{len(self.labels)} labels and {len(self.pair_ids)} prompts do not fit values of "
+                f"shape {tuple(self.per_prompt.shape)}; give one label a component."
             )
 
-    @property
-    def mean(self) -> Float[Tensor, " component"]:
+    @cached_property
+    def values(self) -> Float[Tensor, "*axes"]:
         """The mean over prompts, in logits."""
-        return self.values if self.values.ndim == 1 else self.values.mean(dim=-1)
+        return self.per_prompt.mean(dim=-1)
 
-    def __getitem__(self, label: str) -> Float[Tensor, "*batch"]:
-        """The row of one component.
+    @cached_property
+    def stderr(self) -> Float[Tensor, "*axes"]:
+        """The standard error of :attr:`values`: what it is over, :attr:`error_label` says.
+
+        Prompts that were generated as a pair count as one observation; NaN if there is only one.
+        """
+        return standard_error(self.per_prompt, self.pair_ids)
+
+    @property
+    def error_label(self) -> str:
+        """What :attr:`stderr` is, such as ``"standard error over 100 pairs"``."""
+        return error_label(self.pair_ids)
+
+    @property
+    def total(self) -> Float[Tensor, " batch"]:
+        """The sum of all components of each prompt, in logits."""
+        return self.per_prompt.flatten(0, -2).sum(dim=0)
+
+    def index(self, label: str) -> int:
+        """Where a component stands among :attr:`labels`.
 
         Raises:
             ValueError: There is no such component.
@@ -81,33 +125,114 @@ class LabelledLogits:
                 f"No component is called {label!r}; the {len(self.labels)} names run {shown}, ..., "
                 f"{self.labels[-1]}."
             )
-        return self.values[self.labels.index(label)]
+        return self.labels.index(label)
+
+    def of(self, label: str) -> Float[Tensor, " batch"]:
+        """One component on every prompt, in logits.
+
+        Raises:
+            ValueError: There is no such component.
+        """
+        return self.per_prompt.flatten(0, -2)[self.index(label)]
+
+    def __getitem__(self, where: Any) -> Float[Tensor, "*some"]:
+        """The mean of a component that is named, or :attr:`values` at an index.
+
+        Raises:
+            ValueError: There is no component of that name.
+        """
+        if isinstance(where, str):
+            return self.values.flatten()[self.index(where)]
+        return self.values[where]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.values.cpu(), dtype=dtype)
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
         """The ``k`` components of largest mean in absolute value, as (label, mean in logits)."""
-        means = self.mean
+        means = self.values.flatten()
         order = means.abs().argsort(descending=True)[:k].tolist()
         return [(self.labels[i], means[i].item()) for i in order]
 
     def table(self) -> pd.DataFrame:
-        """One component a row, in order: ``label``, ``mean`` and ``stderr`` in logits."""
+        """One component a row, in order, under its label: mean and standard error, in logits."""
         return pd.DataFrame(
-            {
-                "label": list(self.labels),
-                "mean": self.mean.cpu().numpy(),
-                "stderr": self.stderr.cpu().numpy(),
-            }
+            {"mean": self.values.flatten().cpu(), self.error_label: self.stderr.flatten().cpu()},
+            index=pd.Index(self.labels),
+        )
+
+    def __repr__(self) -> str:
+        largest = (
+            f"{label} {mean:.3f} ± {self.stderr.flatten()[self.index(label)]:.3f}"
+            for label, mean in self.top()
+        )
+        return (
+            f"{type(self).__name__} at {self.role}, {list(self.values.shape)}, in logits "
+            f"(± {self.error_label}); largest: {', '.join(largest)}"
         )
 
 
-@dataclass(frozen=True)
-class Decomposition(LabelledLogits):
-    """Contributions that add up to the logit difference at the role's position."""
+class Decomposition(Attribution):
+    """Contributions that add up to the logit difference at the role's position (``total``)."""
 
-    @property
-    def total(self) -> Float[Tensor, "*batch"]:
-        """The sum of all components: the logit difference, in logits."""
-        return self.values.sum(dim=0)
+
+# --- how logits are read from the last residual stream -------------------------------------------
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What stands between the last residual stream and the unembedding, its scale given.
+
+    Attributes:
+        weight, bias: Of the final norm; 1 and 0 where they are folded into the unembedding.
+        centred: Whether it subtracts the mean (LayerNorm does, RMSNorm does not).
+    """
+
+    weight: Float[Tensor, " d_model"]
+    bias: Float[Tensor, " d_model"]
+    centred: bool
+
+    def seen(self, stream: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
+        """What the norm keeps of a summand of the stream, before it divides."""
+        return stream - stream.mean(dim=-1, keepdim=True) if self.centred else stream
+
+
+def readout(model: TransformerBridge) -> Readout:
+    """How a model's logits are read from its last residual stream.
+
+    Raises:
+        ValueError: They are no linear map of it, given the final norm's scale, or what heads
+            compute is normalised again before it is added to the stream.
+    """
+    cfg = model.cfg
+    name = getattr(cfg, "model_name", "this model")
+    norm = getattr(model, "ln_final", None)
+    kinds = ("LN", "LNPre", "RMS", "RMSPre")
+    # OPT-350m has a place for a final norm and none there.
+    if norm is None or getattr(norm, "original_component", None) is None:
+        raise ValueError(f"{name} has no final norm, so attribution does not know its logits.")
+    if cfg.normalization_type not in kinds:
+        raise ValueError(
+            f"{name} ends in a norm of the kind {cfg.normalization_type}; attribution knows "
+            "LayerNorm and RMSNorm."
+        )
+    if (getattr(cfg, "output_logits_soft_cap", 0) or 0) > 0:
+        raise ValueError(f"{name} caps its logits, so they do not split into a sum of terms.")
+    if hasattr(model.blocks[0], "ln1_post"):
+        raise ValueError(
+            f"{name} normalises what a layer computes before adding it to the residual stream, so "
+            "what a single head adds is not known to attribution."
+        )
+    weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+    ones = torch.ones_like(model.W_U[:, 0])
+    weight = ones if weight is None else weight
+    if getattr(cfg, "rmsnorm_uses_offset", False):
+        weight = weight + 1
+    centred = cfg.normalization_type in ("LN", "LNPre") and not getattr(cfg, "final_rms", False)
+    return Readout(widened(weight), widened(ones * 0 if bias is None else bias), centred)
 
 
 def logit_diff_directions(
@@ -124,7 +249,7 @@ def logit_diff_directions(
     LayerNorm stands between the residual stream and ``W_U``. It does four things:
 
     1. It subtracts the mean. Compatibility mode centres all weights that write, so the mean is
-       zero already; ``apply_ln_to_stack`` subtracts it in any case.
+       zero already; it is subtracted in any case. (RMSNorm leaves this out.)
     2. It divides by a size that depends on the whole stream (``ln_final.hook_scale``). Divide by
        the size of the run at hand, and the rest is linear.
     3. It multiplies by a weight. Compatibility mode folds it into ``W_U``. Where it is not folded,
@@ -134,37 +259,34 @@ def logit_diff_directions(
        in the mean over prompts paired with their names exchanged.
 
     Args:
-        model: A model with a final LayerNorm, as ``load_model`` returns it or not folded.
+        model: A model with a final norm, as ``load_model`` returns it or not folded.
         data: Prompts; only their two answers are used.
 
     Returns:
         ``[batch d_model]``, in logits per unit of the normalised residual stream.
 
     Raises:
-        ValueError: The model does not end in LayerNorm and a linear unembedding.
+        ValueError: As :func:`readout`.
     """
-    _require_final_layer_norm(model)
-    return _answer_columns(model, data) * _float(model.ln_final.weight)
+    return _answer_columns(model, data) * readout(model).weight
 
 
-@torch.no_grad()
 def final_layer_norm_scale(
     model: TransformerBridge,
     data: IOIDataset,
     role: str = "END",
     *,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    memory: int = DEFAULT_MEMORY,
+    progress: bool = True,
 ) -> Float[Tensor, " batch"]:
-    """The number by which the final LayerNorm divides the residual stream at a role's position.
+    """The number by which the final norm divides the residual stream at a role's position.
 
-    Pass it on as ``scale`` to freeze LayerNorm while something is ablated: the terms of two runs
+    Pass it on as ``scale`` to freeze the norm while something is ablated: the terms of two runs
     then differ only by what the components themselves write.
 
     Args:
-        model: A model with a final LayerNorm.
-        data: Prompts.
-        role: The position that is read.
-        batch_size: Prompts run at once.
+        model, data, role: As for :func:`decompose`.
+        memory, progress: As for :func:`~ioi_helpers.runs.run_in_batches`.
 
     Returns:
         ``[batch]``, in units of the residual stream.
@@ -172,23 +294,22 @@ def final_layer_norm_scale(
     Raises:
         ValueError: As :func:`decompose`.
     """
-    scales = [
-        cache["ln_final.hook_scale"].flatten()
-        for cache, _ in _caches(model, data, role, [], None, batch_size)
-    ]
-    return torch.cat(scales)
+    readout(model)
+    return activations_at(model, data, role, SCALE, memory=memory, progress=progress)[:, 0]
 
 
-@torch.no_grad()
+# --- attributions --------------------------------------------------------------------------------
+
+
 def logit_lens(
     model: TransformerBridge,
     data: IOIDataset,
     role: str = "END",
     *,
-    per_prompt: bool = False,
     layer_norm: Literal["final", "own"] = "final",
-    batch_size: int = DEFAULT_BATCH_SIZE,
-) -> LabelledLogits:
+    memory: int = DEFAULT_MEMORY,
+    progress: bool = True,
+) -> Attribution:
     """The logit difference that each state of the residual stream would give on its own.
 
     ``0_pre`` is the stream that enters block 0, ``0_mid`` the stream after its attention, and so
@@ -198,14 +319,11 @@ def logit_lens(
     ``transformer_lens.tools.analysis.logit_lens``.
 
     Args:
-        model: A GPT-2-style model.
-        data: Prompts; they may differ in length.
-        role: The position that is read.
-        per_prompt: Keep one value a prompt instead of the mean.
-        layer_norm: ``"final"`` divides every state by the final state's size, as the demo does, so
-            that two neighbours differ by exactly the contribution between them. ``"own"`` gives
-            each state its own LayerNorm, as if the model really stopped there.
-        batch_size: Prompts run at once.
+        model, data, role: As for :func:`decompose`.
+        layer_norm: ``"final"`` divides every state by the final state's size, as the demo does, so that
+            two neighbours differ by exactly the contribution between them. ``"own"`` gives each
+            state its own final norm, as if the model really stopped there.
+        memory, progress: As for :func:`~ioi_helpers.runs.run_in_batches`.
 
     Returns:
         The logit difference by state, in logits.
@@ -215,53 +333,44 @@ def logit_lens(
     """
     if layer_norm not in ("final", "own"):
         raise ValueError(f'layer_norm must be "final" or "own", not {layer_norm!r}.')
-    n_layers, middle = model.cfg.n_layers, not model.cfg.attn_only
+    n_layers = model.cfg.n_layers
+    # Where attention and MLP of a block run in parallel, there is no stream between them.
+    middle = "blocks.0.hook_resid_mid" in model.hook_dict
     names = [f"blocks.{layer}.hook_resid_pre" for layer in range(n_layers)]
     names += [f"blocks.{layer}.hook_resid_mid" for layer in range(n_layers) if middle]
     names += [f"blocks.{n_layers - 1}.hook_resid_post"]
-    parts: list[Tensor] = []
-    labels: list[str] = []
-    for cache, part in _caches(model, data, role, names, None, batch_size):
+
+    def states(cache: ActivationCache) -> Iterator[tuple[str, Tensor]]:
         stack, labels = cache.accumulated_resid(
             layer=-1, incl_mid=middle, pos_slice=0, return_labels=True
         )
-        if layer_norm == "final":
-            values = _project(model, cache, stack, part)
-            constants = list(_constants(model, part).values())
-        else:
-            normalised = cache.apply_ln_to_stack(stack, layer=-1, pos_slice=0, recompute_ln=True)
-            # ln_final has applied its own weight and bias here, folded or not.
-            values = torch.einsum("cbd,bd->cb", _float(normalised), _answer_columns(model, part))
-            constants = [_unembedding_bias(model, part)]
-        parts.append(values + torch.stack(constants).sum(dim=0))
-    values, stderr = _over_prompts(torch.cat(parts, dim=1), data, per_prompt)
-    return LabelledLogits(values, tuple(labels), stderr, role)
+        if layer_norm == "own":
+            stack = torch.stack([model.ln_final(state[:, None])[:, 0] for state in stack])
+        yield from zip(labels, stack, strict=True)
+
+    return _attribute(
+        Attribution, model, data, role, names, states, None, memory, progress,
+        normed=layer_norm == "own", cumulative=True,
+    )  # fmt: skip
 
 
-@torch.no_grad()
 def layer_attribution(
     model: TransformerBridge,
     data: IOIDataset,
     role: str = "END",
     *,
-    per_prompt: bool = False,
     scale: Float[Tensor, " batch"] | None = None,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    memory: int = DEFAULT_MEMORY,
+    progress: bool = True,
 ) -> Decomposition:
     """What the embeddings, each attention layer, each MLP and the final biases add.
 
     The rows are ``embed``, ``pos_embed``, ``0_attn_out``, ``0_mlp_out``, ``1_attn_out`` ... as
     TransformerLens names them (a layer's own biases included), then ``b_U``, and before it
-    ``ln_final_b`` where the final LayerNorm's bias is not folded into ``b_U``. Each is computed on
-    its own; together they are the logit difference.
+    ``ln_final_b`` where the final norm's bias is not folded into ``b_U``. Each is computed on its
+    own; together they are the logit difference.
 
-    Args:
-        model: A GPT-2-style model.
-        data: Prompts; they may differ in length.
-        role: The position that is read.
-        per_prompt: Keep one value a prompt instead of the mean.
-        scale: Divide by these sizes instead of this run's (:func:`final_layer_norm_scale`).
-        batch_size: Prompts run at once.
+    Args: As for :func:`decompose`.
 
     Returns:
         The contributions, in logits.
@@ -272,27 +381,23 @@ def layer_attribution(
     names = [*_embedding_hooks(model), *_layer_hooks(model, "hook_attn_out")]
     if not model.cfg.attn_only:
         names += _layer_hooks(model, "hook_mlp_out")
-    parts: list[Tensor] = []
-    labels: list[str] = []
-    for cache, part in _caches(model, data, role, names, scale, batch_size):
+
+    def layers(cache: ActivationCache) -> Iterator[tuple[str, Tensor]]:
         stack, labels = cache.decompose_resid(layer=-1, pos_slice=0, return_labels=True)
-        constants = _constants(model, part)
-        parts.append(torch.stack([*_project(model, cache, stack, part), *constants.values()]))
-        labels = [*labels, *constants]
-    values, stderr = _over_prompts(torch.cat(parts, dim=1), data, per_prompt)
-    return Decomposition(values, tuple(labels), stderr, role)
+        yield from zip(labels, stack, strict=True)
+
+    return _attribute(Decomposition, model, data, role, names, layers, scale, memory, progress)
 
 
-@torch.no_grad()
 def head_attribution(
     model: TransformerBridge,
     data: IOIDataset,
     role: str = "END",
     *,
-    per_prompt: bool = False,
     scale: Float[Tensor, " batch"] | None = None,
-    batch_size: int = DEFAULT_BATCH_SIZE,
-) -> Float[Tensor, "layer head *batch"]:
+    memory: int = DEFAULT_MEMORY,
+    progress: bool = True,
+) -> Attribution:
     """What each attention head adds directly to the logit difference.
 
     A head's output is ``z @ W_O``, without the layer's bias ``b_O``, which belongs to no head. The
@@ -304,244 +409,181 @@ def head_attribution(
         directions = logit_diff_directions(model, data)
         (stack * directions).sum(-1).mean(-1).reshape(model.cfg.n_layers, model.cfg.n_heads)
 
-    Args:
-        model: A GPT-2-style model.
-        data: Prompts; they may differ in length.
-        role: The position that is read.
-        per_prompt: Keep one value a prompt instead of the mean.
-        scale: Divide by these sizes instead of this run's (:func:`final_layer_norm_scale`).
-        batch_size: Prompts run at once.
+    Args: As for :func:`decompose`.
 
     Returns:
-        ``[layer head]``, the mean over prompts, or ``[layer head batch]``; in logits.
+        ``.values`` is ``[layer head]``, ``.per_prompt`` ``[layer head batch]``; in logits.
 
     Raises:
         ValueError: As :func:`decompose`.
     """
-    parts = [
-        _project(model, cache, cache.stack_head_results(layer=-1, pos_slice=0), part)
-        for cache, part in _caches(
-            model, data, role, _layer_hooks(model, "attn.hook_z"), scale, batch_size
-        )
-    ]
-    values = torch.cat(parts, dim=1).unflatten(0, (model.cfg.n_layers, model.cfg.n_heads))
-    return values if per_prompt else values.mean(dim=-1)
+    found = _attribute(
+        Attribution, model, data, role, _layer_hooks(model, "attn.hook_z"),
+        lambda cache: _heads(model, cache), scale, memory, progress, constants=False,
+    )  # fmt: skip
+    by_layer = found.per_prompt.unflatten(0, (model.cfg.n_layers, model.cfg.n_heads))
+    return Attribution(by_layer, found.labels, found.pair_ids, role)
 
 
-@torch.no_grad()
 def decompose(
     model: TransformerBridge,
     data: IOIDataset,
     role: str = "END",
     *,
     split_mlp_bias: bool = False,
-    per_prompt: bool = True,
     scale: Float[Tensor, " batch"] | None = None,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    memory: int = DEFAULT_MEMORY,
+    progress: bool = True,
 ) -> Decomposition:
     """Split the logit difference completely: embeddings, heads, MLPs and every bias.
 
     The rows: ``embed``, ``pos_embed``, then for each block its heads (``L0H0`` ...), its attention
     bias (``0_b_O``) and its MLP (``0_mlp_out``), and last ``b_U``, before it ``ln_final_b`` where
-    the final LayerNorm's bias is not folded into ``b_U``. Each is computed on its own and none by
-    subtraction, so that the sum is a check: in float32 it is the logit difference within 1e-4.
+    the final norm's bias is not folded into ``b_U``; a bias that the model lacks has no row. Each
+    is computed on its own and none by subtraction, so that the sum is a check: in float32 it is the
+    logit difference within 1e-4.
 
     Args:
-        model: A GPT-2-style model: LayerNorm before each layer and before the unembedding. It may
-            be folded (compatibility mode) or not.
+        model: A decoder whose logits are read from the last residual stream through LayerNorm or
+            RMSNorm. It may be folded (compatibility mode) or not.
         data: Prompts; they may differ in length.
         role: The position that is read. Elsewhere than at END the rows add up to the difference
             of the same two logits at that position.
         split_mlp_bias: Split each MLP into its neurons (``0_neurons``) and its bias (``0_b_out``).
-        per_prompt: Keep one value a prompt (the default) or take the mean.
-        scale: Divide by these sizes instead of this run's (:func:`final_layer_norm_scale`). The
-            rows then add up to the logit difference which that LayerNorm would give.
-        batch_size: Prompts run at once. Of each, only one position is kept.
+        scale: Divide by these sizes instead of this run's (:func:`final_layer_norm_scale`). The rows then
+            add up to the logit difference which that norm would give.
+        memory, progress: As for :func:`~ioi_helpers.runs.run_in_batches`. Of each prompt only one
+            position is kept.
 
     Returns:
         The contributions, in logits.
 
     Raises:
-        ValueError: The model is no GPT-2-style transformer or is in training mode, the role is
-            unknown, or ``scale`` or ``batch_size`` does not fit.
+        ValueError: The model's logits are no sum of terms (:func:`readout`), it is in training
+            mode, the dataset is none or another tokenizer's, the role is unknown, or ``scale`` does
+            not fit.
     """
-    n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
-    mlps = [] if model.cfg.attn_only else list(range(n_layers))
+    n_heads = model.cfg.n_heads
+    has_mlps = not model.cfg.attn_only
     names = [*_embedding_hooks(model), *_layer_hooks(model, "attn.hook_z")]
-    names += [
-        f"blocks.{i}.mlp.hook_post" if split_mlp_bias else f"blocks.{i}.hook_mlp_out" for i in mlps
-    ]
-    parts: list[Tensor] = []
-    labels: list[str] = []
-    for cache, part in _caches(model, data, role, names, scale, batch_size):
-        rows: dict[str, Tensor] = {}
-        stack, embeddings = cache.decompose_resid(layer=0, pos_slice=0, return_labels=True)
-        rows.update(zip(embeddings, _project(model, cache, stack, part), strict=True))
-        stack, heads = cache.stack_head_results(layer=-1, pos_slice=0, return_labels=True)
-        by_head = dict(zip(heads, _project(model, cache, stack, part), strict=True))
+    if has_mlps:
+        names += _layer_hooks(model, "mlp.hook_post" if split_mlp_bias else "hook_mlp_out")
+
+    def rows(cache: ActivationCache) -> Iterator[tuple[str, Tensor]]:
+        stack, labels = cache.decompose_resid(layer=0, pos_slice=0, return_labels=True)
+        yield from zip(labels, stack, strict=True)
+        heads = list(_heads(model, cache))
         for layer, block in enumerate(model.blocks):
-            for head in heads[layer * n_heads : (layer + 1) * n_heads]:
-                rows[head] = by_head[head]
-            block_rows = {f"{layer}_b_O": _bias(block.attn.b_O, len(part))}
-            if layer in mlps and split_mlp_bias:
+            yield from heads[layer * n_heads : (layer + 1) * n_heads]
+            like = heads[0][1]
+            biases = {f"{layer}_b_O": block.attn.b_O}
+            if has_mlps and split_mlp_bias:
                 neurons = cache[f"blocks.{layer}.mlp.hook_post"][:, 0]
-                block_rows[f"{layer}_neurons"] = neurons @ _float(block.mlp.W_out)
-                block_rows[f"{layer}_b_out"] = _bias(block.mlp.b_out, len(part))
-            elif layer in mlps:
-                block_rows[f"{layer}_mlp_out"] = cache[f"blocks.{layer}.hook_mlp_out"][:, 0]
-            projected = _project(model, cache, torch.stack([*block_rows.values()]), part)
-            rows.update(zip(block_rows, projected, strict=True))
-        rows.update(_constants(model, part))
-        labels = list(rows)
-        parts.append(torch.stack([*rows.values()]))
-    values, stderr = _over_prompts(torch.cat(parts, dim=1), data, per_prompt)
-    return Decomposition(values, tuple(labels), stderr, role)
+                yield f"{layer}_neurons", neurons @ widened(block.mlp.W_out)
+                biases[f"{layer}_b_out"] = block.mlp.b_out
+            elif has_mlps:
+                yield f"{layer}_mlp_out", cache[f"blocks.{layer}.hook_mlp_out"][:, 0]
+            for name, bias in biases.items():
+                if bias is not None:
+                    yield name, widened(bias).expand_as(like)
+
+    return _attribute(Decomposition, model, data, role, names, rows, scale, memory, progress)
 
 
-def cache_at_role(
-    model: TransformerBridge, data: IOIDataset, role: str, names: Sequence[str]
-) -> ActivationCache:
-    """Run the model and keep activations at one position a prompt, the one that has the role.
-
-    The cache's position axis has length one, so TransformerLens' own methods work on it with
-    ``pos_slice=0`` although the prompts differ in length. Hooks that are on the model stay on and
-    take effect first; those added here are removed, also after an error.
-
-    Args:
-        model: A model that TransformerBridge boots.
-        data: Prompts.
-        role: ``"IO"``, ``"S1"``, ``"S1+1"``, ``"S2"`` or ``"END"``.
-        names: Hook names of activations whose axes start with batch and position.
-
-    Returns:
-        ``{name: [batch 1 ...]}`` as an ``ActivationCache``; half precision becomes float32.
-
-    Raises:
-        ValueError: A hook or the role is unknown, or the model is in training mode.
-    """
-    return _run_and_gather(model, data.tokens, data.positions[role], _known_hooks(model, names))
+def _heads(model: TransformerBridge, cache: ActivationCache) -> Iterator[tuple[str, Tensor]]:
+    stack = cache.stack_head_results(layer=-1, pos_slice=0)
+    yield from zip(head_labels(model), stack, strict=True)
 
 
-def _run_and_gather(
-    model: TransformerBridge, tokens: Tensor, positions: Tensor, names: Sequence[str]
-) -> ActivationCache:
-    if model.training:
-        raise ValueError("The model is in training mode, where dropout is random; call eval().")
-    gathered: dict[str, Tensor] = {}
-
-    def gather(name: str) -> Any:
-        def hook_fn(activation: Tensor, hook: Any) -> None:
-            at = positions.to(activation.device)
-            rows = torch.arange(len(at), device=activation.device)
-            gathered[name] = _float(activation[rows, at][:, None]).to(model.W_U.device)
-
-        return hook_fn
-
-    # By causality nothing after the last position that is read can matter.
-    tokens = tokens[:, : int(positions.max()) + 1].to(model.cfg.device)
-    refuse_too_long(model, tokens)
-    with torch.no_grad():
-        # logits_to_keep: one position's logits are cheaper than all, and none are used here.
-        model.run_with_hooks(
-            tokens,
-            fwd_hooks=[(name, gather(name)) for name in names],
-            return_type=None,
-            logits_to_keep=1,
-        )
-    return ActivationCache(gathered, model)
-
-
-def _caches(
+def _attribute(
+    kind: type[Any],
     model: TransformerBridge,
     data: IOIDataset,
     role: str,
     names: Sequence[str],
+    summands: Callable[[ActivationCache], Iterator[tuple[str, Float[Tensor, "batch d_model"]]]],
     scale: Tensor | None,
-    batch_size: int,
-) -> Iterator[tuple[ActivationCache, _Answers]]:
-    """The gathered cache of each part of the data, with that part's answers."""
-    _require_final_layer_norm(model)
-    positions = data.positions[role]
-    n = len(positions)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
-    if scale is not None and scale.shape != (n,):
+    memory: int,
+    progress: bool,
+    *,
+    constants: bool = True,
+    normed: bool = False,
+    cumulative: bool = False,
+) -> Any:
+    """Read the logit difference off named summands of the stream at one role of every prompt.
+
+    Args:
+        kind: The class of the result.
+        names: The hooks that ``summands`` needs in its cache, whose position axis has length one.
+        scale: Instead of the run's.
+        constants: Add the terms that no activation carries.
+        normed: The summands have passed the final norm already.
+        cumulative: Each summand is a whole stream, to which all constants belong.
+    """
+    require_data(model, data)
+    norm = readout(model)
+    positions = role_positions(data, role)
+    if scale is not None and scale.shape != (len(data),):
         raise ValueError(
-            f"scale has shape {tuple(scale.shape)}; give one number for each of the {n} prompts."
+            f"scale has shape {tuple(scale.shape)}; give one number for each of the {len(data)} "
+            "prompts."
         )
-    hooks = _known_hooks(model, [*names, "ln_final.hook_scale"])
-    # The bar appears only where there is something to wait for.
-    for start in tqdm(range(0, n, batch_size), desc="prompts", leave=False, delay=5):
-        part = slice(start, start + batch_size)
-        cache = _run_and_gather(model, data.tokens[part], positions[part], hooks)
-        if scale is not None:
-            cache.cache_dict["ln_final.hook_scale"] = scale[part, None, None].to(model.W_U.device)
-        yield cache, _Answers(data.io_tokens[part], data.s_tokens[part])
+    hooks = known_hooks(model, [*names, SCALE])
+    labels: list[str] = []
+
+    def read(part: IOIDataset) -> dict[str, Tensor]:
+        found = gather_activations(model, part.tokens, part.positions[role], hooks)
+        cache = ActivationCache({name: value[:, None] for name, value in found.items()}, model)
+        columns = _answer_columns(model, part)
+        directions = columns if normed else columns * norm.weight
+        with torch.no_grad():
+            rows = dict(summands(cache))
+            labels[:] = rows
+            read_off = [
+                ((value if normed else norm.seen(widened(value))) * directions).sum(dim=-1)
+                for value in rows.values()
+            ]
+        own_scale = torch.ones_like(read_off[0]) if normed else found[SCALE][:, 0]
+        return {"terms": torch.stack(read_off), "scale": own_scale}
+
+    found = run_in_batches(
+        model,
+        data,
+        read,
+        memory=memory,
+        progress=progress,
+        upto=positions,
+        kept=len(hooks) * model.cfg.d_model,
+        dim=-1,
+    )
+    terms = found["terms"] / (found["scale"] if scale is None else scale.to(found["terms"]))
+    fixed = _constants(model, data, norm, normed) if constants else {}
+    if cumulative:
+        terms = terms + torch.stack([*fixed.values()]).sum(dim=0)
+    elif fixed:
+        terms = torch.cat([terms, torch.stack([*fixed.values()])])
+        labels += fixed
+    return kind(terms, tuple(labels), data.pair_ids, role)
 
 
-@dataclass(frozen=True)
-class _Answers:
-    """The part of a dataset that directions need."""
-
-    io_tokens: Tensor
-    s_tokens: Tensor
-
-    def __len__(self) -> int:
-        return len(self.io_tokens)
-
-
-def _project(
-    model: TransformerBridge,
-    cache: ActivationCache,
-    stack: Float[Tensor, "component batch d_model"],
-    answers: _Answers,
-) -> Float[Tensor, "component batch"]:
-    """Logit difference of each row under the LayerNorm scale that is in the cache."""
-    scaled = cache.apply_ln_to_stack(stack, layer=-1, pos_slice=0)
-    directions = _answer_columns(model, answers) * _float(model.ln_final.weight)
-    return torch.einsum("cbd,bd->cb", _float(scaled), directions)
-
-
-def _answer_columns(
-    model: TransformerBridge, answers: _Answers | IOIDataset
-) -> Float[Tensor, "batch d_model"]:
-    tokens = torch.stack([answers.io_tokens, answers.s_tokens], dim=-1).to(model.W_U.device)
-    columns = _float(model.tokens_to_residual_directions(tokens))
+def _answer_columns(model: TransformerBridge, data: IOIDataset) -> Float[Tensor, "batch d_model"]:
+    tokens = torch.stack([data.io_tokens, data.s_tokens], dim=-1).to(model.W_U.device)
+    columns = widened(model.tokens_to_residual_directions(tokens))
     return columns[:, 0] - columns[:, 1]
 
 
-def _constants(model: TransformerBridge, answers: _Answers) -> dict[str, Float[Tensor, " batch"]]:
-    """The terms that no activation carries: biases of the final LayerNorm and the unembedding."""
+def _constants(
+    model: TransformerBridge, data: IOIDataset, norm: Readout, normed: bool
+) -> dict[str, Float[Tensor, " batch"]]:
+    """The terms that no activation carries: biases of the final norm and of the unembedding."""
     constants = {}
-    norm_bias = _float(model.ln_final.bias)
-    if not model.compatibility_mode or norm_bias.any():
-        constants["ln_final_b"] = _answer_columns(model, answers) @ norm_bias
-    constants["b_U"] = _unembedding_bias(model, answers)
+    if not normed and (not model.compatibility_mode or norm.bias.any()):
+        constants["ln_final_b"] = _answer_columns(model, data) @ norm.bias
+    bias = widened(model.b_U)
+    answers = (tokens.to(bias.device) for tokens in (data.io_tokens, data.s_tokens))
+    io, s = (bias[tokens] for tokens in answers)
+    constants["b_U"] = io - s
     return constants
-
-
-def _unembedding_bias(model: TransformerBridge, answers: _Answers) -> Float[Tensor, " batch"]:
-    bias = _float(model.b_U)
-    return bias[answers.io_tokens.to(bias.device)] - bias[answers.s_tokens.to(bias.device)]
-
-
-def _bias(bias: Float[Tensor, " d_model"], n: int) -> Float[Tensor, "batch d_model"]:
-    return _float(bias).expand(n, -1)
-
-
-def _over_prompts(
-    values: Float[Tensor, "component batch"], data: IOIDataset, per_prompt: bool
-) -> tuple[Float[Tensor, "component *batch"], Float[Tensor, " component"]]:
-    if len(data.pair_ids.unique()) > 1:
-        errors = [mean_and_stderr(row, clusters=data.pair_ids).stderr for row in values]
-    else:
-        errors = [float("nan")] * len(values)
-    return (values if per_prompt else values.mean(dim=-1)), values.new_tensor(errors)
-
-
-def _float(tensor: Tensor) -> Tensor:
-    """Half precision as float32, so that sums of many terms keep their digits."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _embedding_hooks(model: TransformerBridge) -> list[str]:
@@ -550,29 +592,3 @@ def _embedding_hooks(model: TransformerBridge) -> list[str]:
 
 def _layer_hooks(model: TransformerBridge, name: str) -> list[str]:
     return [f"blocks.{layer}.{name}" for layer in range(model.cfg.n_layers)]
-
-
-def _known_hooks(model: TransformerBridge, names: Sequence[str]) -> list[str]:
-    known = model.hook_dict
-    for name in names:
-        if name not in known:
-            raise ValueError(
-                f"The model has no hook {name!r}; see model.hook_dict for those of this "
-                "architecture."
-            )
-    return list(names)
-
-
-def _require_final_layer_norm(model: TransformerBridge) -> None:
-    cfg = model.cfg
-    name = getattr(cfg, "model_name", "this model")
-    if cfg.normalization_type not in ("LN", "LNPre") or getattr(cfg, "final_rms", False):
-        raise ValueError(
-            f"{name} does not end in LayerNorm (its normalization is {cfg.normalization_type}); "
-            "attribution is written for GPT-2-style models."
-        )
-    if getattr(cfg, "parallel_attn_mlp", False) or getattr(cfg, "output_logits_soft_cap", 0) > 0:
-        raise ValueError(
-            f"{name} has parallel layers or capped logits; attribution is written for GPT-2-style "
-            "models, whose logits are a linear map of the normalised residual stream."
-        )

@@ -15,7 +15,7 @@ In reading order: `known` (the registries), `attention` (where heads look on IOI
 from __future__ import annotations
 
 from ioi_helpers.heads.attention import attention_by_role
-from ioi_helpers.heads.effects import backup_rise, silenced_on_repeats
+from ioi_helpers.heads.effects import backup_rise, ablated_on_repeats
 from ioi_helpers.heads.known import (
     HEAD_CLASSES,
     KnownHead,
@@ -56,5 +56,5 @@ __all__ = [
     "random_tokens",
     "registry",
     "repeat_scores",
-    "silenced_on_repeats",
+    "ablated_on_repeats",
 ]

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers.ablation import ablate, ablation_effects
+from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.heads.repeats import RepeatScores, repeat_scores
+from ioi_helpers.metrics import Estimate, standard_error
 from ioi_helpers.names import existing_head, parse_head
-
-if TYPE_CHECKING:
-    from ioi_helpers.dataset import IOIDataset
 
 
 def backup_rise(
@@ -51,30 +49,43 @@ def backup_rise(
     return rise
 
 
-def silenced_on_repeats(
+def ablated_on_repeats(
     model: TransformerBridge,
     heads: Sequence[str],
     clean: RepeatScores,
     **settings: Any,
-) -> dict[str, tuple[float, float]]:
-    """What silencing each of some heads does on repeated tokens.
+) -> dict[str, dict[str, Estimate]]:
+    """What zero-ablating each of some heads everywhere does on repeated tokens.
 
     Args:
-        model: A GPT-2-style model.
-        heads: One after another is silenced (``z`` set to zero everywhere).
-        clean: The scores with nothing silenced.
+        model: Any decoder.
+        heads: One after another is ablated (``z`` set to zero).
+        clean: The scores with nothing ablated.
         settings: Of :func:`~ioi_helpers.heads.repeat_scores`, the same as for ``clean``.
 
     Returns:
-        For each head: the change of the loss on the repeated tokens (nats), and that of the best
-        induction score of any other head.
+        For each head the change of ``"repeat loss"``, on the repeated tokens, in nats; and that of
+        ``"best induction"``, the best induction score of any other head. Errors are over
+        sequences, NaN for a single one.
     """
     found = {}
     for name in heads:
         with ablate(model, name, "zero"):
             after = repeat_scores(model, **settings)
-        others = torch.ones_like(clean.induction, dtype=torch.bool)
-        others[parse_head(name)] = False
-        best = after.induction[others].max() - clean.induction[others].max()
-        found[name] = (after.loss - clean.loss, float(best))
+        best = [_best_other(scores, name) for scores in (after, clean)]
+        found[name] = {
+            "repeat loss": _over_sequences(after.losses - clean.losses),
+            "best induction": _over_sequences(best[0] - best[1]),
+        }
     return found
+
+
+def _best_other(scores: RepeatScores, name: str) -> Float[Tensor, " row"]:
+    """The induction score, by sequence, of the head other than this one that has the highest."""
+    means = scores.induction.clone()
+    means[parse_head(name)] = -1.0
+    return scores.per_sequence["induction"].flatten(0, 1)[int(means.argmax())]
+
+
+def _over_sequences(values: Float[Tensor, " row"]) -> Estimate:
+    return Estimate(float(values.double().mean()), float(standard_error(values)), len(values))

@@ -24,8 +24,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers.models import refuse_too_long
+from ioi_helpers.attribution import SCALE, Readout, readout
+from ioi_helpers.metrics import standard_error
 from ioi_helpers.names import head_name
+from ioi_helpers.runs import (
+    DEFAULT_MEMORY,
+    in_parts,
+    prompts_at_once,
+    refuse_too_long,
+    require_model,
+    widened,
+)
 
 PATTERNS: tuple[str, ...] = ("previous_token", "duplicate_token", "induction")
 """The patterns that are scored."""
@@ -33,43 +42,77 @@ DEFINITIONS: tuple[str, ...] = ("robust", "demo", "detect_head")
 DEFAULT_SEEDS = tuple(range(8))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RepeatScores:
     """Scores of every head on repeated tokens.
 
-    ``scores["induction"]`` is ``scores.induction``. Standard errors are over sequences, each drawn
-    with its own seed; they are NaN for a single sequence.
+    ``scores["induction"]`` is ``scores.induction``, the mean over sequences. Each sequence is drawn
+    with its own seed, so standard errors are over sequences; they are NaN for a single one.
 
     Attributes:
-        previous_token, duplicate_token, induction: Mean attention along the pattern, 0 to 1.
-        repeated_logit: What each head adds directly to the logit of the token that comes next in
-            the second copy, against the mean of all tokens, with the final LayerNorm's scale of the
-            run; in logits.
-        stderr: The standard error of each of the four.
+        per_sequence: By name, ``[layer head row]``: the mean attention along each of
+            :data:`PATTERNS`, 0 to 1; and ``"repeated_logit"``, what each head adds directly to the
+            logit of the token that comes next in the second copy, against the mean of all tokens,
+            with the final norm's scale of the run, in logits (NaN for models that do not let it be
+            known, see ``reason``).
+        losses: Mean cross-entropy on the second copy's tokens from the second one on, in nats.
+        first_losses: The same on the first copy, where nothing can be known.
         chance: What attention that is spread evenly over the tokens so far scores.
-        loss: Mean cross-entropy on the second copy's tokens from the second one on, in nats.
-        first_loss: The same on the first copy, where nothing can be known.
         definition: Which definition of the scores; see :func:`repeat_scores`.
+        reason: Why there is no ``repeated_logit``; empty where there is.
     """
 
-    previous_token: Float[Tensor, "layer head"]
-    duplicate_token: Float[Tensor, "layer head"]
-    induction: Float[Tensor, "layer head"]
-    repeated_logit: Float[Tensor, "layer head"]
-    stderr: dict[str, Float[Tensor, "layer head"]]
+    per_sequence: dict[str, Float[Tensor, "layer head row"]]
+    losses: Float[Tensor, " row"]
+    first_losses: Float[Tensor, " row"]
     chance: dict[str, float]
-    loss: float
-    first_loss: float
     definition: str
+    reason: str = ""
 
     def __getitem__(self, name: str) -> Float[Tensor, "layer head"]:
-        """The scores by name."""
-        if name not in (*PATTERNS, "repeated_logit"):
-            raise ValueError(
-                f"{name!r} is not a score; use one of {', '.join((*PATTERNS, 'repeated_logit'))}."
-            )
-        values: Tensor = getattr(self, name)
-        return values
+        """The scores by name, their mean over sequences.
+
+        Raises:
+            ValueError: There is no such score.
+        """
+        if name not in self.per_sequence:
+            raise ValueError(f"{name!r} is not a score; use one of {', '.join(self.per_sequence)}.")
+        return self.per_sequence[name].mean(dim=-1)
+
+    @property
+    def previous_token(self) -> Float[Tensor, "layer head"]:
+        """Mean attention to the token before."""
+        return self["previous_token"]
+
+    @property
+    def duplicate_token(self) -> Float[Tensor, "layer head"]:
+        """Mean attention to the earlier copy of the token."""
+        return self["duplicate_token"]
+
+    @property
+    def induction(self) -> Float[Tensor, "layer head"]:
+        """Mean attention to the token after the earlier copy."""
+        return self["induction"]
+
+    @property
+    def repeated_logit(self) -> Float[Tensor, "layer head"]:
+        """What each head adds directly to the logit of the token that comes next, in logits."""
+        return self["repeated_logit"]
+
+    @property
+    def stderr(self) -> dict[str, Float[Tensor, "layer head"]]:
+        """The standard error of each score, over sequences."""
+        return {name: standard_error(values) for name, values in self.per_sequence.items()}
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy on the second copy, in nats."""
+        return float(self.losses.mean())
+
+    @property
+    def first_loss(self) -> float:
+        """Mean cross-entropy on the first copy, in nats."""
+        return float(self.first_losses.mean())
 
     def anti_induction(self, least: float = 0.3, sigmas: float = 3.0) -> list[str]:
         """Heads that look like induction heads and lower the logit of the token they look at.
@@ -77,7 +120,12 @@ class RepeatScores:
         Args:
             least: The smallest induction score.
             sigmas: How many standard errors the effect must lie below zero.
+
+        Raises:
+            ValueError: The model does not let ``repeated_logit`` be known.
         """
+        if self.reason:
+            raise ValueError(self.reason)
         error = self.stderr["repeated_logit"].nan_to_num(0.0)
         found = (self.induction >= least) & (self.repeated_logit < -sigmas * error)
         return [head_name(layer, head) for layer, head in found.nonzero().tolist()]
@@ -113,7 +161,7 @@ def repeat_scores(
     seeds: Sequence[int] = DEFAULT_SEEDS,
     length: int = 50,
     prepend_bos: bool | None = None,
-    batch_size: int = 8,
+    memory: int = DEFAULT_MEMORY,
 ) -> RepeatScores:
     """Previous-token, duplicate-token and induction score of every head.
 
@@ -139,13 +187,13 @@ def repeat_scores(
       far as it matters to the head.
 
     Args:
-        model: A GPT-2-style model.
+        model: Any decoder.
         tokens: What is repeated, without BOS; ``None`` draws :func:`random_tokens`.
         definition: See above.
         seeds, length: Of the tokens that are drawn.
-        prepend_bos: Put BOS in front; by default only for the robust definition. The demo's has
-            none.
-        batch_size: Sequences run at once.
+        prepend_bos: Put BOS in front; by default only for the robust definition, where the
+            tokenizer has one. The demo's has none.
+        memory: Bytes that the run may use; more sequences than fit are run in parts.
 
     Hooks on the model stay on: inside ``with ablate(model, "L1H1", "zero"):`` the scores are those
     without that head.
@@ -155,8 +203,8 @@ def repeat_scores(
 
     Raises:
         ValueError: An unknown definition; tokens that are no ``[row length]`` with at least 3
-            columns, or too long for the model; BOS with the demo's definition; or a model in
-            training mode.
+            columns, or too long for the model; BOS with the demo's definition, or where the
+            tokenizer has none; or a model in training mode.
     """
     if definition not in DEFINITIONS:
         raise ValueError(
@@ -169,39 +217,41 @@ def repeat_scores(
             "tokens must be [row length] with at least 3 columns, one copy of what is repeated, "
             f"not of shape {tuple(tokens.shape)}."
         )
-    bos = definition == "robust" if prepend_bos is None else prepend_bos
+    start = getattr(model.tokenizer, "bos_token_id", None)
+    bos = definition == "robust" and start is not None if prepend_bos is None else prepend_bos
     if bos and definition == "demo":
         raise ValueError("The demo's definition has no BOS; use 'robust' where there is one.")
-    if model.training:
-        raise ValueError("The model is in training mode, where dropout is random; call eval().")
+    if bos and start is None:
+        raise ValueError("The model's tokenizer has no BOS; leave out prepend_bos=True.")
+    require_model(model)
     tokens = tokens.to(model.cfg.device)
     whole = torch.cat([tokens, tokens], dim=1)
     if bos:
-        start = torch.full_like(whole[:, :1], model.tokenizer.bos_token_id)
-        whole = torch.cat([start, whole], dim=1)
+        whole = torch.cat([torch.full_like(whole[:, :1], start), whole], dim=1)
     refuse_too_long(model, whole)
+    norm: Readout | None = None
+    reason = ""
+    try:
+        norm = readout(model)
+    except ValueError as error:
+        reason = str(error)
     places = _places(tokens.shape[1], int(bos), definition)
+    rows, width = whole.shape
+    kept = width * model.cfg.n_layers * model.cfg.d_model
+    at_once = prompts_at_once(model, width, memory, kept=kept, logits=2 * width)
+    lengths = torch.full((rows,), width)
     parts = [
-        _run(model, whole[i : i + batch_size], places, tokens.shape[1])
-        for i in range(0, len(whole), batch_size)
+        _run(model, whole[part], places, tokens.shape[1], norm)
+        for part in in_parts(lengths, at_once, what="sequences")
     ]
     values = {name: torch.cat([part[name] for part in parts], dim=-1) for name in parts[0]}
-    rows = len(tokens)
-    found = {name: value.mean(dim=-1) for name, value in values.items()}
-    heads = (*PATTERNS, "repeated_logit")
-    errors = {
-        name: values[name].std(dim=-1) / rows**0.5
-        if rows > 1
-        else torch.full_like(found[name], float("nan"))
-        for name in heads
-    }
     return RepeatScores(
-        **{name: found[name] for name in heads},
-        stderr=errors,
+        losses=values.pop("loss"),
+        first_losses=values.pop("first_loss"),
+        per_sequence=values,
         chance={name: places[name].chance() for name in PATTERNS},
-        loss=float(found["loss"]),
-        first_loss=float(found["first_loss"]),
         definition=definition,
+        reason=reason,
     )
 
 
@@ -241,6 +291,7 @@ def _run(
     tokens: Int[Tensor, "row pos"],
     places: dict[str, _Places],
     length: int,
+    norm: Readout | None,
 ) -> dict[str, Tensor]:
     """One value a row: scores and direct effects ``[layer head row]``, losses ``[row]``."""
     n_layers, last = model.cfg.n_layers, tokens.shape[1] - 1
@@ -252,40 +303,39 @@ def _run(
 
     def read_pattern(pattern: Float[Tensor, "row head query key"], hook: Any, layer: int) -> None:
         for name, at in places.items():
-            total = pattern[:, :, at.queries, at.keys].sum(dim=-1) / at.count
+            total = widened(pattern[:, :, at.queries, at.keys]).sum(dim=-1) / at.count
             scores[name][layer] = total.T.to(tokens.device)
 
     def read_output(z: Float[Tensor, "row pos head d_head"], hook: Any, layer: int) -> None:
-        outputs[layer] = z[:, second].to(tokens.device)
+        outputs[layer] = widened(z[:, second]).to(tokens.device)
 
     def read_scale(value: Tensor, hook: Any) -> None:
-        scale.append(value[:, second])
+        scale.append(widened(value[:, second]).to(tokens.device))
 
-    hooks: list[tuple[str, Any]] = [("ln_final.hook_scale", read_scale)]
+    hooks: list[tuple[str, Any]] = []
     for layer in range(n_layers):
-        attn = f"blocks.{layer}.attn."
-        hooks += [
-            (attn + "hook_pattern", partial(read_pattern, layer=layer)),
-            (attn + "hook_z", partial(read_output, layer=layer)),
-        ]
-    logits = model.run_with_hooks(tokens, fwd_hooks=hooks).to(tokens.device)
+        hooks.append((f"blocks.{layer}.attn.hook_pattern", partial(read_pattern, layer=layer)))
+        if norm is not None:
+            hooks.append((f"blocks.{layer}.attn.hook_z", partial(read_output, layer=layer)))
+    if norm is not None:
+        hooks.append((SCALE, read_scale))
+    logits = widened(model.run_with_hooks(tokens, fwd_hooks=hooks)).to(tokens.device)
     found = {name: torch.stack(values) for name, values in scores.items()}
 
-    following = tokens[:, second.start + 1 : second.stop + 1]
-    unembed = model.W_U
-    directions = unembed.T[following] - unembed.mean(dim=-1)
-    weight = getattr(model.ln_final, "weight", None)
-    if weight is not None:
-        directions = directions * weight
-    directions = directions / scale[-1]
-    # Written and read without the mean over d_model, as the final LayerNorm takes it away.
-    directions = directions - directions.mean(dim=-1, keepdim=True)
-    effects = [
-        torch.einsum("rphe,hem,rpm->hr", z, model.blocks[layer].attn.W_O, directions)
-        / directions.shape[1]
-        for layer, z in enumerate(outputs)
-    ]
-    found["repeated_logit"] = torch.stack(effects)
+    if norm is None:
+        found["repeated_logit"] = torch.full_like(found["induction"], float("nan"))
+    else:
+        following = tokens[:, second.start + 1 : second.stop + 1]
+        unembed = widened(model.W_U)
+        directions = (unembed.T[following] - unembed.mean(dim=-1)) * norm.weight / scale[-1]
+        # Written and read without the mean over d_model, where the norm takes it away.
+        directions = norm.seen(directions)
+        effects = [
+            torch.einsum("rphe,hem,rpm->hr", z, widened(block.attn.W_O), directions)
+            / directions.shape[1]
+            for z, block in zip(outputs, model.blocks, strict=True)
+        ]
+        found["repeated_logit"] = torch.stack(effects)
 
     log_probabilities = logits[:, :-1].log_softmax(dim=-1)
     loss = -log_probabilities.gather(2, tokens[:, 1:, None])[..., 0]
