@@ -149,7 +149,8 @@ class Attribution:
         return len(self.values)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self.values.cpu(), dtype=dtype)
+        values: np.ndarray = self.values.cpu().numpy()
+        return values if dtype is None else values.astype(dtype)
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
         """The ``k`` components of largest mean in absolute value, as (label, mean in logits)."""
@@ -320,9 +321,9 @@ def logit_lens(
 
     Args:
         model, data, role: As for :func:`decompose`.
-        layer_norm: ``"final"`` divides every state by the final state's size, as the demo does, so that
-            two neighbours differ by exactly the contribution between them. ``"own"`` gives each
-            state its own final norm, as if the model really stopped there.
+        layer_norm: ``"final"`` divides every state by the final state's size, as the demo does, so
+            that two neighbours differ by exactly the contribution between them. ``"own"`` gives
+            each state its own final norm, as if the model really stopped there.
         memory, progress: As for :func:`~ioi_helpers.runs.run_in_batches`.
 
     Returns:
@@ -450,8 +451,8 @@ def decompose(
         role: The position that is read. Elsewhere than at END the rows add up to the difference
             of the same two logits at that position.
         split_mlp_bias: Split each MLP into its neurons (``0_neurons``) and its bias (``0_b_out``).
-        scale: Divide by these sizes instead of this run's (:func:`final_layer_norm_scale`). The rows then
-            add up to the logit difference which that norm would give.
+        scale: Divide by these sizes instead of this run's (:func:`final_layer_norm_scale`). The
+            rows then add up to the logit difference which that norm would give.
         memory, progress: As for :func:`~ioi_helpers.runs.run_in_batches`. Of each prompt only one
             position is kept.
 
@@ -475,17 +476,17 @@ def decompose(
         heads = list(_heads(model, cache))
         for layer, block in enumerate(model.blocks):
             yield from heads[layer * n_heads : (layer + 1) * n_heads]
-            like = heads[0][1]
-            biases = {f"{layer}_b_O": block.attn.b_O}
+            yield from bias(f"{layer}_b_O", block.attn.b_O, heads[0][1])
             if has_mlps and split_mlp_bias:
                 neurons = cache[f"blocks.{layer}.mlp.hook_post"][:, 0]
                 yield f"{layer}_neurons", neurons @ widened(block.mlp.W_out)
-                biases[f"{layer}_b_out"] = block.mlp.b_out
+                yield from bias(f"{layer}_b_out", block.mlp.b_out, heads[0][1])
             elif has_mlps:
                 yield f"{layer}_mlp_out", cache[f"blocks.{layer}.hook_mlp_out"][:, 0]
-            for name, bias in biases.items():
-                if bias is not None:
-                    yield name, widened(bias).expand_as(like)
+
+    def bias(name: str, value: Tensor | None, like: Tensor) -> Iterator[tuple[str, Tensor]]:
+        if value is not None:
+            yield name, widened(value).expand_as(like)
 
     return _attribute(Decomposition, model, data, role, names, rows, scale, memory, progress)
 

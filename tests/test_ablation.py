@@ -357,7 +357,7 @@ def test_direct_effect_of_zero_ablation_is_minus_the_attribution(model: Transfor
     data = prompts_for(model)
     layer = model.cfg.n_layers - 2
     found = ablation_effects(model, data, (f"L{layer}H1", "END"), "zero")
-    expected = head_attribution(model, data, per_prompt=True)
+    expected = head_attribution(model, data).per_prompt
     torch.testing.assert_close(found.attribution, expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found.direct, -expected[layer, 1], atol=1e-4, rtol=1e-4)
     assert (found.heads[: layer + 1].abs() < 1e-5).all(), "what comes before cannot change"
@@ -390,7 +390,7 @@ def test_heads_of_the_reference_circuit_are_found() -> None:
     lost_most = [sweep.labels[i].split()[0] for i in effect.argsort()[:2].tolist()]
     assert set(lost_most) <= set(heads_of_class(mini, "s_inhibition"))
     movers = heads_of_class(mini, "name_mover")
-    direct = head_attribution(mini, data).flatten()
+    direct = head_attribution(mini, data).values.flatten()
     top = mini.all_head_labels[int(direct.argmax())]
     assert top in movers
     found = ablation_effects(mini, data, (top, "END"), "mean", reference=reference)

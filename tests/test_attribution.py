@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,7 +19,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from ioi_helpers import attribution, metrics
 from ioi_helpers.attribution import (
-    cache_at_role,
     decompose,
     final_layer_norm_scale,
     head_attribution,
@@ -29,6 +29,7 @@ from ioi_helpers.attribution import (
 from ioi_helpers.bundled import BUNDLED
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.models import default_model, load_model
+from ioi_helpers.runs import activations_at
 from tests import handbuilt
 
 SKELETON = Path(__file__).parents[2] / "shared" / "gpt2-skeleton"
@@ -119,39 +120,37 @@ def test_decomposition_adds_up(model: TransformerBridge, data: IOIDataset, role:
     assert expected.abs().mean() > 0.5
     assert_adds_up(decompose(model, data, role).total, expected)
     assert_adds_up(decompose(model, data, role, split_mlp_bias=True).total, expected)
-    assert_adds_up(layer_attribution(model, data, role, per_prompt=True).total, expected)
+    assert_adds_up(layer_attribution(model, data, role).total, expected)
     for layer_norm in ("final", "own"):
-        lens = logit_lens(model, data, role, per_prompt=True, layer_norm=layer_norm)
-        assert_adds_up(lens["final_post"], expected)
+        lens = logit_lens(model, data, role, layer_norm=layer_norm)
+        assert_adds_up(lens.of("final_post"), expected)
 
 
 def test_means_are_means(model: TransformerBridge, data: IOIDataset) -> None:
     mean = logit_diff_at(model, data).mean()
-    assert_adds_up(decompose(model, data, per_prompt=False).total, mean)
-    assert_adds_up(decompose(model, data).mean.sum(), mean)
-    assert_adds_up(layer_attribution(model, data).total, mean)
+    assert_adds_up(decompose(model, data).values.sum(), mean)
+    assert_adds_up(layer_attribution(model, data).values.sum(), mean)
     assert_adds_up(logit_lens(model, data)["final_post"], mean)
-    torch.testing.assert_close(
-        head_attribution(model, data), head_attribution(model, data, per_prompt=True).mean(-1)
-    )
+    heads = head_attribution(model, data)
+    torch.testing.assert_close(heads.values, heads.per_prompt.mean(-1))
 
 
 def test_the_three_partitions_agree(model: TransformerBridge, data: IOIDataset) -> None:
     complete = decompose(model, data, split_mlp_bias=True)
-    layers = layer_attribution(model, data, per_prompt=True)
-    lens = logit_lens(model, data, per_prompt=True)
-    heads = head_attribution(model, data, per_prompt=True)
+    layers = layer_attribution(model, data)
+    lens = logit_lens(model, data)
+    heads = head_attribution(model, data).per_prompt
     for layer in range(model.cfg.n_layers):
         for index in range(model.cfg.n_heads):
-            torch.testing.assert_close(complete[f"L{layer}H{index}"], heads[layer, index])
-        attention = heads[layer].sum(dim=0) + complete[f"{layer}_b_O"]
-        assert_adds_up(layers[f"{layer}_attn_out"], attention)
-        mlp = complete[f"{layer}_neurons"] + complete[f"{layer}_b_out"]
-        assert_adds_up(layers[f"{layer}_mlp_out"], mlp)
+            torch.testing.assert_close(complete.of(f"L{layer}H{index}"), heads[layer, index])
+        attention = heads[layer].sum(dim=0) + complete.of(f"{layer}_b_O")
+        assert_adds_up(layers.of(f"{layer}_attn_out"), attention)
+        mlp = complete.of(f"{layer}_neurons") + complete.of(f"{layer}_b_out")
+        assert_adds_up(layers.of(f"{layer}_mlp_out"), mlp)
         # With LayerNorm's scale held fixed, the lens climbs by what each layer adds.
-        assert_adds_up(lens[f"{layer}_mid"] - lens[f"{layer}_pre"], attention)
-    assert_adds_up(layers["embed"], complete["embed"])
-    assert_adds_up(layers["pos_embed"], complete["pos_embed"])
+        assert_adds_up(lens.of(f"{layer}_mid") - lens.of(f"{layer}_pre"), attention)
+    assert_adds_up(layers.of("embed"), complete.of("embed"))
+    assert_adds_up(layers.of("pos_embed"), complete.of("pos_embed"))
 
 
 def test_labels(model: TransformerBridge, data: IOIDataset) -> None:
@@ -174,7 +173,7 @@ def test_adds_up_on_bundled_models(name: str) -> None:
     data = IOIDataset.generate(model.tokenizer, 40, prefixes="bundled", seed=0)
     expected = logit_diff_at(model, data)
     assert_adds_up(decompose(model, data, split_mlp_bias=True).total, expected)
-    assert_adds_up(layer_attribution(model, data, per_prompt=True).total, expected)
+    assert_adds_up(layer_attribution(model, data).total, expected)
 
 
 @pytest.mark.skipif(not SKELETON.is_dir(), reason="GPT-2's tokenizer and config are not here")
@@ -188,8 +187,8 @@ def test_adds_up_at_gpt2_small_shape() -> None:
     complete = decompose(model, data)
     assert len(complete.labels) == 2 + 12 * (12 + 1 + 1) + 1
     assert_adds_up(complete.total, expected)
-    assert_adds_up(layer_attribution(model, data, per_prompt=True).total, expected)
-    assert head_attribution(model, data).shape == (12, 12)
+    assert_adds_up(layer_attribution(model, data).total, expected)
+    assert head_attribution(model, data).values.shape == (12, 12)
 
 
 @pytest.mark.gpt2
@@ -200,13 +199,13 @@ def test_published_arrays_on_gpt2_small(monkeypatch: pytest.MonkeyPatch) -> None
         pytest.skip("GPT-2's weights are not in the local cache")
     model = load_model("gpt2-small", device="cpu", verbose=False)
     demo = IOIDataset.demo(model.tokenizer)
-    file = Path(attribution.__file__).parent / "reference" / "exploratory.json"
+    file = Path(attribution.__file__).parent / "published" / "exploratory.json"
     published = json.loads(file.read_text(encoding="utf-8"))
 
     def assert_published(ours: Tensor, values: list[Any]) -> None:
         torch.testing.assert_close(ours, torch.tensor(values), atol=5e-4, rtol=0.0)
 
-    assert_published(head_attribution(model, demo), published["per_head_dla_12x12"])
+    assert_published(head_attribution(model, demo).values, published["per_head_dla_12x12"])
     lens = logit_lens(model, demo)
     assert list(lens.labels) == published["logit_lens_accumulated"]["labels"]
     assert_published(lens.values, published["logit_lens_accumulated"]["value"])
@@ -224,28 +223,28 @@ def test_agrees_with_transformer_lens(folded: TransformerBridge, level: IOIDatas
             folded, level.tokens, level.io_tokens, level.s_tokens, unit=unit, pos=-1
         )
 
-    layers = layer_attribution(folded, level, per_prompt=True)
+    layers = layer_attribution(folded, level)
     assert list(layers.labels) == [*theirs("component").labels, "b_U"]
-    torch.testing.assert_close(layers.values[:-1], theirs("component").attribution)
+    torch.testing.assert_close(layers.per_prompt[:-1], theirs("component").attribution)
 
-    heads = head_attribution(folded, level, per_prompt=True).flatten(0, 1)
+    heads = head_attribution(folded, level).per_prompt.flatten(0, 1)
     torch.testing.assert_close(heads, theirs("head").attribution[:-1])
 
-    lens = logit_lens(folded, level, per_prompt=True)
-    bias = layers["b_U"]
+    lens = logit_lens(folded, level)
+    bias = layers.of("b_U")
     assert list(lens.labels) == theirs("layer").labels
-    torch.testing.assert_close(lens.values - bias, theirs("layer").attribution)
+    torch.testing.assert_close(lens.per_prompt - bias, theirs("layer").attribution)
 
 
 def test_own_layer_norm_agrees_with_transformer_lens(
     model: TransformerBridge, level: IOIDataset
 ) -> None:
-    ours = logit_lens(model, level, per_prompt=True, layer_norm="own")
+    ours = logit_lens(model, level, layer_norm="own")
     theirs = [
         analysis.logit_lens(model, level.tokens, incl_mid=True, targets=answers).values[..., 0]
         for answers in (level.io_tokens, level.s_tokens)
     ]
-    torch.testing.assert_close(ours.values, theirs[0] - theirs[1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours.per_prompt, theirs[0] - theirs[1], atol=1e-4, rtol=1e-4)
 
 
 def test_the_plain_lines_in_the_docstring(folded: TransformerBridge, level: IOIDataset) -> None:
@@ -255,7 +254,8 @@ def test_the_plain_lines_in_the_docstring(folded: TransformerBridge, level: IOID
     directions = logit_diff_directions(folded, level)
     plain = (stack * directions).sum(-1).mean(-1)
     torch.testing.assert_close(
-        plain.reshape(folded.cfg.n_layers, folded.cfg.n_heads), head_attribution(folded, level)
+        plain.reshape(folded.cfg.n_layers, folded.cfg.n_heads),
+        head_attribution(folded, level).values,
     )
 
 
@@ -271,38 +271,37 @@ def test_directions_are_differences_of_columns(folded: TransformerBridge, data: 
 
 
 def test_directions_read_the_logit_difference(model: TransformerBridge, data: IOIDataset) -> None:
-    names = [f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"]
-    resid = cache_at_role(model, data, "END", names)[names[0]][:, 0]
+    resid = activations_at(model, data, "END", f"blocks.{model.cfg.n_layers - 1}.hook_resid_post")
     resid = resid - resid.mean(dim=-1, keepdim=True)
     scaled = resid / final_layer_norm_scale(model, data)[:, None]
     diff = (scaled * logit_diff_directions(model, data)).sum(dim=-1)
     complete = decompose(model, data)
     for label in ("ln_final_b", "b_U"):
         if label in complete.labels:
-            diff = diff + complete[label]
+            diff = diff + complete.of(label)
     assert_adds_up(diff, logit_diff_at(model, data))
 
 
 # --- positions, batches, rows --------------------------------------------------------------------
 
 
-def test_padding_and_batch_size_do_not_matter(folded: TransformerBridge, data: IOIDataset) -> None:
+def test_padding_and_memory_do_not_matter(folded: TransformerBridge, data: IOIDataset) -> None:
     expected = decompose(folded, data)
-    for batch_size in (1, 5, 100):
-        values = decompose(folded, data, batch_size=batch_size).values
-        torch.testing.assert_close(values, expected.values, atol=1e-5, rtol=1e-4)
+    for memory in (1, 2**20, 2**30):
+        values = decompose(folded, data, memory=memory).per_prompt
+        torch.testing.assert_close(values, expected.per_prompt, atol=1e-5, rtol=1e-4)
     unpadded = IOIDataset.from_prompts(
         folded.tokenizer, data[0].prompts, [(data[0].names[0].IO, data[0].names[0].S1)]
     )
-    alone = decompose(folded, unpadded).values
-    torch.testing.assert_close(alone, expected.values[:, :1], atol=1e-5, rtol=1e-4)
+    alone = decompose(folded, unpadded).per_prompt
+    torch.testing.assert_close(alone, expected.per_prompt[:, :1], atol=1e-5, rtol=1e-4)
 
 
 @settings(max_examples=10, deadline=None)
 @given(rows=st.lists(st.integers(0, 11), min_size=1, max_size=6))
 def test_rows_are_independent(folded: TransformerBridge, data: IOIDataset, rows: list[int]) -> None:
-    whole = head_attribution(folded, data, per_prompt=True)
-    part = head_attribution(folded, data[rows], per_prompt=True)
+    whole = head_attribution(folded, data).per_prompt
+    part = head_attribution(folded, data[rows]).per_prompt
     torch.testing.assert_close(part, whole[..., rows], atol=1e-5, rtol=1e-4)
 
 
@@ -323,11 +322,11 @@ def test_scale_divides_everything_but_the_biases(
     scale = final_layer_norm_scale(model, data)
     assert scale.shape == (len(data),)
     plain, same = decompose(model, data), decompose(model, data, scale=scale)
-    torch.testing.assert_close(same.values, plain.values)
-    halved = decompose(model, data, scale=2 * scale, batch_size=5)
+    torch.testing.assert_close(same.per_prompt, plain.per_prompt)
+    halved = decompose(model, data, scale=2 * scale, memory=2**20)
     for label in plain.labels:
         factor = 1.0 if label in ("ln_final_b", "b_U") else 0.5
-        torch.testing.assert_close(halved[label], plain[label] * factor)
+        torch.testing.assert_close(halved.of(label), plain.of(label) * factor)
 
 
 def test_frozen_scale_isolates_what_the_ablated_head_wrote(
@@ -338,12 +337,12 @@ def test_frozen_scale_isolates_what_the_ablated_head_wrote(
         z[:, :, 1] = 0.0
         return z
 
-    clean = head_attribution(folded, data)
+    clean = head_attribution(folded, data).values
     scale = final_layer_norm_scale(folded, data)
     last = folded.cfg.n_layers - 1
     with folded.hooks(fwd_hooks=[(f"blocks.{last}.attn.hook_z", silence)]):
-        ablated = head_attribution(folded, data, scale=scale)
-        moving = head_attribution(folded, data)
+        ablated = head_attribution(folded, data, scale=scale).values
+        moving = head_attribution(folded, data).values
     changed = (ablated - clean).abs() > 1e-5
     assert changed.nonzero().tolist() == [[last, 1]]
     assert ablated[last, 1] == 0
@@ -355,7 +354,7 @@ def test_frozen_scale_isolates_what_the_ablated_head_wrote(
 
 def test_hand_built_circuit(built: TransformerBridge) -> None:
     data = IOIDataset.generate(built.tokenizer, 30, prefixes="bundled", seed=5)
-    result = decompose(built, data, per_prompt=False)
+    result = decompose(built, data)
     expected = {
         head: strength * handbuilt.ATTENTION_DIFFERENCE
         for head, strength in handbuilt.COPY_STRENGTH.items()
@@ -376,15 +375,38 @@ def test_hand_built_circuit(built: TransformerBridge) -> None:
 def test_table_and_standard_errors(folded: TransformerBridge, data: IOIDataset) -> None:
     result = decompose(folded, data)
     table = result.table()
-    assert list(table.columns) == ["label", "mean", "stderr"]
-    assert list(table["label"]) == list(result.labels)
+    assert list(table.columns) == ["mean", "standard error over 6 pairs"]
+    assert list(table.index) == list(result.labels)
     assert table["mean"].sum() == pytest.approx(result.total.mean().item(), abs=1e-4)
-    row = table.set_index("label").loc["L1H2"]
-    expected = metrics.mean_and_stderr(result["L1H2"], clusters=data.pair_ids)
+    row = table.loc["L1H2"]
+    expected = metrics.mean_and_stderr(result.of("L1H2"), clusters=data.pair_ids)
     assert row["mean"] == pytest.approx(expected.mean, rel=1e-5)
-    assert row["stderr"] == pytest.approx(expected.stderr, rel=1e-5)
-    assert torch.equal(decompose(folded, data, per_prompt=False).stderr, result.stderr)
+    assert row[result.error_label] == pytest.approx(expected.stderr, rel=1e-4)
     assert decompose(folded, data[0]).stderr.isnan().all()
+    alone = IOIDataset.generate(folded.tokenizer, 12, paired=False, seed=3)
+    assert decompose(folded, alone).error_label == "standard error over 12 prompts"
+
+
+def test_a_result_stands_for_its_means(folded: TransformerBridge, data: IOIDataset) -> None:
+    """Indexing, NumPy and pandas see [layer head]; a name is one head's."""
+    heads = head_attribution(folded, data)
+    assert heads.labels == tuple(folded.all_head_labels) and len(heads) == 3
+    values = heads.per_prompt.mean(dim=-1)
+    assert torch.equal(heads[1, 2], values[1, 2]) and torch.equal(heads["L1H2"], values[1, 2])
+    assert torch.equal(heads[1], values[1])
+    assert torch.equal(heads.of("L1H2"), heads.per_prompt[1, 2])
+    assert np.array_equal(np.asarray(heads), values.numpy())
+    assert np.asarray(heads, dtype=np.float64).dtype == np.float64
+    assert float(np.max(heads)) == values.max()
+    assert heads.table().loc["L1H2", "mean"] == pytest.approx(float(values[1, 2]))
+    largest = heads.labels[int(values.abs().argmax())]
+    assert repr(heads).startswith("Attribution at END, [3, 4], in logits (± standard error over 6")
+    assert f"largest: {largest} {heads[largest]:.3f} ± " in repr(heads)
+
+
+def test_labels_must_fit(data: IOIDataset) -> None:
+    with pytest.raises(ValueError, match="1 labels and 12 prompts do not fit values of shape"):
+        attribution.Attribution(torch.zeros(2, 12), ("a",), data.pair_ids, "END")
 
 
 def test_top_sorts_by_size(folded: TransformerBridge, data: IOIDataset) -> None:
@@ -392,7 +414,7 @@ def test_top_sorts_by_size(folded: TransformerBridge, data: IOIDataset) -> None:
     sizes = [abs(value) for _, value in result.top(len(result.labels))]
     assert sizes == sorted(sizes, reverse=True)
     label, value = result.top(1)[0]
-    assert value == pytest.approx(result[label].mean().item(), rel=1e-5)
+    assert value == pytest.approx(result.of(label).mean().item(), rel=1e-5)
 
 
 # --- manners -------------------------------------------------------------------------------------
@@ -419,14 +441,14 @@ def test_hooks_are_removed_also_after_an_error(folded: TransformerBridge, data: 
 
 def test_gradient_switch_is_left_alone(folded: TransformerBridge, data: IOIDataset) -> None:
     assert torch.is_grad_enabled()
-    assert not head_attribution(folded, data).requires_grad
+    assert not head_attribution(folded, data).per_prompt.requires_grad
     assert torch.is_grad_enabled()
 
 
 def test_half_precision_is_summed_in_float32(random_folder: Path, data: IOIDataset) -> None:
     model = load_model(str(random_folder), device="cpu", dtype=torch.bfloat16, verbose=False)
     result = decompose(model, data)
-    assert result.values.dtype == torch.float32
+    assert result.values.dtype == result.stderr.dtype == torch.float32
     expected = logit_diff_at(model, data).float()
     torch.testing.assert_close(result.total, expected, atol=0.3, rtol=0.1)
 
@@ -434,14 +456,14 @@ def test_half_precision_is_summed_in_float32(random_folder: Path, data: IOIDatas
 def test_bad_input_is_refused(folded: TransformerBridge, data: IOIDataset) -> None:
     with pytest.raises(ValueError, match="'S3' is not a role"):
         head_attribution(folded, data, "S3")
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
-        head_attribution(folded, data, batch_size=0)
+    with pytest.raises(ValueError, match="memory must be a positive number"):
+        head_attribution(folded, data, memory=0)
+    with pytest.raises(ValueError, match="The prompts must be a dataset, not a tensor of shape"):
+        head_attribution(folded, data.tokens)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="one number for each of the 12 prompts"):
         head_attribution(folded, data, scale=torch.ones(3))
     with pytest.raises(ValueError, match='"final" or "own"'):
         logit_lens(folded, data, layer_norm="none")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="no hook 'blocks.9.hook_z'"):
-        cache_at_role(folded, data, "END", ["blocks.9.hook_z"])
     with pytest.raises(ValueError, match="No component is called 'L9H9'"):
         decompose(folded, data)["L9H9"]
 
@@ -455,13 +477,11 @@ def test_training_mode_is_refused(random_folder: Path, data: IOIDataset) -> None
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
     [
-        ("normalization_type", "RMS", "does not end in LayerNorm"),
-        ("final_rms", True, "does not end in LayerNorm"),
-        ("parallel_attn_mlp", True, "parallel layers"),
-        ("output_logits_soft_cap", 30.0, "capped logits"),
+        ("normalization_type", None, "ends in a norm of the kind None"),
+        ("output_logits_soft_cap", 30.0, "caps its logits"),
     ],
 )
-def test_other_architectures_are_refused(
+def test_logits_that_are_no_sum_are_refused(
     folded: TransformerBridge,
     data: IOIDataset,
     monkeypatch: pytest.MonkeyPatch,

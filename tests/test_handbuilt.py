@@ -106,7 +106,7 @@ def test_layer_norm_is_a_fixed_scale(model: TransformerBridge, data: IOIDataset)
 def test_head_attribution_finds_the_heads_that_copy(
     model: TransformerBridge, data: IOIDataset
 ) -> None:
-    attribution = head_attribution(model, data)
+    attribution = head_attribution(model, data).values
     expected = torch.zeros_like(attribution)
     for head, strength in handbuilt.COPY_STRENGTH.items():
         if head != "L4H1":  # it rests while the others are at work

@@ -63,7 +63,7 @@ def test_the_demos_definition(name: str) -> None:
     model = model_of(name)
     demo_tokens = torch.tensor(published.load("exploratory.score_tokens").values, dtype=torch.long)
     half = demo_tokens % (model.cfg.d_vocab - 10) + 5  # the demo's tokens, folded into these words
-    ours = heads.repeat_scores(model, half, definition="demo", batch_size=1)
+    ours = heads.repeat_scores(model, half, definition="demo", memory=1)
     for score, expected in by_the_demo(model, half).items():
         torch.testing.assert_close(ours[score], expected, atol=1e-6, rtol=0)
 
@@ -209,6 +209,11 @@ def test_composition_scores_are_transformer_lens(mode: str, untrained: Transform
     earlier = ours.flatten(2)[:-1].flatten()
     typical = earlier[earlier > 0].square().mean().sqrt()
     assert float(typical) == pytest.approx(heads.composition_chance(untrained), rel=0.1)
+
+
+def test_composition_chance_is_one_over_the_root_of_d_model(untrained: TransformerBridge) -> None:
+    assert heads.composition_chance(untrained) == pytest.approx(1 / 8)
+    assert heads.composition_chance(model_of("ioi-mini")) == pytest.approx(1 / 12)
 
 
 @pytest.mark.parametrize("negative", [False, True])

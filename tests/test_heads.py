@@ -77,7 +77,7 @@ def test_attention_by_role_agrees_with_plain_lines(
     model: TransformerBridge, data: IOIDataset
 ) -> None:
     keys = ("S1", "END")
-    ours = attention_by_role(model, data, "S2", keys, per_prompt=True, batch_size=7)
+    ours = attention_by_role(model, data, "S2", keys, per_prompt=True, memory=1)
     assert ours.shape == (model.cfg.n_layers, model.cfg.n_heads, 2, len(data))
     for i in (0, 5, 23):
         _, cache = model.run_with_cache(data.tokens[i])
@@ -108,8 +108,8 @@ def test_attention_by_role_refuses_bad_input(model: TransformerBridge, data: IOI
         attention_by_role(model, data, "END", "IO")
     with pytest.raises(ValueError, match="keys must list"):
         attention_by_role(model, data, "END", ())
-    with pytest.raises(ValueError, match="batch_size"):
-        attention_by_role(model, data, batch_size=0)
+    with pytest.raises(ValueError, match="memory must be a positive"):
+        attention_by_role(model, data, memory=0)
 
 
 def test_registry_of_gpt2_small_is_the_published_circuit() -> None:

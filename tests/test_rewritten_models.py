@@ -190,10 +190,10 @@ MEASUREMENTS: dict[str, Callable[[TransformerBridge], Any]] = {
     "logits and metrics": logits,
     "logit_diff_directions": lambda m: attribution.logit_diff_directions(m, few(m)),
     "final_layer_norm_scale": lambda m: attribution.final_layer_norm_scale(m, few(m)),
-    "logit_lens": lambda m: attribution.logit_lens(m, few(m), per_prompt=True),
+    "logit_lens": lambda m: attribution.logit_lens(m, few(m)),
     "logit_lens, own norm": lambda m: attribution.logit_lens(m, few(m), layer_norm="own"),
-    "layer_attribution": lambda m: attribution.layer_attribution(m, few(m), per_prompt=True),
-    "head_attribution": lambda m: attribution.head_attribution(m, few(m), per_prompt=True),
+    "layer_attribution": lambda m: attribution.layer_attribution(m, few(m)),
+    "head_attribution": lambda m: attribution.head_attribution(m, few(m)),
     "decompose": lambda m: attribution.decompose(m, few(m), split_mlp_bias=True),
     **{
         f"patch_sweep {site}": sweep(site, "layer", "role")
@@ -230,7 +230,6 @@ MEASUREMENTS: dict[str, Callable[[TransformerBridge], Any]] = {
 
 # What is known to be wrong, until it is mended: (measurement, form).
 KNOWN: set[tuple[str, str]] = {
-    *(("positional_patterns", form) for form in ("Stanford", "GPT-Neo")),
     *(
         (name, form)
         for name in ("patch_sweep pattern", "patch_sweep pattern, by role")
@@ -342,3 +341,17 @@ def test_a_difference_is_found_wherever_it_is() -> None:
         "['b']['c'] is off by 0.01",
     ]
     assert len(differences(result(2.0, "L0H1"), result(2.0, "L0H2"))) == 1
+
+
+def test_how_scores_are_scaled_is_known_in_every_form(
+    forms: Callable[[str], TransformerBridge],
+) -> None:
+    """Stanford's replications divide by the layer's number as well; GPT-Neo does not scale."""
+    mini = heads.score_scales(load_model("ioi-mini", device="cpu", verbose=False))
+    expected = {
+        "OPT": mini,
+        "GPT-Neo": torch.ones(6),
+        "Stanford": mini / torch.arange(1, 7),
+    }
+    for form, scales in expected.items():
+        torch.testing.assert_close(heads.score_scales(forms(form)), scales, atol=0, rtol=1e-3)

@@ -280,17 +280,17 @@ def _with_hooks(
 
     def by_head(parts: attribution.Decomposition) -> Float[Tensor, "layer head batch"]:
         rows = [
-            parts[head_name(layer, head)] for layer in range(n_layers) for head in range(n_heads)
+            parts.of(head_name(layer, head)) for layer in range(n_layers) for head in range(n_heads)
         ]
         return torch.stack(rows).unflatten(0, (n_layers, n_heads))
 
     def by_mlp(parts: attribution.Decomposition) -> Float[Tensor, "layer batch"]:
         if model.cfg.attn_only:
-            return parts.values.new_zeros(n_layers, len(data))
-        return torch.stack([parts[f"{layer}_mlp_out"] for layer in range(n_layers)])
+            return parts.per_prompt.new_zeros(n_layers, len(data))
+        return torch.stack([parts.of(f"{layer}_mlp_out") for layer in range(n_layers)])
 
-    decompose = partial(attribution.decompose, model, data, batch_size=batch_size)
-    measure = partial(attribution.final_layer_norm_scale, model, data, batch_size=batch_size)
+    decompose = partial(attribution.decompose, model, data)
+    measure = partial(attribution.final_layer_norm_scale, model, data)
     diffs = partial(model_logit_diffs, model, data, batch_size)
     scale, clean, before = measure(), diffs(), decompose()
     with ablate(model, components, how, reference=reference, data=data):
@@ -303,7 +303,7 @@ def _with_hooks(
         {
             "clean": clean,
             "ablated": ablated,
-            "layer_norm": (free.values - frozen.values).sum(dim=0),
+            "layer_norm": free.total - frozen.total,
             "frozen_total": frozen.total - before.total,
             "scale": scale,
             "ablated_scale": ablated_scale,

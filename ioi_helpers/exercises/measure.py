@@ -28,7 +28,7 @@ def head_writes(ctx: Context, data: str) -> Float[Tensor, "layer head batch"]:
     prompts = getattr(ctx, data)
     return ctx.once(
         f"heads on {data}",
-        lambda: attribution.head_attribution(ctx.model, prompts, per_prompt=True).cpu(),
+        lambda: attribution.head_attribution(ctx.model, prompts).per_prompt.cpu(),
     )
 
 

@@ -29,7 +29,7 @@ LEAST_ERRORS = 2.0  # standard errors, in exercise 05.3
 
 def _many_heads(ctx: Context) -> Float[Tensor, "layer head batch"]:
     return ctx.once(
-        "many heads", lambda: attribution.head_attribution(ctx.model, ctx.many, per_prompt=True)
+        "many heads", lambda: attribution.head_attribution(ctx.model, ctx.many).per_prompt
     )
 
 

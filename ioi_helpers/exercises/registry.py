@@ -5,7 +5,7 @@ happens the first time one of them is looked up:
 
     @exercise("01.3")
     def _attribution(ctx: Context) -> Key:
-        truth = head_attribution(ctx.model, ctx.demo)
+        truth = head_attribution(ctx.model, ctx.demo).values
         return array(truth, ("layer", "head"), mistakes={"turning the sign.": -truth})
 
 The key is made once for the model and data at hand, and so is all that it computes. An exercise's

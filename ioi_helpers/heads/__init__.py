@@ -9,13 +9,14 @@ class* (name mover, induction head).
 
 In reading order: `known` (the registries), `attention` (where heads look on IOI prompts),
 `repeats` (what they do on repeated random tokens), `weights` (what their weights say), `effects`
-(what happens without them) and `table`, which puts it all together.
+(what happens without them), `rules` (what makes a head class of all that) and `table`, which puts
+it together.
 """
 
 from __future__ import annotations
 
 from ioi_helpers.heads.attention import attention_by_role
-from ioi_helpers.heads.effects import backup_rise, ablated_on_repeats
+from ioi_helpers.heads.effects import ablated_on_repeats, backup_rise
 from ioi_helpers.heads.known import (
     HEAD_CLASSES,
     KnownHead,
@@ -25,18 +26,21 @@ from ioi_helpers.heads.known import (
     registry,
 )
 from ioi_helpers.heads.repeats import PATTERNS, RepeatScores, random_tokens, repeat_scores
-from ioi_helpers.heads.table import CLASS_RULES, COLUMNS, head_table
+from ioi_helpers.heads.rules import CLASS_RULES, EVERY_RULE, registry_of
+from ioi_helpers.heads.table import COLUMNS, head_table
 from ioi_helpers.heads.weights import (
     composition_chance,
     composition_scores,
     copying_scores,
     positional_patterns,
+    score_scales,
 )
 from ioi_helpers.names import head_labels, parse_head
 
 __all__ = [
     "CLASS_RULES",
     "COLUMNS",
+    "EVERY_RULE",
     "HEAD_CLASSES",
     "PATTERNS",
     "KnownHead",
@@ -55,6 +59,8 @@ __all__ = [
     "positional_patterns",
     "random_tokens",
     "registry",
+    "registry_of",
     "repeat_scores",
+    "score_scales",
     "ablated_on_repeats",
 ]

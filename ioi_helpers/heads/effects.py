@@ -17,7 +17,7 @@ from ioi_helpers.names import existing_head, parse_head
 
 
 def backup_rise(
-    model: TransformerBridge, data: IOIDataset, ablated: str, *, batch_size: int = 64
+    model: TransformerBridge, data: IOIDataset, ablated: str
 ) -> Float[Tensor, "layer head batch"]:
     """How each head's direct attribution changes when one head is taken out at END.
 
@@ -31,7 +31,6 @@ def backup_rise(
         model: A GPT-2-style model.
         data: Prompts; they may differ in length.
         ablated: The head that is taken out, such as ``"L9H9"``.
-        batch_size: Prompts run at once.
 
     Returns:
         Attribution after minus before, in logits, for each prompt. Heads of the same layer and
@@ -41,9 +40,7 @@ def backup_rise(
         ValueError: The model has no such head.
     """
     place = existing_head(model, ablated)
-    effects = ablation_effects(
-        model, data, (ablated, "END"), "resample", reference=data.abc(), batch_size=batch_size
-    )
+    effects = ablation_effects(model, data, (ablated, "END"), "resample", reference=data.abc())
     rise = effects.heads.clone()
     rise[place] = effects.direct
     return rise

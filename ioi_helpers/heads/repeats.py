@@ -217,7 +217,7 @@ def repeat_scores(
             "tokens must be [row length] with at least 3 columns, one copy of what is repeated, "
             f"not of shape {tuple(tokens.shape)}."
         )
-    start = getattr(model.tokenizer, "bos_token_id", None)
+    start: int | None = getattr(model.tokenizer, "bos_token_id", None)
     bos = definition == "robust" and start is not None if prepend_bos is None else prepend_bos
     if bos and definition == "demo":
         raise ValueError("The demo's definition has no BOS; use 'robust' where there is one.")
@@ -226,7 +226,7 @@ def repeat_scores(
     require_model(model)
     tokens = tokens.to(model.cfg.device)
     whole = torch.cat([tokens, tokens], dim=1)
-    if bos:
+    if bos and start is not None:
         whole = torch.cat([torch.full_like(whole[:, :1], start), whole], dim=1)
     refuse_too_long(model, whole)
     norm: Readout | None = None

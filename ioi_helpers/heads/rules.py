@@ -44,7 +44,8 @@ class Rule:
         head_class: The class.
         effects: Columns of effects, of which one must be large.
         looks: The column of attention, or of the score, that must be high.
-        sign: 1 or -1 where the effect must have this sign, 0 where either will do.
+        sign: The sign of the effect. An intervention on a head that has a part in the task lowers
+            the logit difference; one that raises it is no evidence of such a part.
         on_repeats: Both are measured on repeated tokens, and not on IOI prompts.
         unless: Head classes that go before: their heads do not get this one.
     """
@@ -52,23 +53,20 @@ class Rule:
     head_class: str
     effects: tuple[str, ...]
     looks: str = ""
-    sign: int = 0
+    sign: int = -1
     on_repeats: bool = False
     unless: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        where, looks = "on IOI prompts", LOOKS_AT_LEAST
+        least = f"{100 * EFFECT_AT_LEAST:g} % of the logit difference"
         if self.on_repeats:
-            where, looks, least = f"on {ON_REPEATS}", SCORES_AT_LEAST, f"{CHANGE_AT_LEAST}"
-        else:
-            where = f"on IOI prompts, if their logit difference is {SIGMAS:g} standard errors above"
-            where, looks = f"{where} zero", LOOKS_AT_LEAST
-            least = f"{100 * EFFECT_AT_LEAST:g} % of the logit difference"
-        asked = [f"{self.looks} >= {looks}"] if self.looks else []
-        asked += [f"not {' or '.join(self.unless)}"] if self.unless else []
-        effect = " or ".join(self.effects)
-        direction = {0: f"at least {least} either way", 1: f">= {least}", -1: f"<= -{least}"}
-        effect = f"{effect} {direction[self.sign]}, and {SIGMAS:g} standard errors from zero"
-        return f"{where}: {'; '.join([*asked, effect])}"
+            where, looks, least = f"on {ON_REPEATS}", SCORES_AT_LEAST, f"{CHANGE_AT_LEAST:g}"
+        size = f">= {least}" if self.sign > 0 else f"<= -{least}"
+        asked = [f'"{self.looks}" >= {looks}'] if self.looks else []
+        asked += [f"no {name}" for name in self.unless]
+        effects = " or ".join(f'"{column}"' for column in self.effects)
+        return f"{where}: {', '.join(asked)}, and {effects} {size}"
 
     def effect(self, row: Mapping[str, Any], total: tuple[float, float]) -> str | None:
         """The first effect by which a head of these measurements has the class; None if by none.
@@ -82,8 +80,7 @@ class Rule:
             return None
         enough = CHANGE_AT_LEAST if self.on_repeats else EFFECT_AT_LEAST * abs(total[0])
         for column in self.effects:
-            size = self.sign * row[column] if self.sign else abs(row[column])
-            if size >= max(enough, SIGMAS * row[error_of(column)]):
+            if self.sign * row[column] >= max(enough, SIGMAS * row[error_of(column)]):
                 return column
         return None
 
@@ -92,14 +89,16 @@ _AT_S2 = ("S2, other order", "S2, other names")
 
 RULES: tuple[Rule, ...] = (
     Rule("name_mover", ("direct",), "END to IO", 1),
-    Rule("negative_name_mover", ("direct",), "END to IO", -1),
-    Rule("backup_name_mover", ("backup rise",), "", 1, unless=("name_mover", "negative_name_mover")),
+    Rule("negative_name_mover", ("direct",), "END to IO"),
+    Rule(
+        "backup_name_mover", ("backup rise",), "", 1, unless=("name_mover", "negative_name_mover")
+    ),
     Rule("s_inhibition", ("END, other order",), "END to S2"),
     Rule("duplicate_token", _AT_S2, "S2 to S1"),
     Rule("induction", _AT_S2, "S2 to S1+1"),
     Rule("induction", ("ablated: repeat loss",), "induction", 1, on_repeats=True),
     Rule("previous_token", ("S1+1, other names",), "S1+1 to S1"),
-    Rule("previous_token", ("ablated: best induction",), "previous_token", -1, on_repeats=True),
+    Rule("previous_token", ("ablated: best induction",), "previous_token", on_repeats=True),
 )
 """All rules. Where a head class has two, one is enough; the first that holds is the evidence."""
 
@@ -107,7 +106,13 @@ CLASS_RULES: dict[str, str] = {
     head_class: "; or ".join(str(rule) for rule in RULES if rule.head_class == head_class)
     for head_class in HEAD_CLASSES
 }
-"""The rules in words: the names are those of a head table's columns."""
+"""The rules in words; what stands in quotes are columns of a head table. See `EVERY_RULE`."""
+
+EVERY_RULE = (
+    f"Every effect must lie {SIGMAS:g} standard errors from zero. Rules on IOI prompts apply where "
+    f"the model does IOI: its logit difference lies {SIGMAS:g} standard errors above zero."
+)
+"""What all rules ask for."""
 
 POSITIONS: dict[str, str] = {
     "previous_token": "S1+1",

@@ -15,11 +15,12 @@ from transformer_lens.model_bridge import TransformerBridge
 from ioi_helpers import attribution
 from ioi_helpers.ablation import ablation_sweep
 from ioi_helpers.dataset import IOIDataset
-from ioi_helpers.heads.effects import backup_rise, ablated_on_repeats
+from ioi_helpers.heads.effects import ablated_on_repeats, backup_rise
 from ioi_helpers.heads.known import registry
 from ioi_helpers.heads.repeats import DEFAULT_SEEDS, PATTERNS, repeat_scores
 from ioi_helpers.heads.rules import (
     CLASS_RULES,
+    EVERY_RULE,
     LOOKS_AT_LEAST,
     SCORES_AT_LEAST,
     class_evidence,
@@ -68,7 +69,7 @@ _SCORED: dict[str, str] = {
 
 
 def _with_errors(columns: Mapping[str, str], over: str) -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for name, text in columns.items():
         found |= {name: text, error_of(name): f"its standard error over {over}"}
     return found
@@ -161,7 +162,7 @@ def head_table(
     swept, total = _effects(model, first, labels, columns, settings)
     columns |= swept
     some = data[: min(48, len(data)) if large else len(data)]
-    rise, strongest = _backup(model, some, labels, columns, settings)
+    rise, strongest = _backup(model, some, labels, columns)
     columns |= rise | _reads(model, labels)
 
     table = pd.DataFrame(
@@ -172,13 +173,16 @@ def head_table(
         index=pd.Index(labels, name="name"),
     )
     known = registry(model)
-    table["head class"] = [", ".join(class_evidence(row, total)) for row in table.to_dict("records")]
+    table["head class"] = [
+        ", ".join(class_evidence(row, total)) for row in table.to_dict("records")
+    ]
     table["registry"] = [known.class_of(name).strip("-") for name in labels]
     table.attrs = {
         "model": getattr(model, "ioi_name", "unnamed"),
         "logit difference": total,
         "strongest": strongest,
         "rules": dict(CLASS_RULES),
+        "every rule": EVERY_RULE,
         "prompts": len(data),
         "sweep prompts": len(first),
     }
@@ -209,7 +213,9 @@ def _on_repeats(
     high = torch.stack([scores[name] for name in PATTERNS]).amax(dim=0) >= SCORES_AT_LEAST
     chosen = [name for name in labels if high[parse_head(name)]]
     clean = (
-        scores if ablated_seeds == seeds else repeat_scores(model, seeds=ablated_seeds, length=length)
+        scores
+        if ablated_seeds == seeds
+        else repeat_scores(model, seeds=ablated_seeds, length=length)
     )
     after = ablated_on_repeats(model, chosen, clean, seeds=ablated_seeds, length=length)
     for what in ("repeat loss", "best induction"):
@@ -234,7 +240,7 @@ def _looks_and_writes(
         by_layer, hooks = hooks_on_pairs(model, *at)
         with model.hooks(fwd_hooks=hooks):
             # As many prompts as the outer run took, so one part, whose order is kept.
-            direct = attribution.head_attribution(model, part, **settings | {"progress": False})
+            direct = attribution.head_attribution(model, part, **{**settings, "progress": False})
         looks = torch.stack(by_layer).unbind(dim=2)
         return dict(zip(LOOKS, looks, strict=True)) | {"direct": direct.per_prompt}
 
@@ -297,7 +303,6 @@ def _backup(
     data: IOIDataset,
     labels: Sequence[str],
     columns: Mapping[str, Any],
-    settings: Mapping[str, Any],
 ) -> tuple[dict[str, Tensor], str]:
     """How direct attributions rise without the strongest head that looks at IO, and its name.
 
@@ -310,7 +315,7 @@ def _backup(
         empty = torch.full_like(columns["direct"], float("nan"))
         return {name: empty, error_of(name): empty}, ""
     strongest = labels[int(movers.argmax())]
-    found = _estimates(name, backup_rise(model, data, strongest, **settings), data)
+    found = _estimates(name, backup_rise(model, data, strongest), data)
     for column in found.values():
         column[parse_head(strongest)] = float("nan")
     return found, strongest

@@ -24,7 +24,7 @@ size = cache["ln_final.hook_scale"]
 """
 
 MANY = """\
-values = attribution.head_attribution(model, many).flatten()
+values = attribution.head_attribution(model, many).values.flatten()
 chosen = values.argsort(descending=True)
 reaches = (values[chosen].cumsum(0) >= 0.8 * many_diffs.mean()).nonzero()
 count = int(reaches[0]) + 1 if len(reaches) else 0
@@ -33,7 +33,7 @@ count = int(reaches[0]) + 1 if len(reaches) else 0
 LOOKS = """\
 layer, head = best
 to_io, to_s1 = heads.attention_by_role(model, many, keys=("IO", "S1"), per_prompt=True)[layer, head]
-adds = attribution.head_attribution(model, many, per_prompt=True)[layer, head]
+adds = attribution.head_attribution(model, many).per_prompt[layer, head]
 abba = torch.tensor([order == "ABBA" for order in many.orders])
 sign = torch.where(abba, 1.0, -1.0)
 def correlate(x, y):
@@ -99,7 +99,7 @@ RIGHT = {
     "01.5": [
         MANY + "few_heads = [divmod(int(i), n_heads) for i in chosen[:count]]",
         MANY + "few_heads = {names[i] for i in chosen[:count]}",
-        "left = attribution.head_attribution(model, many).clone()\n"
+        "left = attribution.head_attribution(model, many).values.clone()\n"
         "few_heads, total, goal = [], 0.0, 0.8 * many_diffs.mean().item()\n"
         "while total < goal and left.max() > 0:\n"
         "    layer, head = divmod(int(left.argmax()), n_heads)\n"

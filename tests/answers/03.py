@@ -47,7 +47,7 @@ token = ((signals[0] - signals[2]).mean() / 2).item()
 """
 
 EXCHANGE = """\
-layer, head = divmod(int(attribution.head_attribution(model, demo).argmax()), n_heads)
+layer, head = divmod(int(attribution.head_attribution(model, demo).values.argmax()), n_heads)
 demo_diff = metrics.logit_diff(model(demo.tokens), demo).item()
 rows_8 = torch.arange(len(demo))
 def run_with(change, site="v"):
@@ -237,11 +237,11 @@ WRONG = {
         (EXCHANGE + 'drop = demo_diff - run_with(swap(), "k")', r"keys"),
         (EXCHANGE + 'drop = demo_diff - run_with(swap("IO", "S2"))', r"S2"),
         (
-            EXCHANGE + "drop = 2 * attribution.head_attribution(model, demo).max()",
+            EXCHANGE + "drop = 2 * attribution.head_attribution(model, demo).values.max()",
             r"prediction",
         ),
         (
-            EXCHANGE + "drop = attribution.head_attribution(model, demo).max()",
+            EXCHANGE + "drop = attribution.head_attribution(model, demo).values.max()",
             r"direct attribution",
         ),
         (EXCHANGE + 'drop = demo_diff - run_with(swap("S1", "S2"))', r"S1 with S2"),

@@ -67,7 +67,7 @@ RIGHT = {
     "05.1": [
         "naive = clean.mean() - by_head[layer, head].mean()",
         "parts = attribution.decompose(model, many)\n"
-        "naive = sum(parts[label] for label in parts.labels if label != top).mean().item()",
+        "naive = sum(parts[label] for label in parts.labels if label != top).item()",
     ],
     "05.2": [
         RATIO + "mean_ratio = sum(scale_of(cache) / scale_of(ablated_cache)) / 8",
@@ -86,7 +86,7 @@ RIGHT = {
         # Two runs with the scale frozen by hand.
         RISES + "frozen = attribution.final_layer_norm_scale(model, many)\n"
         "with ablation.ablate(model, (top, 'END'), how='mean', reference=abc):\n"
-        "    after = attribution.head_attribution(model, many, per_prompt=True, scale=frozen)\n"
+        "    after = attribution.head_attribution(model, many, scale=frozen).per_prompt\n"
         "rise = (after - by_head).flatten(0, 1)\n"
         "backup_heads = [n for n, v in zip(names, rise) if fits(v)]",
     ],
