@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 METHODS: tuple[str, ...] = ("zero", "mean", "resample")
 """What a component's output can be replaced by."""
+GROUPINGS: tuple[str, ...] = ("template and order", "template", "all")
+"""Which prompts of the reference share a mean."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,16 @@ class Replacement:
     def apply(self, activation: Float[Tensor, "batch pos *rest"]) -> None:
         """Write the values into an activation (a head's layer's z, or the MLP's output)."""
         head = self.component.head
-        target = activation if head is None else activation[:, :, head]
-        table = self.table.to(activation)
+        self.apply_to(activation if head is None else activation[:, :, head])
+
+    def apply_to(self, target: Float[Tensor, "batch pos d"]) -> None:
+        """Write the values into the component's own part of an activation."""
+        table = self.table.to(target)
         if self.at is None or self.index is None:
             target[:] = table[0]
             return
-        at, index = self.at.to(activation.device), self.index.to(activation.device)
-        row, place = ((at >= 0) & (at < activation.shape[1])).nonzero(as_tuple=True)
+        at, index = self.at.to(target.device), self.index.to(target.device)
+        row, place = ((at >= 0) & (at < target.shape[1])).nonzero(as_tuple=True)
         target[row, at[row, place]] = table[index[row, place]]
 
 
@@ -67,6 +72,7 @@ def replacements(
     *,
     gpt: forward.GPT2 | None = None,
     batch_size: int = 64,
+    group: str = "template and order",
 ) -> list[Replacement]:
     """The values that stand in for each component.
 
@@ -113,7 +119,7 @@ def replacements(
                 "The reference has other templates than the data, and a mean is taken over prompts "
                 "of the same template; make it from the data itself, such as data.abc()."
             )
-        places = {c.role: _same_places(data, reference, c.role) for c in components}
+        places = {c.role: _same_places(data, reference, c.role, group) for c in components}
 
     sums = {c: _empty_table(model, c, places[c.role].n_values) for c in components}
     counts = {role: torch.zeros(p.n_values, device=model.W_E.device) for role, p in places.items()}
@@ -221,10 +227,10 @@ def _partners(data: IOIDataset, reference: IOIDataset, role: str | None) -> _Pla
     return places
 
 
-def _same_places(data: IOIDataset, reference: IOIDataset, role: str | None) -> _Places:
+def _same_places(data: IOIDataset, reference: IOIDataset, role: str | None, group: str) -> _Places:
     """Values are shared by equal places of prompts of the same template and order."""
-    at, keys = _keyed(data, role)
-    source_at, source_keys = (x.to(at.device) for x in _keyed(reference, role))
+    at, keys = _keyed(data, role, group)
+    source_at, source_keys = (x.to(at.device) for x in _keyed(reference, role, group))
     known, source_index = source_keys.flatten().unique(return_inverse=True)
     index = torch.searchsorted(known, keys).clamp(max=len(known) - 1)
     missing = (at >= 0) & (known[index] != keys)
@@ -245,12 +251,15 @@ def _all_positions(data: IOIDataset) -> Int[Tensor, "batch pos"]:
 
 
 def _keyed(
-    data: IOIDataset, role: str | None
+    data: IOIDataset, role: str | None, group_by: str
 ) -> tuple[Int[Tensor, "batch place"], Int[Tensor, "batch place"]]:
     """Positions, and a number for each that says which place it is (see `replacements`)."""
     device = data.tokens.device
-    abba = torch.tensor([order == "ABBA" for order in data.orders], device=device)
-    group = data.template_ids.to(device) * 2 + abba.long()
+    group = torch.zeros(len(data), dtype=torch.long, device=device)
+    if group_by != "all":
+        group = data.template_ids.to(device) * 2
+    if group_by == "template and order":
+        group += torch.tensor([order == "ABBA" for order in data.orders], device=device)
     if role is not None:
         return role_positions(data, role)[:, None], group[:, None]
     at = _all_positions(data)

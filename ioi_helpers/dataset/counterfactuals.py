@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Literal, Self
 
 import numpy as np
@@ -92,6 +93,63 @@ class PromptsWithCounterfactuals(TokenisedPrompts):
             repeats = old[:, S2] == old[:, other]
             fresh[repeats, S2] = fresh[repeats, other]
         return self._derive(f"random_names(seed={seed})", self._rows.rename(fresh))
+
+    def redraw(
+        self,
+        agree: Iterable[str] = ("template",),
+        seed: int = 0,
+        names: Iterable[str] | None = None,
+    ) -> Self:
+        """Another IOI prompt for each row: alike in some features, drawn anew in all others.
+
+        This is the draw that causal scrubbing makes: what a hypothesis says a part of the model
+        does not depend on is replaced by what it is on such a prompt. Rows of a template exchange
+        their places and objects (and, unless ``"order"`` is to agree, their orders); names are
+        drawn from the pool. Tokens correspond by index where the template is without prefixes.
+
+        Args:
+            agree: Of ``"template"`` (always meant), ``"order"``, ``"IO"`` and ``"S"``.
+            seed: Seeds the draw.
+            names: Names to draw from; None for those that the dataset was made with.
+
+        Raises:
+            ValueError: An unknown feature, too few names, or rows of an ABC dataset.
+        """
+        features = {"template", *([agree] if isinstance(agree, str) else agree)}
+        unknown = features - {"template", "order", "IO", "S"}
+        if unknown:
+            raise ValueError(
+                f"{sorted(unknown)[0]!r} is not a feature to agree in; use 'template', 'order', "
+                "'IO' and 'S'."
+            )
+        self._need_subject("redraw")
+        rng = np.random.default_rng(seed)
+        partner = np.arange(len(self))
+        io_first = self._rows.columns[:, IO] < self._rows.columns[:, S1]
+        group = self._rows.template_ids * 2
+        if "order" in features:
+            group = group + io_first
+        for number in np.unique(group):
+            rows = np.flatnonzero(group == number)
+            partner[rows] = rows[np.argsort(rng.random(len(rows)), kind="stable")]
+        base = replace(self._rows.take(partner), pair_ids=self._rows.pair_ids)
+
+        pool = self.name_pool if names is None else check_names(self._pieces, names)
+        pool_pieces = name_pieces(self._pieces, pool)
+        number_of = np.full(len(self._pieces.texts), -1, dtype=np.int64)
+        number_of[pool_pieces] = np.arange(len(pool))
+        drawn = self._rows.names().copy()
+        kept = [column for column, name in ((IO, "IO"), (S1, "S")) if name in features]
+        free = [column for column in (IO, S1) if column not in kept]
+        if len(pool) < 2:
+            raise ValueError("A prompt needs two names; pass a longer list as names=.")
+        if free:
+            taken = number_of[drawn[:, kept]] if kept else np.empty((len(self), 0), dtype=np.int64)
+            drawn[:, free] = pool_pieces[draw_distinct(rng, len(free), len(pool), taken)]
+        drawn[:, S2] = drawn[:, S1]
+        return self._derive(
+            f"redraw({', '.join(sorted(features))}, seed={seed})", base.rename(drawn)
+        )
 
     # --- the two signals of S-inhibition, one by one ---------------------------------------------
 

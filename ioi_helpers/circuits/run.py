@@ -1,0 +1,236 @@
+"""Run a model as a circuit: everything that is not in it is replaced, at every token index.
+
+A circuit of nodes keeps heads at token roles. All other heads, and these heads at all other
+positions, write what stands in for them (:mod:`ioi_helpers.circuits.values`); the embedding, MLPs,
+LayerNorms and biases stay, unless MLPs are asked to be nodes. Kept heads are computed anew from
+what they now read (Wang et al. 2022, section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from ioi_helpers import forward, metrics, runs
+from ioi_helpers.circuits.values import Values, values_outside
+from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.graph import Circuit, Node, NodeLike, Shape
+
+Kept = Bool[Tensor, "layer batch pos component"]
+"""Which heads (and, as the last component of each layer, the MLP) are kept at which positions."""
+
+
+@dataclass(frozen=True)
+class CircuitRun:
+    """What a run predicts at END of each prompt.
+
+    Attributes:
+        logit_diff: ``[batch]``, logit of IO minus logit of S.
+        loss: ``[batch]``, minus the log probability of IO, in nats.
+    """
+
+    logit_diff: Float[Tensor, " batch"]
+    loss: Float[Tensor, " batch"]
+
+    @staticmethod
+    def of_logits(logits: Float[Tensor, "batch vocab"], data: IOIDataset) -> CircuitRun:
+        """From the logits at END, scored with the names of these prompts."""
+        logits = runs.widened(logits)
+        own = logits.gather(1, data.io_tokens.to(logits.device)[:, None])[:, 0]
+        return CircuitRun(
+            metrics.logit_diff(logits, data, per_prompt=True), logits.logsumexp(dim=-1) - own
+        )
+
+    @staticmethod
+    def join(parts: Iterable[CircuitRun]) -> CircuitRun:
+        """Part after part of the prompts."""
+        parts = list(parts)
+        return CircuitRun(
+            torch.cat([part.logit_diff for part in parts]), torch.cat([part.loss for part in parts])
+        )
+
+
+class Circuits:
+    """Many circuits of one model, run on the same prompts with the same values outside.
+
+    ::
+
+        circuits = Circuits(model, data)                   # means over ABC prompts
+        circuits.run(circuit).logit_diff.mean()            # F(C)
+        circuits.run(circuit, without=K).logit_diff        # F(C \\ K)
+        circuits.run_model(without=K).logit_diff           # F(M \\ K): K at its roles only
+
+    Args:
+        model: A model that TransformerBridge boots; GPT-2-style ones are fast.
+        data: The prompts; they may differ in length.
+        reference: Where the values of what is left out come from; ``data.abc()`` if it is None.
+        how: ``"mean"``, ``"resample"`` (row by row) or ``"zero"``.
+        group: Whose mean: ``"template and order"`` (the paper's, with ABC prompts), ``"template"``,
+            or ``"all"`` (one mean for all prompts, at the same place).
+        mlps: ``"kept"``: MLPs stay. ``"nodes"``: an MLP is kept only where the circuit has it.
+        engine: ``"fast"``, ``"hooks"``, or ``"auto"``: the fast one where the model allows.
+        memory: Bytes for activations; more prompts than fit are run in parts.
+
+    Raises:
+        ValueError: A reference that does not fit the data, or one of the choices is unknown.
+    """
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        data: IOIDataset,
+        reference: IOIDataset | None = None,
+        *,
+        how: Literal["mean", "resample", "zero"] = "mean",
+        group: Literal["template and order", "template", "all"] = "template and order",
+        mlps: Literal["kept", "nodes"] = "kept",
+        engine: Literal["auto", "fast", "hooks"] = "auto",
+        memory: int = runs.DEFAULT_MEMORY,
+    ) -> None:
+        runs.refuse_training(model)
+        runs.require_data(model, data)
+        if mlps not in ("kept", "nodes"):
+            raise ValueError(f"mlps must be 'kept' or 'nodes', not {mlps!r}.")
+        if engine not in ("auto", "fast", "hooks"):
+            raise ValueError(f"engine must be 'auto', 'fast' or 'hooks', not {engine!r}.")
+        self.model, self.data = model, data
+        self.shape, self.how, self.group, self.mlps = Shape.of(model), how, group, mlps
+        self.reference = data.abc() if reference is None and how != "zero" else reference
+        self.memory = memory
+        gpt, obstacle = (None, "") if engine == "hooks" else forward.usable_weights(model)
+        if gpt is None and engine == "fast":
+            raise ValueError(f"The fast path cannot run this model: {obstacle}; use engine='auto'.")
+        if gpt is None and engine == "auto":
+            print(f"Circuits are run with TransformerLens' hooks: {obstacle}.")
+        self._gpt = gpt
+        self._values = values_outside(model, data, self.reference, how, group, mlps=mlps == "nodes")
+
+    # --- what is kept -----------------------------------------------------------------------------
+
+    def _nothing(self) -> Kept:
+        n_layers, n, width = self.shape.n_layers, len(self.data), int(self.data.lengths.max())
+        return torch.zeros(
+            n_layers,
+            n,
+            width,
+            self.shape.n_heads + 1,
+            dtype=torch.bool,
+            device=self._values.z.device,
+        )
+
+    def _mark(self, kept: Kept, nodes: Iterable[Node], keep: bool) -> None:
+        rows = torch.arange(len(self.data), device=kept.device)
+        for node in nodes:
+            component = self.shape.n_heads if node.head is None else node.head
+            if node.role is None:
+                kept[node.layer, :, :, component] = keep
+            else:
+                at = runs.role_positions(self.data, node.role).to(kept.device)
+                kept[node.layer, rows, at, component] = keep
+
+    def _checked(self, nodes: Circuit | Iterable[NodeLike]) -> Circuit:
+        circuit = nodes if isinstance(nodes, Circuit) else Circuit.of(nodes)
+        circuit.require(self.model)
+        if self.mlps == "kept" and any(not node.is_head for node in circuit):
+            raise ValueError(
+                "The circuit names MLPs, but with mlps='kept' all of them stay anyway; use "
+                "mlps='nodes', or leave them out."
+            )
+        return circuit
+
+    # --- runs -------------------------------------------------------------------------------------
+
+    def run(
+        self, circuit: Circuit | Iterable[NodeLike], *, without: Circuit | Iterable[NodeLike] = ()
+    ) -> CircuitRun:
+        """The model with everything replaced but the circuit: C, or C \\ K.
+
+        Args:
+            circuit: What is kept; may be empty.
+            without: Nodes K that are not kept after all.
+        """
+        inside = self._checked(circuit)
+        left = inside - self._checked(without)
+        kept = self._nothing()
+        self._mark(kept, left, True)
+        return self._run(kept)
+
+    def run_model(self, *, without: Circuit | Iterable[NodeLike] = ()) -> CircuitRun:
+        """The whole model, or M \\ K: K replaced at its roles' positions only."""
+        kept = ~self._nothing()
+        self._mark(kept, self._checked(without), False)
+        return self._run(kept)
+
+    def _run(self, kept: Kept) -> CircuitRun:
+        return CircuitRun.join(
+            CircuitRun.of_logits(
+                self._logits(kept[:, rows], self._values.rows(rows), rows), self.data[rows]
+            )
+            for rows in self._parts()
+        )
+
+    def _parts(self) -> Iterator[slice]:
+        width = int(self.data.lengths.max())
+        size = runs.prompts_at_once(self.model, width, self.memory)
+        for start in range(0, len(self.data), size):
+            yield slice(start, start + size)
+
+    @torch.no_grad()
+    def _logits(self, kept: Kept, values: Values, rows: slice) -> Float[Tensor, "batch vocab"]:
+        width, gpt = kept.shape[2], self._gpt
+        if gpt is not None:
+            tokens = self.data.tokens[rows, :width].to(gpt.device)
+            last = self.data.lengths[rows].to(gpt.device) - 1
+            run = forward.run(gpt, tokens, last, (), edit=_editor(kept, values))
+            return forward.unembed(gpt, run.final)
+        part = self.data[rows]
+        with self.model.hooks(fwd_hooks=_hooks(kept, values)):
+            return runs.logits_at_positions(self.model, part.tokens, part.positions["END"])
+
+
+def _editor(kept: Kept, values: Values) -> forward.Editor:
+    """The replacement of all that is not kept, for `forward.run`."""
+
+    def edit(site: str, layer: int, value: Tensor, spans: forward.Spans) -> Tensor:
+        if site == "z":
+            inside = kept[layer, :, :, :-1][spans.at]
+            return torch.where(inside[..., None], value, values.z[layer][spans.at].to(value))
+        if site == "mlp_out" and len(values.mlp_out):
+            inside = kept[layer, :, :, -1][spans.at]
+            return torch.where(inside[..., None], value, values.mlp_out[layer][spans.at].to(value))
+        return value
+
+    return edit
+
+
+def _hooks(kept: Kept, values: Values) -> list[tuple[str, Any]]:
+    """The same as TransformerLens hooks."""
+    width_of = kept.shape[2]
+
+    def replace(inside: Tensor, instead: Tensor) -> Any:
+        def hook_fn(activation: Tensor, hook: Any) -> Tensor:
+            width = min(activation.shape[1], width_of)
+            new = activation.clone()
+            new[:, :width] = torch.where(
+                inside[:, :width, ..., None].to(new.device),
+                new[:, :width],
+                instead[:, :width].to(new),
+            )
+            return new
+
+        return hook_fn
+
+    hooks = [
+        (f"blocks.{layer}.attn.hook_z", replace(kept[layer, :, :, :-1], values.z[layer]))
+        for layer in range(len(kept))
+    ]
+    return hooks + [
+        (f"blocks.{layer}.hook_mlp_out", replace(kept[layer, :, :, -1], values.mlp_out[layer]))
+        for layer in range(len(values.mlp_out))
+    ]

@@ -1,0 +1,212 @@
+"""How many edges does it take? Circuits from scores of edges, and size against faithfulness.
+
+MIB (Mueller et al. 2025, arXiv:2504.13151) sums such a curve up in two areas over the share of
+edges kept: CPR, under f itself (edges by signed score, the most helpful first; higher is better),
+and CMD, under |1 - f| (edges by the size of their score; lower is better). 85 % of either area is
+decided where more than a fifth of all edges is kept, which nobody would call a circuit; so look at
+f at 1 % as well. f is 0 for the run with no edge kept and 1 for the model; what the former is
+depends on the reference, so numbers with different references do not compare.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from ioi_helpers.circuits.edges import EdgeCircuits
+from ioi_helpers.graph import Circuit, Edge, Node, Shape
+
+SHARES: tuple[float, ...] = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""The shares of all edges at which MIB looks."""
+
+By = Literal["signed", "size"]
+
+
+def top_edges(scores: Mapping[Edge, float], n: int, *, by: By = "size") -> Circuit:
+    """The ``n`` edges of highest score, or of largest size of it; ties go to earlier edges.
+
+    Raises:
+        ValueError: ``n`` is negative, or ``by`` unknown.
+    """
+    if n < 0:
+        raise ValueError(f"n must not be negative, but is {n}.")
+    return Circuit.of_edges(_ranked(scores, by)[:n])
+
+
+def _ranked(scores: Mapping[Edge, float], by: str) -> list[Edge]:
+    if by not in ("signed", "size"):
+        raise ValueError(f"by must be 'signed' or 'size', not {by!r}.")
+    value = (lambda s: float(s)) if by == "signed" else (lambda s: abs(float(s)))
+    return sorted(scores, key=lambda edge: -value(scores[edge]))
+
+
+def greedy_edges(scores: Mapping[Edge, float], n: int, *, by: By = "size") -> Circuit:
+    """``n`` edges that hang together, from the logits backwards.
+
+    Of the edges into what is in the circuit already (at first the final stream), the one of highest
+    score comes in, and its sender with it (EAP-IG's greedy search, Hanna et al. 2024).
+
+    Raises:
+        ValueError: ``by`` is unknown.
+    """
+    ranked = _ranked(scores, by)
+    rank_of = {edge: i for i, edge in enumerate(ranked)}
+    into: dict[tuple[int, int | None] | None, list[Edge]] = {}
+    for edge in ranked:
+        into.setdefault(_component(edge.receiver), []).append(edge)
+    waiting = [rank_of[edge] for edge in into.get(None, [])]
+    heapq.heapify(waiting)
+    reached: set[tuple[int, int | None] | None] = {None}
+    chosen: list[Edge] = []
+    while waiting and len(chosen) < n:
+        edge = ranked[heapq.heappop(waiting)]
+        chosen.append(edge)
+        sender = _component(edge.sender)
+        if sender not in reached:
+            reached.add(sender)
+            for earlier in into.get(sender, []):
+                heapq.heappush(waiting, rank_of[earlier])
+    return Circuit.of_edges(chosen)
+
+
+def _component(node: Node | None) -> tuple[int, int | None] | None:
+    return None if node is None else (node.layer, node.head)
+
+
+def without_dead_ends(circuit: Circuit) -> Circuit:
+    """Without edges that lie on no way from the embedding to the final stream.
+
+    Under resampling they change nothing. Under zero ablation they do, as a head or MLP writes
+    something there even if all that it reads is taken away.
+
+    Raises:
+        ValueError: The circuit has no edges.
+    """
+    if circuit.edges is None:
+        raise ValueError("This circuit has no edges, so it has no dead ends.")
+    edges = set(circuit.edges)
+    while True:
+        fed = {_component(edge.receiver) for edge in edges} | {(-1, None)}
+        read = {_component(edge.sender) for edge in edges} | {None}
+        alive = {
+            edge
+            for edge in edges
+            if _component(edge.sender) in fed and _component(edge.receiver) in read
+        }
+        if alive == edges:
+            return Circuit.of_edges(edges, name=circuit.name)
+        edges = alive
+
+
+def possible_edges(shape: Shape, roles: Sequence[str | None] = (None,)) -> list[Edge]:
+    """Every edge that a model of this shape can have.
+
+    Args:
+        shape: The model's.
+        roles: ``(None,)``: an edge is at all positions at once, as in EAP and MIB. With roles, an
+            edge into a query, an MLP or the final stream stands at each; one into a key or value
+            stands at each role of the sender, for all queries at once; into the final stream at
+            END only.
+    """
+    senders = [Node(-1, None), *shape.nodes(mlps=True)]
+    found = []
+    for role in roles:
+        for sender in senders:
+            for receiver in shape.nodes(mlps=True):
+                for read in ("q", "k", "v") if receiver.is_head else ("in",):
+                    there = None if read in ("k", "v") else role
+                    edge = Edge(sender.at(role), receiver.at(there), read)  # type: ignore[arg-type]
+                    if not edge.impossible(shape):
+                        found.append(edge)
+            if role in (None, "END"):
+                found.append(Edge(sender.at(role), None, "final"))
+    return found
+
+
+@dataclass(frozen=True)
+class SizeCurve:
+    """Faithfulness against the share of edges kept.
+
+    Attributes:
+        shares: Of all possible edges, ascending.
+        edges: How many that is.
+        f: (m - m(empty)) / (m(model) - m(empty)) at each, m the mean logit difference.
+        empty, model: m with no edge kept, and with all.
+    """
+
+    shares: tuple[float, ...]
+    edges: tuple[int, ...]
+    f: tuple[float, ...]
+    empty: float
+    model: float
+
+    @property
+    def area(self) -> float:
+        """The area under f, by trapezoids: with edges by signed score, MIB's CPR."""
+        return float(np.trapezoid(self.f, self.shares))
+
+    @property
+    def distance(self) -> float:
+        """The area under |1 - f|: with edges by the size of their score, MIB's CMD."""
+        return float(np.trapezoid(np.abs(1 - np.array(self.f)), self.shares))
+
+    def at(self, share: float) -> float:
+        """f at one of the shares.
+
+        Raises:
+            ValueError: It is not among them.
+        """
+        if share not in self.shares:
+            raise ValueError(f"The curve has no share {share}; it has {list(self.shares)}.")
+        return self.f[self.shares.index(share)]
+
+    def table(self) -> pd.DataFrame:
+        """A row for each share."""
+        return pd.DataFrame({"share of edges": self.shares, "edges": self.edges, "f": self.f})
+
+
+def size_curve(
+    circuits: EdgeCircuits,
+    scores: Mapping[Edge, float],
+    *,
+    by: By = "size",
+    shares: Iterable[float] = SHARES,
+    method: Literal["top", "greedy"] = "top",
+    progress: bool = True,
+) -> SizeCurve:
+    """Run circuits of more and more edges, the highest scores first.
+
+    Args:
+        circuits: The model on its prompts.
+        scores: A score for every possible edge (helpful edges positive, for ``by="signed"``).
+        by: Rank by the score, or by its size.
+        shares: Of all edges that have a score, each from 0 to 1.
+        method: The top edges, or edges that hang together (:func:`greedy_edges`).
+        progress: Show a bar where there is something to wait for.
+
+    Raises:
+        ValueError: A share is not between 0 and 1, or the two ends have the same logit difference.
+    """
+    shares = tuple(sorted(shares))
+    if not shares or shares[0] < 0 or shares[-1] > 1:
+        raise ValueError(f"shares must be numbers from 0 to 1, not {list(shares)}.")
+    model = float(circuits.run_model().logit_diff.mean())
+    empty = float(circuits.run(Circuit(frozenset(), frozenset())).logit_diff.mean())
+    if abs(model - empty) < 1e-6:
+        raise ValueError(
+            "The model and the run without any edge have the same logit difference, so there is "
+            "nothing to be faithful to; use another reference."
+        )
+    numbers = tuple(round(share * len(scores)) for share in shares)
+    pick = top_edges if method == "top" else greedy_edges
+    values = []
+    for n in tqdm(numbers, desc="circuits", disable=not progress, leave=False, delay=2):
+        found = circuits.run(pick(scores, n, by=by))
+        values.append((float(found.logit_diff.mean()) - empty) / (model - empty))
+    return SizeCurve(shares, numbers, tuple(values), empty, model)

@@ -1,0 +1,99 @@
+"""What stands in for the parts of a model that are not in a circuit.
+
+Every head and MLP has, at every token index of every prompt, a value that takes its place when it
+is left out. For means, a *group* says whose mean: the IOI paper takes prompts with three different
+names of the same template, where the two orders of a sentence are two templates (section 2.1).
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from ioi_helpers.ablation.components import Component
+from ioi_helpers.ablation.replacements import GROUPINGS, METHODS, replacements
+from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.graph import Shape
+
+
+@dataclass(frozen=True)
+class Values:
+    """Replacements of all components of a model, for every prompt of a dataset.
+
+    Attributes:
+        z: ``[layer batch pos head d_head]``.
+        mlp_out: ``[layer batch pos d_model]``; no layers where MLPs stay.
+    """
+
+    z: Float[Tensor, "layer batch pos head d_head"]
+    mlp_out: Float[Tensor, "layer batch pos d_model"]
+
+    def rows(self, rows: slice) -> Values:
+        """Those of some of the prompts."""
+        return Values(self.z[:, rows], self.mlp_out[:, rows])
+
+
+def values_outside(
+    model: TransformerBridge,
+    data: IOIDataset,
+    reference: IOIDataset | None,
+    how: str,
+    group: str,
+    *,
+    mlps: bool,
+) -> Values:
+    """The values that stand in, at every token index of every prompt.
+
+    Args:
+        model: The model.
+        data: The prompts that circuits are run on.
+        reference: Where values come from; not needed for ``how="zero"``.
+        how: ``"mean"``, ``"resample"`` or ``"zero"``.
+        group: Whose mean: ``"template and order"``, ``"template"`` or ``"all"``; of no meaning for
+            the other two.
+        mlps: Whether MLPs have values, too.
+
+    Raises:
+        ValueError: See :func:`~ioi_helpers.ablation.replacements`.
+    """
+    if how not in METHODS:
+        raise ValueError(f"how must be one of {', '.join(METHODS)}, not {how!r}.")
+    if group not in GROUPINGS:
+        raise ValueError(f"group must be one of {', '.join(GROUPINGS)}, not {group!r}.")
+    if how == "mean" and reference is not None:
+        _warn_of_a_repeated_name(reference, group)
+    shape = Shape.of(model)
+    nodes = shape.nodes(mlps=mlps)
+    n, width = len(data), int(data.lengths.max())
+    cfg, device, dtype = model.cfg, model.W_E.device, model.W_E.dtype
+    z = torch.zeros(cfg.n_layers, n, width, cfg.n_heads, cfg.d_head, device=device, dtype=dtype)
+    mlp_out = torch.zeros(
+        cfg.n_layers if mlps else 0, n, width, cfg.d_model, device=device, dtype=dtype
+    )
+    if how != "zero":
+        found = replacements(
+            model, [Component(n.layer, n.head) for n in nodes], how, reference, data, group=group
+        )
+        for node, value in zip(nodes, found, strict=True):
+            target = mlp_out[node.layer] if node.head is None else z[node.layer, :, :, node.head]
+            value.apply_to(target)
+    return Values(z, mlp_out)
+
+
+def _warn_of_a_repeated_name(reference: IOIDataset, group: str) -> None:
+    """A mean over prompts of one order in which a name stands twice still says which order it is,
+    and that a name is repeated: it leaves in the model what it should take away."""
+    repeated = any(names.S2 in (names.S1, names.IO) for names in reference.names)
+    if repeated and group == "template and order":
+        warnings.warn(
+            "In the reference's prompts a name is repeated, and its means are taken within an "
+            "order of names; such a mean still holds that order and that a name is repeated, so "
+            "taking heads away by it takes little away. Use data.abc().",
+            UserWarning,
+            stacklevel=4,
+        )

@@ -1,0 +1,128 @@
+"""Causal scrubbing: draws, identities, and the two hypotheses on the two bundled models."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from ioi_helpers import IOIDataset, circuits, heads, load_model
+from ioi_helpers.circuits import Drawn, Heads, Stream, ioi_hypothesis, scrub
+from ioi_helpers.circuits.scrubbing import Features
+from ioi_helpers.graph import Node, Shape, parse_node
+
+ALL: Features = ("order", "IO", "S")
+
+
+@cache
+def mini() -> TransformerBridge:
+    return load_model("ioi-mini", device="cpu", verbose=False)
+
+
+@cache
+def prompts(n: int = 60) -> IOIDataset:
+    return IOIDataset.generate(mini().tokenizer, n, seed=3)
+
+
+def test_a_draw_agrees_in_what_it_should_and_in_nothing_else() -> None:
+    data = prompts(200)
+    for features in ((), ("order",), ("IO",), ("S",), ("order", "IO"), ALL):
+        drawn = data.redraw(features, seed=4)
+        assert torch.equal(drawn.template_ids, data.template_ids)
+        assert torch.equal(drawn.lengths, data.lengths)
+        same = {
+            "order": [a == b for a, b in zip(drawn.orders, data.orders, strict=True)],
+            "IO": (drawn.io_tokens == data.io_tokens).tolist(),
+            "S": (drawn.s_tokens == data.s_tokens).tolist(),
+        }
+        for feature, agree in same.items():
+            share = sum(agree) / len(agree)
+            if feature in features:
+                assert share == 1
+            else:
+                assert share < (0.65 if feature == "order" else 0.1)
+        assert (drawn.io_tokens != drawn.s_tokens).all()
+    assert data.redraw((), seed=1).prompts == data.redraw((), seed=1).prompts
+    with pytest.raises(ValueError, match="not a feature"):
+        data.redraw(("place",))
+    with pytest.raises(ValueError, match="named twice"):
+        data.abc().redraw()
+
+
+def everything(model: TransformerBridge, features: Features) -> Stream:
+    """All heads at END, said to depend on these features, and to read plain values on them."""
+    shape = Shape.of(model)
+    by_layer = [
+        Heads(
+            frozenset(Node(layer, head, "END") for head in range(shape.n_heads)),
+            features,
+            Drawn(features),
+            {},
+            Drawn(features),
+        )
+        for layer in range(shape.n_layers)
+    ]
+    return Stream(tuple(by_layer))
+
+
+def test_nothing_said_to_be_read_is_an_unrelated_prompt() -> None:
+    found = scrub(mini(), prompts(), Stream(), draws=1)
+    assert abs(found.loss_recovered().mean) < 0.25
+    assert found.logit_diff_ratio().mean == pytest.approx(0, abs=0.25)
+
+
+def test_a_hypothesis_that_draws_whole_names_and_order_passes() -> None:
+    # Places and objects are all that differs, and they do not matter.
+    found = scrub(mini(), prompts(), everything(mini(), ALL), draws=1)
+    assert found.loss_recovered().mean == pytest.approx(1, abs=0.03)
+
+
+def test_a_finer_feature_never_recovers_much_less() -> None:
+    coarse = scrub(mini(), prompts(), everything(mini(), ("IO",)), draws=1)
+    fine = scrub(mini(), prompts(), everything(mini(), ALL), draws=1)
+    assert fine.loss_recovered().mean > coarse.loss_recovered().mean - 0.02
+
+
+def parts(model: TransformerBridge) -> tuple[list[Node], list[Node], list[Node]]:
+    classes = heads.circuit(model).classes
+
+    def of(*labels: str, role: str) -> list[Node]:
+        return [n for label in labels for n in classes.get(label, ()) if n.role == role]
+
+    return (
+        of("name_mover", "backup_name_mover", "negative_name_mover", role="END"),
+        of("s_inhibition", role="END"),
+        of("duplicate_token", "induction", role="S2"),
+    )
+
+
+def test_on_ioi_mini_the_order_bit_beats_the_repeated_name() -> None:
+    order, name, nothing = (
+        scrub(mini(), prompts(), ioi_hypothesis(*parts(mini()), signal), draws=2)
+        for signal in (("order",), ("S",), ())
+    )
+    assert order.loss_recovered().mean > name.loss_recovered().mean + 0.05
+    assert order.loss_recovered().mean > nothing.loss_recovered().mean + 0.05
+
+
+def test_hypotheses_that_make_no_sense_are_refused() -> None:
+    data = prompts(8)
+    two_roles = frozenset([parse_node(("L4H4", "END")), parse_node(("L1H0", "S2"))])
+    with pytest.raises(ValueError, match="one and the same role"):
+        scrub(mini(), data, Stream((Heads(two_roles, ()),)))
+    late = Stream((Heads(frozenset([parse_node(("L5H0", "END"))]), ()),))
+    early = Heads(frozenset([parse_node(("L4H4", "END"))]), (), late)
+    with pytest.raises(ValueError, match="does not come before"):
+        scrub(mini(), data, Stream((early,)))
+    mixed = IOIDataset.generate(mini().tokenizer, 20, prefixes="bundled", seed=0)
+    with pytest.raises(ValueError, match="differ in length"):
+        scrub(mini(), mixed, Stream())
+
+
+def test_results_carry_every_draw() -> None:
+    found = scrub(mini(), prompts(8), Stream(), draws=3)
+    assert len(found.scrubbed.loss) == 24
+    assert found.loss_recovered().n == 4
+    assert isinstance(found, circuits.Scrubbed)
