@@ -12,12 +12,15 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     GPT2Config,
     GPTJConfig,
     GPTNeoConfig,
     GPTNeoXConfig,
     LlamaConfig,
+    MptConfig,
     OPTConfig,
+    Starcoder2Config,
 )
 
 from ioi_helpers.dataset import IOIDataset
@@ -34,6 +37,8 @@ def _config(architecture: str) -> Any:
     new: dict[str, Any] = {"hidden_size": 24, "max_position_embeddings": CONTEXT}
     by_layers = {"num_hidden_layers": 2, "num_attention_heads": 3}
     neox = {**new, **by_layers, "intermediate_size": 48}
+    # Four heads that share two sets of keys and values.
+    grouped = {**neox, "num_attention_heads": 4, "num_key_value_heads": 2}
     made: dict[str, tuple[type[Any], dict[str, Any]]] = {
         "gpt2": (GPT2Config, {**old, "n_layer": 3}),
         "gpt-j": (GPTJConfig, {**old, "n_layer": 2, "rotary_dim": 4}),
@@ -53,14 +58,23 @@ def _config(architecture: str) -> Any:
         ),
         "pythia": (GPTNeoXConfig, {**neox, "use_parallel_residual": True}),
         "neox-serial": (GPTNeoXConfig, {**neox, "use_parallel_residual": False}),
-        # Four heads that share two sets of keys and values.
-        "llama": (LlamaConfig, {**neox, "num_attention_heads": 4, "num_key_value_heads": 2}),
+        "llama": (LlamaConfig, grouped),
+        "starcoder2": (Starcoder2Config, grouped),
+        # Also normalises what each layer computes, and caps the logits.
+        "gemma2": (Gemma2Config, {**grouped, "head_dim": 6, "sliding_window": CONTEXT}),
+        # No biases, and ALiBi instead of position embeddings.
+        "mpt": (
+            MptConfig,
+            {"d_model": 24, "n_layers": 2, "n_heads": 4, "max_seq_len": CONTEXT},
+        ),
     }
     kind, settings = made[architecture]
     return kind(vocab_size=len(handbuilt.vocabulary()), **settings, **special)
 
 
 ARCHITECTURES = ("gpt2", "gpt-neo", "opt", "gpt-j", "pythia", "neox-serial", "llama")
+"""Those of README's table."""
+MORE = ("starcoder2", "mpt", "gemma2")
 
 
 def save(folder: Path, architecture: str = "gpt2") -> Path:
