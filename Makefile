@@ -48,7 +48,7 @@ else
 endif
 
 test-all: lint  ## the same, and what is slow: other models, long statistics, the benchmarks' code
-	OMP_NUM_THREADS=1 $(PYTEST) -m '' --numprocesses $(JOBS) --dist loadgroup tests
+	OMP_NUM_THREADS=1 $(PYTEST) -m '' --hypothesis-profile=random --numprocesses $(JOBS) --dist loadgroup tests
 	$(PYTEST) notebooks
 
 check: $(READY)  ## execute notebooks and compare with what is stored, storing nothing (NOTEBOOKS=04)

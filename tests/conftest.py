@@ -5,9 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from transformer_lens.model_bridge import TransformerBridge
 
 from tests import handbuilt, random_models
+
+# `make test` draws the same examples every time, so that it says the same of the same code; what
+# other examples find, `make test-all` (--hypothesis-profile=random) is there to find. Keep such a
+# find as an @example: what Hypothesis remembers in .hypothesis/ is this checkout's alone.
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("random", print_blob=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="module")

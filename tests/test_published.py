@@ -34,14 +34,17 @@ def test_every_entry_loads_with_labels_and_source(name: str) -> None:
     assert entry.source in repr(entry)
 
 
+@pytest.mark.parametrize("way", [1, -1], ids=["above", "below"])
 @pytest.mark.parametrize("name", published.names())
-def test_every_entry_agrees_with_itself_and_notices_a_change(name: str) -> None:
+def test_every_entry_agrees_with_itself_and_notices_a_change(name: str, way: int) -> None:
     entry = published.load(name)
     same = published.compare(name, entry.values, GPT2)
     assert same.agrees is True
     assert "Checked on GPT-2 small" in repr(same)
-    changed = entry.values.copy()
-    changed.flat[changed.size // 2] += 1.01 * entry.tolerance + 1e-9
+    within, changed = entry.values.copy(), entry.values.copy()
+    within.flat[within.size // 2] += way * 0.99 * entry.tolerance
+    assert published.compare(name, within, GPT2).agrees is True
+    changed.flat[changed.size // 2] += way * (1.01 * entry.tolerance + 1e-9)
     other = published.compare(name, changed, GPT2)
     assert other.agrees is False
     assert "DISAGREES" in repr(other)
