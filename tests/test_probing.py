@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -393,6 +394,20 @@ def test_the_standard_error_counts_groups_not_rows() -> None:
     )
     assert copies.accuracy.n == once.accuracy.n == 60
     assert copies.accuracy.stderr > 0.6 * once.accuracy.stderr
+
+
+def test_no_mistake_is_not_an_error_of_zero() -> None:
+    """20 groups without a mistake are seen in one of 20 tries at an accuracy of 0.05^(1/20)."""
+    labels = [0, 0, 1, 1] * 10
+    values = torch.tensor(labels, dtype=torch.float64)[:, None].repeat(1, 3)
+    score = probing.evaluate_probe(values, labels, {"prompt": torch.arange(40) // 2})
+    assert score.accuracy == (1, 0, 20)  # the numbers are what they are
+    assert score.accuracy_and_error == "1.000 (95 %: above 0.861)"
+    assert pytest.approx(0.05, rel=0.01) == 0.861**20
+    assert str(score).startswith("held-out accuracy 1.000 (95 %: above 0.861), majority 0.400, ")
+    other = replace(score, accuracy=score.control, control=score.accuracy._replace(mean=0.0))
+    assert f"random labels {0:.3f} (95 %: below 0.139), training 1.000" in str(other)
+    assert other.accuracy_and_error == f"{score.control.mean:.3f} ± {score.control.stderr:.3f}"
 
 
 def test_scaling_is_fitted_on_training_rows_only() -> None:

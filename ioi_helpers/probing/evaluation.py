@@ -265,12 +265,31 @@ class ProbeScore:
         """Accuracy above the control task's (Hewitt and Liang 2019): what is not memory."""
         return self.accuracy.mean - self.control.mean
 
+    @property
+    def accuracy_and_error(self) -> str:
+        """The accuracy as text, with its standard error.
+
+        Where every row is right (or none) there is no spread to estimate an error from, and a
+        standard error of 0 would claim too much. There it says what n groups without a single
+        mistake are evidence for: were the accuracy below 0.05^(1/n), about 1 - 3/n, they would be
+        seen less than once in 20 times ("the rule of three").
+        """
+        return _with_error(self.accuracy)
+
     def __str__(self) -> str:
         return (
-            f"held-out accuracy {self.accuracy.mean:.3f} ± {self.accuracy.stderr:.3f}, majority "
-            f"{self.majority:.3f}, random labels {self.control.mean:.3f} ± "
-            f"{self.control.stderr:.3f}, training {self.train_accuracy:.3f}"
+            f"held-out accuracy {self.accuracy_and_error}, majority {self.majority:.3f}, random "
+            f"labels {_with_error(self.control)}, training {self.train_accuracy:.3f}"
         )
+
+
+def _with_error(share: Estimate) -> str:
+    bound = 0.05 ** (1 / share.n)
+    if share.mean == 1:
+        return f"1.000 (95 %: above {bound:.3f})"
+    if share.mean == 0:
+        return f"0.000 (95 %: below {1 - bound:.3f})"
+    return f"{share.mean:.3f} ± {share.stderr:.3f}"
 
 
 def evaluate_probe(
