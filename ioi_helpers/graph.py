@@ -19,9 +19,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
-
-from transformer_lens.model_bridge import TransformerBridge
+from typing import TYPE_CHECKING, Any, Literal
 
 from ioi_helpers.names import (
     HeadLike,
@@ -31,6 +29,9 @@ from ioi_helpers.names import (
     parse_component,
     require_component,
 )
+
+if TYPE_CHECKING:  # importing it takes seconds, and nothing here runs a model
+    from transformer_lens.model_bridge import TransformerBridge
 
 Input = Literal["q", "k", "v", "in", "final"]
 HEAD_INPUTS: tuple[Input, ...] = ("q", "k", "v")

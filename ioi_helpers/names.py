@@ -6,9 +6,11 @@ The one place where such a name is read, written, and held against a model.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformer_lens.model_bridge import TransformerBridge
+if TYPE_CHECKING:  # importing it takes seconds, and nothing here runs a model
+    from transformer_lens.model_bridge import TransformerBridge
+
 
 HeadLike = str | tuple[int, int]
 """A head: ``"L9H9"``, or its layer and index, ``(9, 9)``."""
