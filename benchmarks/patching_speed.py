@@ -54,7 +54,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ioi_helpers import forward, load_model, metrics
 from ioi_helpers.dataset import IOIDataset
-from ioi_helpers.patching import DEFAULT_MEMORY, patch_sweep
+from ioi_helpers.patching import patch_sweep
+from ioi_helpers.runs import DEFAULT_MEMORY
 
 HERE = Path(__file__).resolve().parent
 POSITION_SITES = ("resid_pre", "attn_out", "mlp_out")

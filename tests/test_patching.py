@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.patching import PatchingResult
+from transformer_lens.tools.analysis import EdgeAttributionConfig, attribution_patch
 from transformer_lens.utilities import get_act_name
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -187,7 +188,7 @@ def expected_sweep(
     wanted_roles: Sequence[str],
 ) -> Tensor:
     """A sweep by loops over everything, prompt by prompt."""
-    aligned = clean.lengths.equal(corrupted.lengths)
+    aligned = clean.lengths.equal(corrupted.lengths) and clean.templates == corrupted.templates
     heads: list[int | None] = list(range(model.cfg.n_heads)) if "head" in axes else [None]
     wanted: list[str | None] = list(wanted_roles) if "role" in axes else [None]
     values = torch.zeros(model.cfg.n_layers, len(heads), len(wanted), len(clean))
@@ -764,7 +765,11 @@ def unequal(built: TransformerBridge, data: IOIDataset) -> IOIDataset:
     ("arguments", "message"),
     [
         ({"site": "resid"}, "'resid' is not a site; use one of resid_pre, "),
+        ({"site": "attn_head_out"}, "'attn_head_out' is not a site here, where it is called 'z'"),
+        ({"site": "blocks.9.attn.hook_q"}, "is not a site here, where it is called 'q'"),
         ({"axes": ("layer", "token")}, "'token' is not an axis"),
+        ({"axes": ("layer", "head_index")}, "is not an axis here, where it is called 'head'"),
+        ({"axes": ("layer", "dest_pos")}, "is not an axis here, where it is called 'pos'"),
         ({"axes": ("head",)}, "axes must hold 'layer'"),
         ({"axes": ("layer", "layer")}, "no axis twice"),
         ({"axes": ("layer", "pos", "role")}, "'pos' or 'role', but not both"),
@@ -786,6 +791,43 @@ def test_bad_requests(
     with pytest.raises(ValueError, match=message) as error:
         patch_sweep(built, data, data.swap_subject(), **arguments)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_datasets_that_do_not_go_together(built: TransformerBridge, data: IOIDataset) -> None:
+    make = IOIDataset.generate
+    bare = make(built.tokenizer, 8, prefixes="bundled", seed=1, prepend_bos=False)
+    with pytest.raises(ValueError, match="corrupted has no BOS before its prompts, unlike"):
+        patch_sweep(built, data, bare.swap_subject(), "z", ("layer", "role"))
+    with pytest.raises(ValueError, match="corrupted has BOS before each prompt, unlike"):
+        patch_sweep(built, bare, data.swap_subject(), "z", ("layer", "role"))
+    other = load_model("ioi-mini", device="cpu", verbose=False)
+    foreign = make(other.tokenizer, 8, seed=1)
+    for clean, corrupted in ((data, foreign), (foreign, data)):
+        with pytest.raises(ValueError, match="made with another tokenizer than the model's"):
+            patch_sweep(built, clean, corrupted)
+    with pytest.raises(ValueError, match="must be a dataset, not a list of str"):
+        patch_sweep(built, ["When Mary and John"], data)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="must be a TransformerBridge"):
+        patch_sweep(built.original_model, data, data.abc())
+
+
+def test_equal_lengths_do_not_make_positions_correspond(built: TransformerBridge) -> None:
+    """Prompts of other templates: only roles say what corresponds to what."""
+    texts = (
+        "Then, [A] and [B] went to the [PLACE]. [B] gave a [OBJECT] to",
+        "Then, [A] and [B] had a long argument, and afterwards [B] said to",
+    )
+    clean, corrupted = (
+        IOIDataset.generate(built.tokenizer, 4, "ABBA", templates=[text], seed=0) for text in texts
+    )
+    assert clean.lengths.equal(corrupted.lengths)
+    assert not clean.positions["S2"].equal(corrupted.positions["S2"])
+    with pytest.raises(ValueError, match="Prompt 0 and its counterpart .* different templates"):
+        patch_sweep(built, clean, corrupted)
+    given: Any = ("resid_pre", ("layer", "role"))
+    by_role = patch_sweep(built, clean, corrupted, *given)
+    expected = expected_sweep(built, clean, corrupted, *given, "denoising", ROLES)
+    assert_same(by_role.values, expected, by_role.baseline)
 
 
 def test_different_sizes(built: TransformerBridge, data: IOIDataset) -> None:
@@ -820,19 +862,24 @@ def test_a_role_missing_from_a_prompt(built: TransformerBridge) -> None:
 def test_prompts_longer_than_the_context(random: TransformerBridge, data: IOIDataset) -> None:
     actual, random.cfg.n_ctx = random.cfg.n_ctx, 10
     try:
-        with pytest.raises(ValueError, match="the model's context only 10"):
+        with pytest.raises(ValueError, match="this model's context holds 10"):
             patch_sweep(random, data, data.abc())
     finally:
         random.cfg.n_ctx = actual
 
 
-def test_training_mode(random: TransformerBridge, data: IOIDataset) -> None:
-    random.train()
+@pytest.mark.parametrize("part", ["whole", "wrapped model", "one block"])
+def test_training_mode(random: TransformerBridge, data: IOIDataset, part: str) -> None:
+    whole = random.original_model
+    {"whole": random, "wrapped model": whole, "one block": whole.transformer.h[1]}[part].train()
     try:
-        with pytest.raises(ValueError, match=r"call eval\(\)"):
+        with pytest.raises(ValueError, match=r"Call model.eval\(\)"):
             patch_sweep(random, data, data.abc())
+        with pytest.raises(ValueError, match=r"Call model.eval\(\)"):
+            attribution_patch_sweep(random, data, data.abc())
     finally:
         random.eval()
+        whole.eval()
 
 
 @pytest.mark.parametrize("engine", ["fast", "hooks"])
@@ -903,6 +950,42 @@ def test_attribution_is_the_gradient(random: TransformerBridge, direction: Any) 
     )
 
 
+@pytest.mark.parametrize("site", ["z", "mlp_out"])
+@pytest.mark.parametrize("direction", ["denoising", "noising"])
+def test_attribution_equals_transformer_lens(
+    random: TransformerBridge, site: str, direction: Any
+) -> None:
+    """TransformerLens' own takes one prompt at a time; ours takes them in parts or all at once."""
+    clean = IOIDataset.generate(random.tokenizer, 4, prefixes="bundled", seed=2)
+    corrupted = clean.abc()
+    axes = ("layer", "head") if site == "z" else ("layer",)
+    whole, parts = (
+        attribution_patch_sweep(
+            random, clean, corrupted, site, axes, direction=direction, memory=memory
+        )
+        for memory in (2**30, 1)
+    )
+    torch.testing.assert_close(parts.values, whole.values, atol=1e-4, rtol=1e-4)
+    kind = {"z": "attn_head_out", "mlp_out": "mlp_out"}[site]
+    random.requires_grad_(True)
+    try:
+        for i in range(len(clean)):
+            both = [d.tokens[i : i + 1, : int(clean.lengths[i])] for d in (clean, corrupted)]
+            source, base = both if direction == "denoising" else both[::-1]
+
+            def diff(logits: Tensor, i: int = i) -> Tensor:
+                return metrics.logit_diff(logits[:, -1], clean[i])
+
+            found = attribution_patch(random, source, base, diff, EdgeAttributionConfig())
+            expected = torch.zeros(whole.values.shape[:-1])
+            for node, score in found.node_scores.items():
+                if node.kind == kind:
+                    expected[(node.layer, node.head)[: len(axes)]] += score
+            torch.testing.assert_close(whole.effect()[..., i], expected, atol=1e-4, rtol=1e-3)
+    finally:
+        random.requires_grad_(False)
+
+
 def test_attribution_sums_over_what_is_no_axis(random: TransformerBridge) -> None:
     clean = IOIDataset.demo(random.tokenizer)[:2]
     corrupted = clean.swap_subject()
@@ -921,10 +1004,17 @@ def test_attribution_sums_over_what_is_no_axis(random: TransformerBridge) -> Non
 
 
 def test_attribution_refuses(random: TransformerBridge, demo: IOIDataset, data: IOIDataset) -> None:
+    other = IOIDataset.generate(random.tokenizer, len(data), seed=4)
     with pytest.raises(ValueError, match="covers the sites z and mlp_out, not 'q'"):
         attribution_patch_sweep(random, demo, demo.abc(), "q")
-    with pytest.raises(ValueError, match="as long as their counterparts"):
-        attribution_patch_sweep(random, demo, data, "z", ("layer", "role"))
+    with pytest.raises(ValueError, match="correspond to them position by position"):
+        attribution_patch_sweep(random, data, other, "z", ("layer", "role"))
+    noise: Any = NoisyEmbedding()
+    with pytest.raises(ValueError, match="correspond to them position by position"):
+        attribution_patch_sweep(random, demo, noise)
+    slow: Any = "slow"
+    with pytest.raises(ValueError, match="engine must be"):
+        attribution_patch_sweep(random, demo, demo.abc(), engine=slow)
 
 
 def test_saturation_is_where_attribution_fails(built: TransformerBridge, demo: IOIDataset) -> None:

@@ -300,13 +300,7 @@ MEASUREMENTS: dict[str, Callable[[TransformerBridge], Any]] = {
 }
 
 # What is known to be wrong, until it is mended: (measurement, form).
-KNOWN: set[tuple[str, str]] = {
-    *(
-        (name, form)
-        for name in ("patch_sweep pattern", "patch_sweep pattern, by role")
-        for form in ("OPT", "GPT-Neo")
-    ),
-}
+KNOWN: set[tuple[str, str]] = set()
 
 # What needs GPT-2's own architecture and says so.
 REFUSED = {(name, form) for name in ("scrub", "EdgeCircuits") for form in ("OPT", "GPT-Neo")}

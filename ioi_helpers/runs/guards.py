@@ -78,6 +78,25 @@ def require_data(model: Any, data: Any) -> None:
         )
 
 
+def require_alike(data: Any, other: Any, name: str) -> None:
+    """Refuse two datasets that are to be compared, of which one has BOS and the other has not.
+
+    Args:
+        data, other: Each has passed :func:`require_data`, so both are of the model's tokenizer.
+        name: What the other is called, for the sentence.
+
+    Raises:
+        ValueError: They differ in BOS.
+    """
+    with_bos = [bool(getattr(one, "prepend_bos", False)) for one in (data, other)]
+    if with_bos[0] != with_bos[1]:
+        has = "has BOS before each prompt" if with_bos[1] else "has no BOS before its prompts"
+        raise ValueError(
+            f"{name} {has}, unlike the prompts that it is to go with, which shifts every position; "
+            "make both with the same prepend_bos=."
+        )
+
+
 def _kind(thing: Any) -> str:
     """What something is, for a reader who expected something else."""
     if isinstance(thing, Tensor):

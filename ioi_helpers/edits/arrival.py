@@ -1,0 +1,65 @@
+"""Whether what a hook writes reaches the run: found by trying."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+
+@contextmanager
+def hooks_off(model: TransformerBridge) -> Iterator[TransformerBridge]:
+    """Run the model as if TransformerLens' hooks were not on it; afterwards they are again.
+
+    The bridge's own permanent hooks stay, as do plain PyTorch hooks, which are taken for part of
+    the model.
+    """
+    taken = []
+    try:
+        for point in set(model.hook_dict.values()):
+            for handle in point.fwd_hooks:
+                if not handle.is_permanent:
+                    hooks, key = point._forward_hooks, handle.hook.id
+                    taken.append((hooks, dict(hooks)))
+                    del hooks[key]
+        yield model
+    finally:
+        # The last taken first, so that each place has what it had, in its order.
+        for hooks, before in reversed(taken):
+            hooks.clear()
+            hooks.update(before)
+
+
+def edit_reaches_run(model: TransformerBridge, edited: str, seen: str | None = None) -> bool:
+    """Whether another value at one hook changes what another hook sees later in the same run.
+
+    Two runs over a few tokens, with other random values at the one, and with :func:`hooks_off`.
+    (For attention patterns see :func:`~ioi_helpers.edits.pattern_reaches_run`: there it is
+    not enough that something changes.)
+
+    Args:
+        edited: The name of the hook whose value is replaced.
+        seen: The name of the hook that is read; None: the logits.
+    """
+    generator = torch.Generator().manual_seed(0)
+    found: list[Tensor] = []
+
+    def replace(value: Tensor, hook: Any) -> Tensor:
+        return torch.randn(value.shape, generator=generator).to(value)
+
+    def read(value: Tensor, hook: Any) -> None:
+        found.append(value.detach().clone())
+
+    hooks: list[tuple[str, Any]] = [(edited, replace)]
+    hooks += [] if seen is None else [(seen, read)]
+    tokens = torch.arange(3, device=model.cfg.device)[None]
+    with torch.no_grad(), hooks_off(model):
+        for _ in range(2):
+            logits = model.run_with_hooks(tokens, fwd_hooks=hooks)
+            if seen is None:
+                found.append(logits)
+    return len(found) == 2 and not torch.equal(*found)
