@@ -824,9 +824,9 @@ def test_equal_lengths_do_not_make_positions_correspond(built: TransformerBridge
     assert not clean.positions["S2"].equal(corrupted.positions["S2"])
     with pytest.raises(ValueError, match="Prompt 0 and its counterpart .* different templates"):
         patch_sweep(built, clean, corrupted)
-    given: Any = ("resid_pre", ("layer", "role"))
-    by_role = patch_sweep(built, clean, corrupted, *given)
-    expected = expected_sweep(built, clean, corrupted, *given, "denoising", ROLES)
+    site, axes = "resid_pre", ("layer", "role")
+    by_role = patch_sweep(built, clean, corrupted, site, axes)
+    expected = expected_sweep(built, clean, corrupted, site, axes, "denoising", ROLES)
     assert_same(by_role.values, expected, by_role.baseline)
 
 
