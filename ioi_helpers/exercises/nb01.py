@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ioi_helpers import attribution, heads, metrics
+from ioi_helpers import attribution, heads, metrics, runs
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.exercises.forms import Heads, Refused, whole_number
 from ioi_helpers.exercises.measure import (
@@ -29,7 +29,6 @@ from ioi_helpers.exercises.registry import Context, exercise
 from ioi_helpers.exercises.verdicts import Key, array, number, pick
 
 SAMPLE = 16  # prompts of `many` that exercise 01.1 is about
-BATCH = 50  # prompts run at once
 WANTED_SHARE = 0.8  # of the logit difference, in exercise 01.5
 
 
@@ -38,12 +37,7 @@ WANTED_SHARE = 0.8  # of the logit difference, in exercise 01.5
 
 def _many_logits(ctx: Context) -> Float[Tensor, "batch vocab"]:
     """Logits at END of every prompt of `many`."""
-
-    def compute() -> Tensor:
-        parts = (ctx.many[i : i + BATCH] for i in range(0, len(ctx.many), BATCH))
-        return torch.cat([part.gather(ctx.model(part.tokens), "END") for part in parts])
-
-    return ctx.once("many logits", compute)
+    return ctx.once("many logits", lambda: runs.logits_at(ctx.model, ctx.many, progress=False))
 
 
 def _many_diffs(ctx: Context) -> Float[Tensor, " batch"]:
