@@ -900,7 +900,7 @@ def test_what_is_no_dataset_of_this_tokenizer_is_refused(
         assert str(caught.value).endswith(".")
     save_file({"a": torch.ones(1)}, tmp_path / "other")
     (tmp_path / "text").write_text("hello")
-    for name, message in (("other", "no dataset as IOIDataset.save"), ("text", "no safetensors")):
+    for name, message in (("other", "not a saved IOIDataset"), ("text", "no safetensors")):
         with pytest.raises(ValueError, match=message):
             IOIDataset.load(tmp_path / name, bpe)
     with pytest.raises(ValueError, match="must be a tokenizer"):

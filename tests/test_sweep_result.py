@@ -203,7 +203,7 @@ def test_saving_and_loading(tmp_path: Path, several: bool) -> None:
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     save_file({"values": torch.ones(2)}, tmp_path / "weights.safetensors")
-    with pytest.raises(ValueError, match="holds no result of a sweep"):
+    with pytest.raises(ValueError, match="not a saved SweepResult"):
         SweepResult.load(tmp_path / "weights.safetensors")
     (tmp_path / "text").write_text("no tensors")
     with pytest.raises(ValueError, match="is no safetensors file"):

@@ -1,7 +1,7 @@
-"""Datasets on disk: one safetensors file, with the texts as JSON in its metadata.
+"""Files: tensors and texts in one safetensors file, the texts as JSON in its metadata.
 
-What is written is what a dataset is made of (``rows``, ``pieces``), for a counterfactual the clean
-dataset's rows as well; tokens and positions follow from it. Nothing is unpickled.
+What is written of a dataset is what it is made of (``rows``, ``pieces``), for a counterfactual the
+clean dataset's rows as well; tokens and positions follow from it. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -25,8 +25,46 @@ from ioi_helpers.dataset.rows import Rows
 
 Prompts = TypeVar("Prompts", bound=TokenisedPrompts)
 
-_FORMAT = "ioi_helpers dataset 1"
 _COLUMNS = ("layout", "columns", "mentions", "template_ids", "pair_ids")
+
+
+def write_file(
+    path: str | PathLike[str],
+    kind: str,
+    tensors: Mapping[str, Shaped[Tensor, "..."]],
+    texts: Mapping[str, Any],
+) -> None:
+    """Write tensors, wherever they are, and whatever JSON can hold.
+
+    Args:
+        path: The file; one that exists is replaced.
+        kind: What the file holds, such as ``"IOIDataset"``; whoever reads it asks for that.
+        tensors, texts: By name.
+    """
+    kept = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
+    format_of = f"ioi_helpers.{kind} 1"
+    save_file(kept, path, metadata={"format": format_of, "json": json.dumps(texts)})
+
+
+def read_file(
+    path: str | PathLike[str], kind: str
+) -> tuple[dict[str, Shaped[Tensor, "..."]], dict[str, Any]]:
+    """The tensors, on the CPU, and the texts that `write_file` wrote.
+
+    Raises:
+        ValueError: It is no safetensors file, or holds something of another kind.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file ({error}).") from error
+    if metadata.get("format") != f"ioi_helpers.{kind} 1":
+        held = metadata.get("format", "").removeprefix("ioi_helpers.") or "something else"
+        raise ValueError(f"{path} holds {held}, not a saved {kind}.")
+    texts: dict[str, Any] = json.loads(metadata["json"])
+    return tensors, texts
 
 
 def write(data: TokenisedPrompts, path: str | PathLike[str]) -> None:
@@ -51,7 +89,7 @@ def write(data: TokenisedPrompts, path: str | PathLike[str]) -> None:
     if data.clean is not data:
         tensors |= _rows_as_tensors(data.clean, "clean.")
         texts["clean"] = {"history": data.clean.history, "width": data.clean.tokens.shape[1]}
-    save_file(tensors, path, metadata={"format": _FORMAT, "json": json.dumps(texts)})
+    write_file(path, "IOIDataset", tensors, texts)
 
 
 def read(
@@ -62,15 +100,7 @@ def read(
     Raises:
         ValueError: The file holds something else, or was made with another tokenizer.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file ({error}).") from error
-    if metadata.get("format") != _FORMAT:
-        raise ValueError(f"{path} holds no dataset as IOIDataset.save writes it.")
-    texts: dict[str, Any] = json.loads(metadata["json"])
+    tensors, texts = read_file(path, "IOIDataset")
     pieces = Pieces(tokenizer)
     flat, lengths = tensors["piece_ids"].tolist(), tensors["piece_lengths"].tolist()
     ends = np.cumsum(lengths).tolist()
@@ -99,10 +129,7 @@ def read(
 
 
 def _rows_as_tensors(data: TokenisedPrompts, prefix: str) -> dict[str, Shaped[Tensor, "..."]]:
-    return {
-        prefix + column: torch.from_numpy(getattr(data._rows, column)).contiguous().clone()
-        for column in _COLUMNS
-    }
+    return {prefix + column: torch.from_numpy(getattr(data._rows, column)) for column in _COLUMNS}
 
 
 def _require_same_tokenizer(

@@ -7,27 +7,24 @@ by :func:`sweep_result`.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from os import PathLike
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformer_lens.patching import PatchingResult
 
+from ioi_helpers.dataset.files import read_file, write_file
 from ioi_helpers.metrics import cluster_values, error_label, recovered_fraction, standard_error
 from ioi_helpers.names import head_name, mlp_name
 
 Direction = Literal["denoising", "noising"]
 DIRECTIONS: tuple[str, ...] = ("denoising", "noising")
 
-_FORMAT = "ioi_helpers.SweepResult 1"
 _TENSORS = ("values", "baseline", "clean", "corrupted_run", "pair_ids")
 _TEXTS = ("axis_names", "metric_names", "has_metric_axis", "method", "site", "direction", "labels")
 
@@ -196,14 +193,10 @@ class SweepResult(PatchingResult):
     def save(self, path: str | PathLike[str]) -> None:
         """Write everything into one safetensors file, the labels as JSON in its metadata."""
         tensors = {name: getattr(self, name) for name in _TENSORS}
-        kept = {
-            name: x.detach().cpu().contiguous().clone()
-            for name, x in tensors.items()
-            if x is not None
-        }
+        tensors = {name: x for name, x in tensors.items() if x is not None}
         texts = {name: getattr(self, name) for name in _TEXTS}
         texts["index_df"] = {name: self.index_df[name].tolist() for name in self.index_df.columns}
-        save_file(kept, path, metadata={"format": _FORMAT, "json": json.dumps(texts)})
+        write_file(path, "SweepResult", tensors, texts)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> SweepResult:
@@ -212,15 +205,7 @@ class SweepResult(PatchingResult):
         Raises:
             ValueError: The file holds something else.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{path} is no safetensors file ({error}).") from error
-        if metadata.get("format") != _FORMAT:
-            raise ValueError(f"{path} holds no result of a sweep as SweepResult.save writes it.")
-        texts: dict[str, Any] = json.loads(metadata["json"])
+        tensors, texts = read_file(path, "SweepResult")
         index_df = pd.DataFrame(texts.pop("index_df"))
         return cls(
             index_df=index_df,

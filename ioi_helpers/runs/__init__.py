@@ -25,6 +25,7 @@ from ioi_helpers.runs.batches import (
     run_in_batches,
     run_rows_in_batches,
 )
+from ioi_helpers.runs.files import load_activations, save_activations
 from ioi_helpers.runs.guards import (
     known_hooks,
     refuse_too_long,
@@ -60,6 +61,7 @@ __all__ = [
     "in_order",
     "in_parts",
     "known_hooks",
+    "load_activations",
     "logit_diffs",
     "logits_at",
     "logits_at_positions",
@@ -76,5 +78,6 @@ __all__ = [
     "role_positions",
     "run_in_batches",
     "run_rows_in_batches",
+    "save_activations",
     "widened",
 ]
