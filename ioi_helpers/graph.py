@@ -329,7 +329,7 @@ class Circuit:
         return self._with(self.nodes - gone, self.edges)
 
     def _with(self, nodes: frozenset[Node], edges: frozenset[Edge] | None) -> Circuit:
-        """These nodes, with those edges whose ends are still there, and classes likewise."""
+        """These nodes, with those edges whose ends are still there, and groups likewise."""
         if edges is not None:
             edges = frozenset(
                 edge for edge in edges

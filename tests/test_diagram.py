@@ -9,6 +9,7 @@ import pytest
 from ioi_helpers import plotting, published
 from ioi_helpers.graph import EMBEDDING, Circuit, Edge, Node
 from ioi_helpers.plotting.diagram import BOX_WIDTH, Box, Diagram
+from ioi_helpers.plotting.panels import Drawing, Label
 
 PUBLISHED = Circuit.of_registry(published.head_classes(), "gpt2-small")
 
@@ -23,11 +24,22 @@ def box(figure: Diagram, label: str) -> Box:
     return next(b for b in figure.boxes if b.label == label)
 
 
+def drawing_of(figure: Diagram) -> Drawing:
+    (panel,) = figure.panels
+    assert panel.drawing is not None
+    return panel.drawing
+
+
+def rows_of(figure: Diagram) -> list[Label]:
+    """The names of the tokens, at the left."""
+    return [label for label in drawing_of(figure).labels if label.align == "left"]
+
+
 def test_gpt2s_published_circuit_has_26_heads_in_7_boxes() -> None:
     figure = plotting.diagram(PUBLISHED, "published")
     assert sum(len(b.heads) for b in figure.boxes) == 26
     assert len(figure.boxes) == 7
-    assert [row[0] for row in figure.rows] == ["S1+1", "S2", "END"]
+    assert [row.text for row in rows_of(figure)] == ["S1+1", "S2", "END"]
     assert len(figure.arrows) == 6
     assert "at END: name movers: L9H6, L9H9, L10H0" in figure.summary
     assert "previous-token heads -> induction heads (keys)" in figure.summary
@@ -39,16 +51,18 @@ def test_classes_stand_early_to_late_and_in_the_row_of_their_token() -> None:
     order = ("duplicate_token", "induction", "s_inhibition", "name_mover")
     assert [left[name] for name in order] == sorted({left[name] for name in order})
     assert left["previous_token"] == left["duplicate_token"]
-    bands = {name: (top, bottom) for name, top, bottom in figure.rows}
+    drawing = drawing_of(figure)
+    edges = [0.0, *drawing.rules, drawing.height]
+    names = [row.text for row in rows_of(figure)]
     for b in figure.boxes:
-        top, bottom = bands[b.position]
-        assert top < b.top and b.top + b.height < bottom
+        row = names.index(b.position)
+        assert edges[row] < b.top and b.top + b.height < edges[row + 1]
 
 
 def test_boxes_do_not_overlap_and_stay_inside() -> None:
     figure = plotting.diagram(PUBLISHED)
     for one in figure.boxes:
-        assert one.left >= 0 and one.left + BOX_WIDTH <= figure.size[0]
+        assert one.left >= 0 and one.left + BOX_WIDTH <= drawing_of(figure).width
         for other in figure.boxes:
             if one is not other and one.left == other.left:
                 assert one.top + one.height <= other.top or other.top + other.height <= one.top
@@ -105,7 +119,7 @@ def test_an_empty_registry_is_a_sentence_in_every_form() -> None:
 def test_three_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     figure = plotting.diagram(PUBLISHED, "published", note="a note")
     live = figure._repr_mimebundle_()[0]
-    assert live["text/plain"] == figure.summary
+    assert live["text/plain"] == figure.summary == repr(figure)
     spec = live["application/vnd.plotly.v1+json"]
     assert {text for trace in spec["data"] for text in trace["text"]} == {
         node.name for node in PUBLISHED
@@ -185,3 +199,19 @@ def test_boxes_that_read_from_each_other_are_drawn_by_layer() -> None:
 def test_nodes_at_every_token_have_a_row_of_their_own() -> None:
     drawn = plotting.diagram(Circuit.of(["L1H0", "MLP0"]))
     assert "at every token: layer 1: L1H0" in drawn.summary
+
+
+def test_diagrams_stand_beside_other_figures() -> None:
+    """One scheme for all: under each other, with the names of the parts, in the three forms."""
+    mine = circuit(("L0H1", "duplicate_token", "S2"), ("L2H0", "s_inhibition", "END"))
+    both = plotting.side_by_side(
+        {"mine": plotting.diagram(mine), "published": plotting.diagram(PUBLISHED)}, "Two circuits"
+    )
+    assert both.summary.startswith("Circuit diagram: Two circuits\n[mine]\n  at S2: duplicate")
+    assert "[published]\n  at S1+1: previous-token heads: L2H2, L4H11" in both.summary
+    spec = both.plotly().to_dict()
+    assert spec["data"][1]["xaxis"] == "x2" and len(spec["data"][1]["text"]) == 26
+    arrows = [note for note in spec["layout"]["annotations"] if note["showarrow"]]
+    assert [note["axref"] for note in arrows] == ["x"] + ["x2"] * 6
+    assert not any(place.same_y for place in both._arrangement.places)  # each its own pixels
+    assert both.png().startswith(b"\x89PNG")

@@ -1,9 +1,9 @@
 """The rules by which measurements give a head its head class: one set, for tables and registries.
 
-A rule asks for two things of a head: that it looks where heads of the class look (attention on IOI
-prompts, or a score on repeated tokens), and that an intervention on it has an effect: large enough,
-and three standard errors from zero. The thresholds are conventions: look at the numbers of a head
-that is near one.
+A rule asks for two things of a head: that it looks where heads of this head class look (attention
+on IOI prompts, or a score on repeated tokens), and that an intervention on it has an effect: large
+enough, and three standard errors from zero. The thresholds are conventions: look at the numbers of
+a head that is near one.
 
 Source of the head classes: Wang et al. 2022, section 3; Olsson et al. 2022.
 """
@@ -41,7 +41,7 @@ class Rule:
     """What a head must show to get a head class.
 
     Attributes:
-        head_class: The class.
+        head_class: The head class that it gives.
         effects: Columns of effects, of which one must be large.
         looks: The column of attention, or of the score, that must be high.
         sign: The sign of the effect. An intervention on a head that has a part in the task lowers
@@ -69,7 +69,7 @@ class Rule:
         return f"{where}: {', '.join(asked)}, and {effects} {size}"
 
     def effect(self, row: Mapping[str, Any], total: tuple[float, float]) -> str | None:
-        """The first effect by which a head of these measurements has the class; None if by none.
+        """The first effect by which a head of these measurements passes; None if by none.
 
         What was not measured is NaN, which is above nothing.
         """
@@ -120,7 +120,7 @@ POSITIONS: dict[str, str] = {
     "induction": "S2",
     **dict.fromkeys(HEAD_CLASSES[3:], "END"),
 }
-"""The role of the token at which the heads of a class work."""
+"""The role of the token at which the heads of a head class work."""
 
 _FROM = "its output at {} taken from the prompt {}"
 _ORDER, _NAMES = "in the other order", "with three different names"

@@ -8,20 +8,16 @@ another circuit gives another drawing.
 
 from __future__ import annotations
 
-import base64
-import io
 import math
-import textwrap
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 from ioi_helpers.dataset.roles import ROLES
 from ioi_helpers.graph import EMBEDDING, Circuit, Node
-from ioi_helpers.plotting import interactive, static, style
+from ioi_helpers.plotting import style
 from ioi_helpers.plotting.figure import Figure
-from ioi_helpers.plotting.panels import CHARACTER, LINE, TITLE_LINE, TITLE_WIDENING, Arrangement
+from ioi_helpers.plotting.panels import CHARACTER, LINE, Axis, Drawing, Label, Panel, Rectangle
 
 Arrow = tuple[str, str, str]
 Key = tuple[str, str]
@@ -93,36 +89,12 @@ class Box:
         return 12 + LINE + LINE * len(self.lines)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diagram(Figure):
-    """A figure made of boxes and arrows instead of axes; the other figures' three forms."""
+    """A figure of a circuit. `boxes` and `arrows` are what its drawing shows."""
 
     boxes: tuple[Box, ...] = ()
     arrows: tuple[tuple[Box, Box, str], ...] = ()
-    rows: tuple[tuple[str, float, float], ...] = ()  # token, top and bottom, below the title
-    size: tuple[float, float] = (480.0, 40.0)  # of the drawing below the title
-
-    @cached_property
-    def _arrangement(self) -> Arrangement:
-        width = self.size[0]
-        titles = tuple(textwrap.wrap(self.title, int(width / (CHARACTER * TITLE_WIDENING))))
-        notes = tuple(textwrap.wrap(self.note, int(width / CHARACTER)))
-        height = 14 + TITLE_LINE * len(titles) + LINE * len(notes) + self.size[1]
-        return Arrangement(width, height, titles, notes, None, ())
-
-    @property
-    def _origin(self) -> float:
-        return self._arrangement.height - self.size[1]
-
-    def _plotly_json(self) -> dict[str, Any]:
-        return _plotly(self, self._arrangement, self._origin)
-
-    def png(self) -> bytes:
-        """The static picture, a PNG with a transparent background."""
-        return _png(self, self._arrangement, self._origin)
-
-    def _picture(self) -> str:
-        return base64.b64encode(self.png()).decode("ascii")
 
 
 def diagram(
@@ -188,10 +160,9 @@ def diagram(
     )
     if not note and any(box.apart for box in placed):
         note = "Dashed: heads with no known part in this task."
-    words = _describe(title, note, placed, drawn)
-    return Diagram(
-        title, (), note=note, words=words, boxes=placed, arrows=drawn, rows=bands, size=size
-    )
+    drawing = _draw(placed, drawn, bands, size)
+    panel = Panel("diagram", Axis(), Axis(), drawing=drawing)
+    return Diagram(title, (panel,), note=note, boxes=placed, arrows=drawn)
 
 
 def _groups(circuit: Circuit) -> dict[Key, list[Node]]:
@@ -300,27 +271,17 @@ def _lay_out(
     return tuple(placed), tuple(bands), (max(width, 480.0), top + LINE + 8)
 
 
-def _describe(
-    title: str,
-    note: str,
-    boxes: Sequence[Box],
-    links: Sequence[tuple[Box, Box, str]],
-) -> str:
-    lines = [f"Circuit diagram: {title}" if title else "Circuit diagram"]
-    lines += [note] if note else []
+def _in_words(boxes: Sequence[Box], links: Sequence[tuple[Box, Box, str]]) -> Iterator[str]:
     if not boxes:
-        return "\n".join([*lines, EMPTY])
+        yield EMPTY
+        return
     for box in boxes:
         aside = " (no part in this task known)" if box.apart else ""
         where = "at every token" if box.position == EVERYWHERE else f"at {box.position}"
         members = f": {', '.join(box.heads)}" if box.heads else ""
-        lines.append(f"{where}: {box.title}{aside}{members}")
+        yield f"{where}: {box.title}{aside}{members}"
     said = dict.fromkeys(f"{a.title} -> {b.title} ({what})" for a, b, what in links)
-    return "\n".join([*lines, "arrows: " + ("; ".join(said) or "none")])
-
-
-def _colour(box: Box) -> str:
-    return style.series_colour(box.stage)
+    yield "arrows: " + ("; ".join(said) or "none")
 
 
 def _ends(
@@ -348,172 +309,48 @@ def _beside(ends: tuple[float, float, float, float], what: str) -> tuple[float, 
     return (x0 + x1) / 2 + side * across * away, (y0 + y1) / 2 + side * down * away
 
 
-def _scene(
-    figure: Diagram, origin: float
-) -> tuple[list[tuple[float, float, str, str, str]], float]:
-    """Every text of the drawing as (x, y, text, kind, hover); y of the words below it."""
-    texts = []
-    for name, top, bottom in figure.rows:
-        texts.append((8.0, origin + (top + bottom) / 2, name, "row", ""))
-    for box in figure.boxes:
-        middle = box.left + BOX_WIDTH / 2
-        texts.append((middle, origin + box.top + 6 + LINE / 2, box.title, "title", ""))
-        notes = dict(zip(box.heads, box.notes, strict=True))
-        step = (BOX_WIDTH - 8) / HEADS_A_LINE
-        for number, line in enumerate(box.lines):
-            y = origin + box.top + 6 + LINE * (number + 1.5)
-            for place, head in enumerate(line):
-                x = middle + (place - (len(line) - 1) / 2) * step
-                hover = f"{head}, {box.title}, at {box.position}\n{notes[head]}".strip()
-                texts.append((x, y, head, "head", hover))
-    return texts, origin + figure.size[1] - LINE / 2 - 4
-
-
 BELOW = "early  →  late"
 
 
-def _plotly(figure: Diagram, whole: Arrangement, origin: float) -> dict[str, Any]:
-    """Boxes as shapes, arrows as annotations, heads as points with a hover label, in pixels."""
-    axis = {"visible": False, "fixedrange": True, "showgrid": False, "zeroline": False}
-    layout: dict[str, Any] = {
-        "width": round(whole.width),
-        "height": round(whole.height),
-        "margin": {"l": 0, "r": 0, "t": 0, "b": 0, "pad": 0},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"color": style.TEXT, "size": style.FONT_SIZE},
-        "hovermode": "closest",
-        "showlegend": False,
-        "template": {"layout": {}},
-        "xaxis": axis | {"range": [0, round(whole.width, 1)]},
-        "yaxis": axis | {"range": [round(whole.height, 1), 0]},
-    }
-    shapes: list[dict[str, Any]] = []
-    notes = interactive._title_lines(whole)
-
-    def text(x: float, y: float, words: str, anchor: str = "center", size: int = 11) -> None:
-        place = {"x": round(x, 1), "y": round(y, 1), "xanchor": anchor, "yanchor": "middle"}
-        font = {"size": size, "color": style.TEXT}
-        notes.append(place | {"text": interactive.plain(words), "showarrow": False, "font": font})
-
-    for _, _, bottom in figure.rows[:-1]:
-        y = round(origin + bottom, 1)
-        line = {"color": style.GRID, "width": 1}
-        shapes.append(
-            {"type": "line", "x0": 0, "x1": round(whole.width, 1), "y0": y, "y1": y, "line": line}
-        )
-    for box in figure.boxes:
-        colour = _colour(box)
-        shapes.append(
-            {
-                "type": "rect",
-                "x0": round(box.left, 1),
-                "x1": round(box.left + BOX_WIDTH, 1),
-                "y0": round(origin + box.top, 1),
-                "y1": round(origin + box.top + box.height, 1),
-                "line": {"color": colour, "width": 1.5, "dash": "dash" if box.apart else "solid"},
-                "fillcolor": _faint(colour),
-                "layer": "below",
-            }
-        )
-    for one, other, what in figure.arrows:
-        x0, y0, x1, y1 = _ends(one, other, figure.arrows)
-        arrow = {"showarrow": True, "arrowhead": 2, "arrowwidth": 1.5, "arrowcolor": style.TEXT}
-        ends = {"x": x1, "y": origin + y1, "ax": x0, "ay": origin + y0}
-        notes.append(
-            {name: round(value, 1) for name, value in ends.items()}
-            | {"axref": "x", "ayref": "y", "text": ""}
-            | arrow
-        )
-        x, y = _beside((x0, y0, x1, y1), what)
-        text(x, origin + y, what, size=10)
-    texts, below = _scene(figure, origin)
-    heads = [t for t in texts if t[3] == "head"]
-    for x, y, words, kind, _ in texts:
-        if kind != "head":
-            text(x, y, words, "left" if kind == "row" else "center", 13 if kind == "row" else 12)
-    if figure.boxes:
-        text((LEFT + whole.width) / 2, below, BELOW)
+def _draw(
+    boxes: Sequence[Box],
+    links: Sequence[tuple[Box, Box, str]],
+    bands: Sequence[tuple[str, float, float]],
+    size: tuple[float, float],
+) -> Drawing:
+    """The boxes at their places as rectangles, arrows and lines of text."""
+    width, height = size
+    labels = [Label(8.0, (top + bottom) / 2, name, 13, "left") for name, top, bottom in bands]
+    for box in boxes:
+        middle = box.left + BOX_WIDTH / 2
+        labels.append(Label(middle, box.top + 6 + LINE / 2, box.title, 12))
+        notes = dict(zip(box.heads, box.notes, strict=True))
+        step = (BOX_WIDTH - 8) / HEADS_A_LINE
+        for number, line in enumerate(box.lines):
+            y = box.top + 6 + LINE * (number + 1.5)
+            for place, head in enumerate(line):
+                x = middle + (place - (len(line) - 1) / 2) * step
+                hover = f"{head}, {box.title}, at {box.position}\n{notes[head]}".strip()
+                labels.append(Label(x, y, head, hover=hover))
+    ends = [_ends(one, other, links) for one, other, _ in links]
+    labels += [
+        Label(*_beside(end, what), what, 10) for end, (_, _, what) in zip(ends, links, strict=True)
+    ]
+    if boxes:
+        labels.append(Label((LEFT + width) / 2, height - LINE / 2 - 4, BELOW, 12))
     else:
-        text(8, origin + 12, EMPTY, "left", 12)
-    trace = {
-        "type": "scatter",
-        "mode": "text",
-        "x": [round(t[0], 1) for t in heads],
-        "y": [round(t[1], 1) for t in heads],
-        "text": [t[2] for t in heads],
-        "textfont": {"size": 11, "color": style.TEXT},
-        "hovertext": [interactive.plain(t[4]).replace("\n", "<br>") for t in heads],
-        "hovertemplate": "%{hovertext}<extra></extra>",
-    }
-    layout["annotations"], layout["shapes"] = notes, shapes
-    return {"data": [trace], "layout": layout, "config": interactive.CONFIG}
-
-
-def _faint(colour: str, alpha: float = 0.13) -> str:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{alpha})"
-
-
-def _png(figure: Diagram, whole: Arrangement, origin: float) -> bytes:
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
-    from matplotlib.patches import FancyArrowPatch, Rectangle
-
-    with matplotlib.rc_context(static.RC):
-        inch = static.PIXELS_PER_INCH
-        canvas = Canvas(figsize=(whole.width / inch, whole.height / inch), dpi=inch * 1.5)
-        FigureCanvasAgg(canvas)
-        canvas.patch.set_alpha(0)
-        static._titles(canvas, whole)
-        axes = canvas.add_axes((0, 0, 1, 1))
-        axes.set_axis_off()
-        axes.set_xlim(0, whole.width)
-        axes.set_ylim(whole.height, 0)
-
-        def text(x: float, y: float, words: str, align: str = "center", size: float = 11) -> None:
-            points = size * 72 / inch
-            axes.text(x, y, words, ha=align, va="center", fontsize=points, color=style.TEXT)
-
-        for _, _, bottom in figure.rows[:-1]:
-            axes.axhline(origin + bottom, color=style.GRID_STATIC, linewidth=0.8)
-        for box in figure.boxes:
-            place = (box.left, origin + box.top)
-            frame = Rectangle(
-                place,
-                BOX_WIDTH,
-                box.height,
-                facecolor=(*matplotlib.colors.to_rgb(_colour(box)), 0.13),
-                edgecolor=_colour(box),
-                linewidth=1.2,
-                linestyle="--" if box.apart else "-",
+        labels.append(Label(8, 12, EMPTY, 12, "left"))
+    return Drawing(
+        width,
+        height,
+        rectangles=tuple(
+            Rectangle(
+                box.left, box.top, BOX_WIDTH, box.height, style.series_colour(box.stage), box.apart
             )
-            axes.add_patch(frame)
-        for one, other, what in figure.arrows:
-            x0, y0, x1, y1 = _ends(one, other, figure.arrows)
-            axes.add_patch(
-                FancyArrowPatch(
-                    (x0, origin + y0),
-                    (x1, origin + y1),
-                    arrowstyle="-|>",
-                    mutation_scale=9,
-                    color=style.TEXT,
-                    linewidth=1.1,
-                    shrinkA=0,
-                    shrinkB=1,
-                )
-            )
-            x, y = _beside((x0, y0, x1, y1), what)
-            text(x, origin + y, what, size=10)
-        texts, below = _scene(figure, origin)
-        for x, y, words, kind, _ in texts:
-            size = {"row": 13, "title": 12, "head": 11}[kind]
-            text(x, y, words, "left" if kind == "row" else "center", size)
-        if figure.boxes:
-            text((LEFT + whole.width) / 2, below, BELOW)
-        else:
-            text(8, origin + 12, EMPTY, "left", 12)
-        stream = io.BytesIO()
-        canvas.savefig(stream, format="png", transparent=True, metadata={"Software": None})
-        return stream.getvalue()
+            for box in boxes
+        ),
+        rules=tuple(bottom for _, _, bottom in bands[:-1]),
+        arrows=tuple(ends),
+        labels=tuple(labels),
+        lines=tuple(_in_words(boxes, links)),
+    )

@@ -18,7 +18,16 @@ import numpy as np
 from jaxtyping import Float
 
 from ioi_helpers.plotting import style
-from ioi_helpers.plotting.panels import LINE, TITLE_LINE, Arrangement, Axis, Panel, Place, Ticks
+from ioi_helpers.plotting.panels import (
+    LINE,
+    TITLE_LINE,
+    Arrangement,
+    Axis,
+    Drawing,
+    Panel,
+    Place,
+    Ticks,
+)
 from ioi_helpers.plotting.summary import scale_of
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
@@ -44,7 +53,13 @@ def plotly_json(panels: Sequence[Panel], arrangement: Arrangement) -> dict[str, 
     for index, (panel, place) in enumerate(zip(panels, arrangement.places, strict=True)):
         key = "" if index == 0 else str(index + 1)
         axes = {"xaxis": f"x{key}", "yaxis": f"y{key}"}
-        layout |= _panel_axes(panel, place, arrangement, key)
+        if panel.drawing is not None:
+            layout |= _drawing_axes(panel.drawing, place, arrangement, key)
+            data.append(axes | _hover_labels(panel.drawing))
+            annotations += [axes_of(axes) | note for note in _drawing_notes(panel.drawing, axes)]
+            shapes += [axes_of(axes) | shape for shape in _drawing_shapes(panel.drawing)]
+        else:
+            layout |= _panel_axes(panel, place, arrangement, key)
         if panel.kind == "heatmap":
             data.append(axes | _heatmap(panel, place, arrangement))
         for order, series in enumerate(panel.series):
@@ -79,6 +94,79 @@ def _panel_axes(panel: Panel, place: Place, whole: Arrangement, key: str) -> dic
         for axis in (x, y):
             axis |= {"showgrid": False, "zeroline": False}
     return {f"xaxis{key}": x, f"yaxis{key}": y}
+
+
+def axes_of(axes: Mapping[str, str]) -> dict[str, str]:
+    """What a shape or an annotation calls the axes of its panel."""
+    return {"xref": axes["xaxis"], "yref": axes["yaxis"]}
+
+
+def _drawing_axes(
+    drawing: Drawing, place: Place, whole: Arrangement, key: str
+) -> dict[str, dict[str, Any]]:
+    """Axes that cannot be seen, in the drawing's pixels."""
+    hidden = {"visible": False, "fixedrange": True, "showgrid": False, "zeroline": False}
+    x_domain, y_domain = _domains(place, whole)
+    x = hidden | {"domain": x_domain, "anchor": f"y{key}", "range": [0, drawing.width]}
+    y = hidden | {"domain": y_domain, "anchor": f"x{key}", "range": [drawing.height, 0]}
+    return {f"xaxis{key}": x, f"yaxis{key}": y}
+
+
+def _hover_labels(drawing: Drawing) -> dict[str, Any]:
+    """The labels that say more when one hovers over them."""
+    labels = [label for label in drawing.labels if label.hover]
+    return {
+        "type": "scatter",
+        "mode": "text",
+        "showlegend": False,
+        "x": [round(label.x, 1) for label in labels],
+        "y": [round(label.y, 1) for label in labels],
+        "text": [plain(label.text) for label in labels],
+        "textfont": {"size": labels[0].size if labels else 11, "color": style.TEXT},
+        "hovertext": [plain(label.hover).replace("\n", "<br>") for label in labels],
+        "hovertemplate": "%{hovertext}<extra></extra>",
+    }
+
+
+def _drawing_notes(drawing: Drawing, axes: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Arrows, and the labels without more to say."""
+    arrow = {"showarrow": True, "arrowhead": 2, "arrowwidth": 1.5, "arrowcolor": style.TEXT}
+    arrow |= {"axref": axes["xaxis"], "ayref": axes["yaxis"], "text": ""}
+    notes: list[dict[str, Any]] = [
+        {"x": round(x1, 1), "y": round(y1, 1), "ax": round(x0, 1), "ay": round(y0, 1)} | arrow
+        for x0, y0, x1, y1 in drawing.arrows
+    ]
+    for label in drawing.labels:
+        if not label.hover:
+            place = {"x": round(label.x, 1), "y": round(label.y, 1), "xanchor": label.align}
+            font = {"size": label.size, "color": style.TEXT}
+            text = {"text": plain(label.text), "yanchor": "middle", "showarrow": False}
+            notes.append(place | text | {"font": font})
+    return notes
+
+
+def _drawing_shapes(drawing: Drawing) -> list[dict[str, Any]]:
+    thin = {"color": style.GRID, "width": 1}
+    shapes: list[dict[str, Any]] = [
+        {"type": "line", "x0": 0, "x1": round(drawing.width, 1), "y0": round(y, 1),
+         "y1": round(y, 1), "line": thin}
+        for y in drawing.rules
+    ]  # fmt: skip
+    for box in drawing.rectangles:
+        frame = {"color": box.colour, "width": 1.5, "dash": "dash" if box.dashed else "solid"}
+        shapes.append(
+            {
+                "type": "rect",
+                "x0": round(box.left, 1),
+                "x1": round(box.left + box.width, 1),
+                "y0": round(box.top, 1),
+                "y1": round(box.top + box.height, 1),
+                "line": frame,
+                "fillcolor": style.faint(box.colour),
+                "layer": "below",
+            }
+        )
+    return shapes
 
 
 def plain(text: str) -> str:

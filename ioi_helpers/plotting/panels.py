@@ -1,6 +1,6 @@
 """What a figure shows, apart from how it is drawn: panels of plain numpy data with labels.
 
-A `Panel` is one pair of axes holding a heat map or a list of series. The two renderers
+A `Panel` is one pair of axes holding a heat map, a list of series or a drawing. The two renderers
 (`interactive`, `static`) and the text summary all read the same panels, and all take their geometry
 from `arrange`, so the three forms of a figure cannot drift apart.
 """
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-Kind = Literal["heatmap", "line", "bar", "scatter", "histogram"]
+Kind = Literal["heatmap", "line", "bar", "scatter", "histogram", "diagram"]
 Array = Float[torch.Tensor, " *shape"] | Float[np.ndarray, " *shape"] | Sequence[Any]
 
 
@@ -44,12 +44,57 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Rectangle:
+    """A box of a drawing, faintly filled with the colour of its frame; in pixels."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    colour: str
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Label:
+    """A line of text of a drawing: the place of its middle, or of its left end, in pixels.
+
+    What is said when one hovers over it stands in `hover`.
+    """
+
+    x: float
+    y: float
+    text: str
+    size: int = 11
+    align: Literal["center", "left"] = "center"
+    hover: str = ""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Boxes, arrows and text instead of axes: in pixels from the top left, y growing downwards.
+
+    `rules` are the heights of lines across the whole width, `arrows` go from (x0, y0) to (x1, y1),
+    and `lines` are the drawing in words, for the summary.
+    """
+
+    width: float
+    height: float
+    rectangles: tuple[Rectangle, ...] = ()
+    rules: tuple[float, ...] = ()
+    arrows: tuple[tuple[float, float, float, float], ...] = ()
+    labels: tuple[Label, ...] = ()
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Panel:
     """One pair of axes.
 
     A heat map fills `values` (first row drawn on top) and `cells`, the name of every cell, by which
     hovering and the summary call it. The other kinds fill `series`; a histogram keeps the raw
-    values as well, in `samples`, because its summary speaks of them and not of bins.
+    values as well, in `samples`, because its summary speaks of them and not of bins. A diagram has
+    a `drawing` only.
     """
 
     kind: Kind
@@ -64,6 +109,7 @@ class Panel:
     samples: tuple[Float[np.ndarray, " value"], ...] = ()
     diagonal: bool = False
     square: bool = False  # x and y on one range, in an area as high as it is wide
+    drawing: Drawing | None = None
 
 
 def to_numpy(values: Array | float, ndim: int, what: str) -> Float[np.ndarray, " *shape"]:
@@ -195,7 +241,9 @@ def arrange(
     `share_scale` gives all heat maps one colour scale, and one bar at the right for it; all other
     panels, where none is a heat map, one range of y; and panels with square axes one range.
     """
-    columns = min(COLUMNS, len(panels))
+    # Drawings are as wide as they must be, so each gets a row of its own.
+    drawn = any(panel.drawing for panel in panels)
+    columns = 1 if drawn else min(COLUMNS, len(panels))
     frames = _frames(panels, columns, share_scale)
     column_left = [max(f.left for f in frames[c::columns]) for c in range(columns)]
     column_right = [max(f.width + f.right for f in frames[c::columns]) for c in range(columns)]
@@ -227,7 +275,7 @@ def arrange(
                     y_ticks=frames[i].y_ticks,
                     colour_bar=frames[i].colour_bar,
                     colours=scales.colours,
-                    same_y=share_scale and i > 0 and not shared.heat,
+                    same_y=share_scale and i > 0 and not shared.heat and not drawn,
                     both=scales.both if panels[i].square else None,
                 )
             )
@@ -291,6 +339,8 @@ class _Scales:
 
 def _size(panel: Panel, neighbours: int) -> tuple[float, float]:
     """Width and height of the area inside the axes."""
+    if panel.drawing is not None:
+        return panel.drawing.width, panel.drawing.height
     if panel.values is not None:
         rows, columns = panel.values.shape
         widest = {1: 640.0, 2: 380.0}.get(neighbours, 290.0)
@@ -325,6 +375,8 @@ def _every(names: tuple[str, ...], step: int, turned: bool) -> Ticks:
 
 
 def _left_margin(panel: Panel, ticks: Ticks | None) -> float:
+    if panel.drawing is not None:
+        return 0
     if ticks is not None and not ticks.positions:
         return 10
     numbers = (ticks.longest if ticks is not None else 5) * CHARACTER
@@ -332,5 +384,7 @@ def _left_margin(panel: Panel, ticks: Ticks | None) -> float:
 
 
 def _bottom_margin(panel: Panel, ticks: Ticks | None) -> float:
+    if panel.drawing is not None:
+        return 0
     labels = ticks.longest * CHARACTER if ticks is not None and ticks.turned else LINE
     return labels + 14 + (20 if panel.x.title else 0)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ioi_helpers.plotting import style
 from ioi_helpers.plotting.interactive import diagonal_ends, gap
-from ioi_helpers.plotting.panels import LINE, TITLE_LINE, Arrangement, Panel, Place
+from ioi_helpers.plotting.panels import LINE, TITLE_LINE, Arrangement, Drawing, Panel, Place
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,6 +54,9 @@ def png(panels: Sequence[Panel], arrangement: Arrangement) -> bytes:
             first = figure.axes[0] if place.same_y else None
             axes = figure.add_axes(_box(place, arrangement), sharey=first)
             axes.patch.set_alpha(0)
+            if panel.drawing is not None:
+                _drawing(axes, panel.drawing, panel.title)
+                continue
             _frame(axes, panel, place)
             if panel.kind == "heatmap":
                 _heatmap(figure, axes, panel, place, arrangement)
@@ -148,6 +151,30 @@ def _heatmap(figure: Figure, axes: Axes, panel: Panel, place: Place, whole: Arra
         bar.outline.set_visible(False)
         bar.ax.tick_params(length=0, pad=3)
         bar.set_label(panel.unit)
+
+
+def _drawing(axes: Axes, drawing: Drawing, title: str) -> None:
+    from matplotlib.patches import FancyArrowPatch
+    from matplotlib.patches import Rectangle as Frame
+
+    axes.set_axis_off()
+    axes.set(xlim=(0, drawing.width), ylim=(drawing.height, 0))
+    if title:
+        axes.set_title(title, fontsize=_points(13), pad=4)
+    for y in drawing.rules:
+        axes.axhline(y, color=style.GRID_STATIC, linewidth=0.8)
+    for box in drawing.rectangles:
+        line = {"linewidth": 1.2, "linestyle": "--" if box.dashed else "-"}
+        fill = (box.colour, style.FAINT)
+        axes.add_patch(
+            Frame((box.left, box.top), box.width, box.height, fc=fill, ec=box.colour, **line)
+        )
+    for x0, y0, x1, y1 in drawing.arrows:
+        look = {"arrowstyle": "-|>", "mutation_scale": 9, "color": style.TEXT, "linewidth": 1.1}
+        axes.add_patch(FancyArrowPatch((x0, y0), (x1, y1), shrinkA=0, shrinkB=1, **look))
+    for label in drawing.labels:
+        size = _points(label.size)
+        axes.text(label.x, label.y, label.text, ha=label.align, va="center", fontsize=size)
 
 
 def _series(axes: Axes, panel: Panel, place: Place) -> None:

@@ -23,6 +23,7 @@ MISSING = "#d0d0d0"  # also the hairlines between cells
 MIDDLE = len(DIVERGING) // 2
 
 # Okabe and Ito's palette without black and yellow, which vanish on one of the two backgrounds.
+FAINT = 0.13  # opacity of a box's filling
 SERIES = ("#1f83c4", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
@@ -34,3 +35,9 @@ def colours_between(low: float) -> tuple[str, ...]:
 def series_colour(index: int) -> str:
     """The colour of the `index`-th series; they repeat after six."""
     return SERIES[index % len(SERIES)]
+
+
+def faint(colour: str) -> str:
+    """A hexadecimal colour, nearly transparent, for a box filled with its frame's colour."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{FAINT})"

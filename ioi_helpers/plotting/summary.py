@@ -21,6 +21,7 @@ KINDS = {
     "bar": "Bar chart",
     "scatter": "Scatter plot",
     "histogram": "Histogram",
+    "diagram": "Circuit diagram",
 }
 
 
@@ -114,6 +115,8 @@ def describe_attention(
 
 
 def _panel_lines(panel: Panel, top: int) -> list[str]:
+    if panel.drawing is not None:
+        return list(panel.drawing.lines)
     if panel.values is not None and panel.cells is not None:
         rows, columns = panel.values.shape
         flat = panel.values.ravel()
