@@ -9,8 +9,8 @@ what it wrote is what the next layer reads: an edit that does not arrive is an e
 
 from __future__ import annotations
 
-from ioi_helpers.edits.arrival import edit_reaches_run, hooks_off
-from ioi_helpers.edits.attention import AttentionEdit, attend, attention_edit, pattern_reaches_run
+from ioi_helpers.edits.arrival import edit_reaches_run, hooks_off, pattern_reaches_run
+from ioi_helpers.edits.attention import AttentionEdit, attend, attention_edit
 from ioi_helpers.edits.context import edited
 from ioi_helpers.edits.effects import EditEffect, logit_diffs_and_kl, next_token_kl
 from ioi_helpers.edits.outputs import HeadEdit, head_edit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
+
+from ioi_helpers.edits.attention import attend
 
 
 @contextmanager
@@ -38,8 +41,8 @@ def edit_reaches_run(model: TransformerBridge, edited: str, seen: str | None = N
     """Whether another value at one hook changes what another hook sees later in the same run.
 
     Two runs over a few tokens, with other random values at the one, and with :func:`hooks_off`.
-    (For attention patterns see :func:`~ioi_helpers.edits.pattern_reaches_run`: there it is
-    not enough that something changes.)
+    (For attention patterns see :func:`pattern_reaches_run`: there it is not enough that something
+    changes.)
 
     Args:
         edited: The name of the hook whose value is replaced.
@@ -63,3 +66,37 @@ def edit_reaches_run(model: TransformerBridge, edited: str, seen: str | None = N
             if seen is None:
                 found.append(logits)
     return len(found) == 2 and not torch.equal(*found)
+
+
+def pattern_reaches_run(model: TransformerBridge, layer: int = 0) -> bool:
+    """Whether what a hook writes at ``hook_pattern`` is what the layer's ``z`` is made of.
+
+    Tried on a few tokens with :func:`hooks_off`: with known values and another pattern, ``z`` is
+    their product or it is not.
+    """
+    attn = f"blocks.{layer}.attn."
+    seen: dict[str, Tensor] = {}
+    generator = torch.Generator().manual_seed(0)
+
+    def other_values(v: Tensor, hook: Any) -> Tensor:
+        seen["v"] = torch.randn(v.shape, generator=generator).to(v)
+        return seen["v"]
+
+    def other_pattern(pattern: Tensor, hook: Any) -> Tensor:
+        drawn = torch.rand(pattern.shape, generator=generator).tril()
+        seen["pattern"] = (drawn / drawn.sum(dim=-1, keepdim=True)).to(pattern)
+        return seen["pattern"]
+
+    def read(z: Tensor, hook: Any) -> None:
+        seen["z"] = z.detach().clone()
+
+    tokens = torch.arange(3, device=model.cfg.device)[None]
+    hooks = [("hook_v", other_values), ("hook_pattern", other_pattern), ("hook_z", read)]
+    with torch.no_grad(), hooks_off(model), warnings.catch_warnings():
+        # TransformerLens warns where the answer is no.
+        warnings.filterwarnings("ignore", "A hook on .* returned a modified tensor", UserWarning)
+        model.run_with_hooks(
+            tokens, fwd_hooks=[(attn + name, hook_fn) for name, hook_fn in hooks], return_type=None
+        )
+    wanted = attend(seen["pattern"], seen["v"])
+    return bool(torch.isclose(seen["z"].reshape(wanted.shape), wanted, rtol=0.05, atol=0.05).all())

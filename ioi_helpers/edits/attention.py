@@ -8,7 +8,6 @@ comes too late. There the same edit is made at ``hook_z``, with this run's own `
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,49 +128,6 @@ def attention_edit(
     positions = role_positions(data, role)
     require_rows(pattern, data, "attention", "key")
     return AttentionEdit(head_name(*parse_head(head)), positions, pattern)
-
-
-def pattern_reaches_run(
-    model: TransformerBridge,
-    layer: int = 0,
-    tokens: Int[Tensor, "batch pos"] | None = None,
-) -> bool:
-    """Whether what a hook writes at ``hook_pattern`` goes into the layer's output.
-
-    Found by trying: with known values and another pattern, ``z`` is their product or it is not.
-    Hooks that are on the model stay on.
-
-    Args:
-        tokens: What to try it on; by default three tokens. Give some of your prompts where the
-            model has hooks that only know these.
-    """
-    attn = f"blocks.{layer}.attn."
-    seen: dict[str, Tensor] = {}
-    generator = torch.Generator().manual_seed(0)
-
-    def other_values(v: Tensor, hook: Any) -> Tensor:
-        seen["v"] = torch.randn(v.shape, generator=generator).to(v)
-        return seen["v"]
-
-    def other_pattern(pattern: Tensor, hook: Any) -> Tensor:
-        drawn = torch.rand(pattern.shape, generator=generator).tril()
-        seen["pattern"] = (drawn / drawn.sum(dim=-1, keepdim=True)).to(pattern)
-        return seen["pattern"]
-
-    def read(z: Tensor, hook: Any) -> None:
-        seen["z"] = z.detach().clone()
-
-    if tokens is None:
-        tokens = torch.arange(3, device=model.cfg.device)[None]
-    hooks = [("hook_v", other_values), ("hook_pattern", other_pattern), ("hook_z", read)]
-    with torch.no_grad(), warnings.catch_warnings():
-        # TransformerLens warns where the answer is no.
-        warnings.filterwarnings("ignore", "A hook on .* returned a modified tensor", UserWarning)
-        model.run_with_hooks(
-            tokens, fwd_hooks=[(attn + name, hook_fn) for name, hook_fn in hooks], return_type=None
-        )
-    wanted = attend(seen["pattern"], seen["v"])
-    return bool(torch.isclose(seen["z"].reshape(wanted.shape), wanted, rtol=0.05, atol=0.05).all())
 
 
 def attend(

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities import get_act_name
 
-from ioi_helpers.edits import attend, edit_reaches_run, hooks_off, pattern_reaches_run
+from ioi_helpers.edits import attend, edit_reaches_run, pattern_reaches_run
 from ioi_helpers.patching.pair import Pair
 from ioi_helpers.patching.request import STREAM_SITES, Cells
 from ioi_helpers.patching.score import Scorer, Values
@@ -105,9 +105,7 @@ class _Patch:
                 _require_reach(model, name(self.edited), name(site))
             elif site == "pattern":
                 _require_reach(model, name("v"), name("z"))
-                with hooks_off(model):
-                    reaches = pattern_reaches_run(model, layer)
-                if not reaches:
+                if not pattern_reaches_run(model, layer):
                     self.too_late.add(layer)
                     _require_reach(model, name("z"), name("attn_out"))
             else:
