@@ -299,9 +299,6 @@ MEASUREMENTS: dict[str, Callable[[TransformerBridge], Any]] = {
     "attention_edit": attention_put_back,
 }
 
-# What is known to be wrong, until it is mended: (measurement, form).
-KNOWN: set[tuple[str, str]] = set()
-
 # What needs GPT-2's own architecture and says so.
 REFUSED = {(name, form) for name in ("scrub", "EdgeCircuits") for form in ("OPT", "GPT-Neo")}
 
@@ -358,18 +355,8 @@ def measured_on_ioi_mini(name: str) -> Any:
     return MEASUREMENTS[name](load_model("ioi-mini", device="cpu", verbose=False))
 
 
-@pytest.mark.parametrize(
-    ("name", "form"),
-    [
-        pytest.param(
-            name,
-            form,
-            marks=[pytest.mark.xfail(strict=True, reason="known")] if (name, form) in KNOWN else [],
-        )
-        for form in FORMS
-        for name in MEASUREMENTS
-    ],
-)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", MEASUREMENTS)
 def test_numbers_are_the_same_in_every_architecture(
     name: str, form: str, forms: Callable[[str], TransformerBridge]
 ) -> None:
@@ -383,13 +370,13 @@ def test_numbers_are_the_same_in_every_architecture(
 # Public functions that take a model and are not measured here, and why.
 NOT_MEASURED = {
     "parse_components replacements": "ablation stands on them",
-    "edited": "edits are measured through those who make them",
+    "edited hooks_off": "edits are measured through those who make them",
     "gather_activations hooks_of hooks_on_pairs logits_at_positions point_hook prompts_at_once "
     "run_in_batches run_rows_in_batches": "every run passes there",
     "known_hooks refuse_too_long refuse_training require_component require_data require_model "
     "require_node existing_head": "they say yes or no",
-    "pattern_reaches_run read_weights usable_weights weights_for score_scales": "they ask which "
-    "form it is",
+    "edit_reaches_run pattern_reaches_run read_weights score_scales usable_weights "
+    "weights_for": "they ask which form it is",
     "is_gpt2_small": "a name, no number",
 }
 
