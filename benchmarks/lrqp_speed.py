@@ -29,7 +29,6 @@ The results go to lrqp_speed.json and lrqp_speed.md beside this file.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import platform
@@ -50,6 +49,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.report import publish
 from ioi_helpers import lrqp, probing
 from ioi_helpers.lrqp.backends import solve_qp
 from ioi_helpers.lrqp.exact import solve_exact
@@ -324,10 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "factorisation_seconds": apart,
             "solvers": measure(setting, counts, options.rounds),
         }
-    page = as_page(report)
-    options.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    options.output.with_suffix(".md").write_text(page)
-    print(page)
+    publish(report, as_page(report), options.output)
 
 
 if __name__ == "__main__":

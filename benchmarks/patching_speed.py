@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import json
 import os
 import platform
 import random
@@ -52,6 +51,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.report import publish
 from ioi_helpers import forward, load_model, metrics
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.patching import patch_sweep
@@ -540,10 +540,7 @@ def main() -> None:
                 )
         if not arguments.no_growth:
             report["growth"] = growth(model, arguments.model_folder, work, "swap_order")
-    page = markdown(report)
-    arguments.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    arguments.output.with_suffix(".md").write_text(page)
-    print(page)
+    publish(report, markdown(report), arguments.output)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,9 @@ from torch import Tensor
 
 from ioi_helpers.dataset import IOIDataset
 
+Logits = Float[Tensor, "batch pos vocab"] | Float[Tensor, "batch vocab"]
+"""What metrics read: logits of a run over ``data.tokens``, or already taken at END."""
+
 
 class Estimate(NamedTuple):
     """A mean with its standard error, both in the units of what was averaged."""
@@ -34,9 +37,7 @@ class Estimate(NamedTuple):
         return f"{self.mean:.3f} ± {self.stderr:.3f} (n = {self.n})"
 
 
-def end_logits(
-    logits: Float[Tensor, "batch pos vocab"] | Float[Tensor, "batch vocab"], data: IOIDataset
-) -> Float[Tensor, "batch vocab"]:
+def end_logits(logits: Logits, data: IOIDataset) -> Float[Tensor, "batch vocab"]:
     """The logits at END of each prompt, the ones that predict the answer.
 
     Args:
@@ -113,9 +114,7 @@ def _mean(
 
 
 def logit_diff(
-    logits: Float[Tensor, "batch pos vocab"] | Float[Tensor, "batch vocab"],
-    data: IOIDataset,
-    per_prompt: bool = False,
+    logits: Logits, data: IOIDataset, per_prompt: bool = False
 ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
     """Logit of IO minus logit of S at END, in logits.
 
@@ -144,9 +143,7 @@ def _probability(
 
 
 def io_probability(
-    logits: Float[Tensor, "batch pos vocab"] | Float[Tensor, "batch vocab"],
-    data: IOIDataset,
-    per_prompt: bool = False,
+    logits: Logits, data: IOIDataset, per_prompt: bool = False
 ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
     """Probability of IO as the next token (0 to 1); about 0.49 for GPT-2 small (section 2).
 
@@ -157,9 +154,7 @@ def io_probability(
 
 
 def s_probability(
-    logits: Float[Tensor, "batch pos vocab"] | Float[Tensor, "batch vocab"],
-    data: IOIDataset,
-    per_prompt: bool = False,
+    logits: Logits, data: IOIDataset, per_prompt: bool = False
 ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
     """Probability of S, the wrong name, as the next token. As ``io_probability`` otherwise."""
     return _mean(_probability(end_logits(logits, data), data.s_tokens), per_prompt)
@@ -173,9 +168,7 @@ def _rank(
 
 
 def io_rank(
-    logits: Float[Tensor, "batch pos vocab"] | Float[Tensor, "batch vocab"],
-    data: IOIDataset,
-    per_prompt: bool = False,
+    logits: Logits, data: IOIDataset, per_prompt: bool = False
 ) -> Float[Tensor, ""] | Int[Tensor, " batch"]:
     """How many tokens the model prefers to IO: 0 when IO is its first choice.
 
@@ -186,18 +179,14 @@ def io_rank(
 
 
 def s_rank(
-    logits: Float[Tensor, "batch pos vocab"] | Float[Tensor, "batch vocab"],
-    data: IOIDataset,
-    per_prompt: bool = False,
+    logits: Logits, data: IOIDataset, per_prompt: bool = False
 ) -> Float[Tensor, ""] | Int[Tensor, " batch"]:
     """How many tokens the model prefers to S, the wrong name. As ``io_rank`` otherwise."""
     return _mean(_rank(end_logits(logits, data), data.s_tokens), per_prompt)
 
 
 def io_preferred(
-    logits: Float[Tensor, "batch pos vocab"] | Float[Tensor, "batch vocab"],
-    data: IOIDataset,
-    per_prompt: bool = False,
+    logits: Logits, data: IOIDataset, per_prompt: bool = False
 ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
     """Share of prompts on which IO's logit is above S's (0.993 for GPT-2 small, section 2).
 

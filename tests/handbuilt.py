@@ -30,12 +30,12 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from ioi_helpers import stimuli
+from training.vocabulary import write_tokenizer
 
 N_LAYERS, N_HEADS, CONTEXT = 5, 4, 256
 # A word or a sign with the space before it.
@@ -292,7 +292,7 @@ def save(folder: Path, names: Sequence[str] = NAMES) -> Path:
         _set_layer_norms(model, layout)
         _set_heads(model, layout)
     model.save_pretrained(folder)
-    _save_tokenizer(folder, tokens)
+    write_tokenizer(folder, tokens, _PIECE, CONTEXT, UNKNOWN)
     return folder
 
 
@@ -360,17 +360,3 @@ def _set_heads(model: GPT2LMHeadModel, layout: Layout) -> None:
         attention.c_attn.weight[:, own + 2 * d_model] = head.W_V
         attention.c_attn.bias[own] = head.b_Q
         attention.c_proj.weight[own] = layout.balanced(head.W_O)
-
-
-def _save_tokenizer(folder: Path, tokens: list[str]) -> None:
-    ids = {token: i for i, token in enumerate(tokens)}
-    core = Tokenizer(models.WordLevel(vocab=ids, unk_token=UNKNOWN))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECE), behavior="isolated")
-    PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        bos_token=BOS,
-        eos_token=BOS,
-        pad_token=BOS,
-        unk_token=UNKNOWN,
-        model_max_length=CONTEXT,
-    ).save_pretrained(folder)

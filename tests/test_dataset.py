@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -637,6 +637,20 @@ def demo_of(tokenizer: Any) -> IOIDataset:
     return IOIDataset.demo(tokenizer)
 
 
+def generate_from(template: str, tokenizer: Any) -> IOIDataset:
+    return IOIDataset.generate(tokenizer, 4, templates=[template])
+
+
+# What is said of a template that cannot be used.
+BAD_TEMPLATES = {
+    "Then, [A] went home. [A] spoke to": r"lacks the field \[B\]",
+    "Then, [A] and [B] left to [A]": r"\[B\] once more",
+    "Then [A] and [B] saw [C]. [B] said to": r"unknown field \[C\]",
+    "[A] and [B] met. [B] said to": r"a word and a space before \[A\]",
+    "Then [A]s and [B] met. [B] said to": r"directly after \[A\]",
+    "<|endoftext|> [B] and [A] met. [B] saw": "holds the special token",
+}
+
 REFUSALS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "two-token name": (
         lambda t: IOIDataset.generate(t, 4, names=["Mary", "John", "Tom", "Johnqzx"]),
@@ -657,26 +671,10 @@ REFUSALS: dict[str, tuple[Callable[[Any], Any], str]] = {
         "no set of templates called 'papers'",
     ),
     "no templates": (lambda t: IOIDataset.generate(t, 4, templates=[]), "templates is empty"),
-    "template without S": (
-        lambda t: IOIDataset.generate(t, 4, templates=["Then, [A] went home. [A] spoke to"]),
-        r"lacks the field \[B\]",
-    ),
-    "template without S2": (
-        lambda t: IOIDataset.generate(t, 4, templates=["Then, [A] and [B] left to [A]"]),
-        r"\[B\] once more",
-    ),
-    "template with an unknown field": (
-        lambda t: IOIDataset.generate(t, 4, templates=["Then [A] and [B] saw [C]. [B] said to"]),
-        r"unknown field \[C\]",
-    ),
-    "template that begins with a name": (
-        lambda t: IOIDataset.generate(t, 4, templates=["[A] and [B] met. [B] said to"]),
-        r"a word and a space before \[A\]",
-    ),
-    "template with a glued name": (
-        lambda t: IOIDataset.generate(t, 4, templates=["Then [A]s and [B] met. [B] said to"]),
-        r"directly after \[A\]",
-    ),
+    **{
+        f"the template {text!r}": (partial(generate_from, text), message)
+        for text, message in BAD_TEMPLATES.items()
+    },
     "prefixes by an unknown name": (
         lambda t: IOIDataset.generate(t, 4, prefixes="wikipedia"),
         "'bundled', 'openwebtext' or a list",
@@ -745,10 +743,6 @@ REFUSALS: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "prefix with a BOS of its own": (
         lambda t: IOIDataset.generate(t, 4, prefixes=["<|endoftext|>It rained."]),
-        "holds the special token",
-    ),
-    "template with a BOS of its own": (
-        lambda t: IOIDataset.generate(t, 4, templates=["<|endoftext|> [B] and [A] met. [B] saw"]),
         "holds the special token",
     ),
     "name that is a special token": (

@@ -17,13 +17,8 @@ from tests import handbuilt
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
-    return handbuilt.boot(handbuilt.save(tmp_path_factory.mktemp("handbuilt")))
-
-
-@pytest.fixture(scope="module")
-def data(model: TransformerBridge) -> IOIDataset:
-    return IOIDataset.generate(model.tokenizer, 60, prefixes="bundled", seed=1)
+def data(built: TransformerBridge) -> IOIDataset:
+    return IOIDataset.generate(built.tokenizer, 60, prefixes="bundled", seed=1)
 
 
 def head_numbers(name: str) -> tuple[int, int]:
@@ -31,7 +26,7 @@ def head_numbers(name: str) -> tuple[int, int]:
     return int(layer), int(index)
 
 
-def logit_diff_without(model: TransformerBridge, data: IOIDataset, *heads: str) -> Tensor:
+def logit_diff_without(built: TransformerBridge, data: IOIDataset, *heads: str) -> Tensor:
     """Per-prompt logit difference with the output of these heads set to zero everywhere."""
 
     def silence(index: int) -> Any:
@@ -45,7 +40,7 @@ def logit_diff_without(model: TransformerBridge, data: IOIDataset, *heads: str) 
     hooks = []
     for layer, index in map(head_numbers, heads):
         hooks.append((f"blocks.{layer}.attn.hook_z", silence(index)))
-    logits = model.run_with_hooks(data.tokens, fwd_hooks=hooks)
+    logits = built.run_with_hooks(data.tokens, fwd_hooks=hooks)
     return metrics.logit_diff(logits, data, per_prompt=True)
 
 
@@ -56,57 +51,57 @@ def assert_all_close(values: Tensor, expected: float, tolerance: float = 1e-3) -
 @pytest.mark.parametrize("prefixes", [None, "bundled"])
 @pytest.mark.parametrize("order", ["ABBA", "BABA"])
 def test_does_ioi_on_every_template(
-    model: TransformerBridge, order: str, prefixes: str | None
+    built: TransformerBridge, order: str, prefixes: str | None
 ) -> None:
-    data = IOIDataset.generate(model.tokenizer, 60, order=order, prefixes=prefixes, seed=2)
+    data = IOIDataset.generate(built.tokenizer, 60, order=order, prefixes=prefixes, seed=2)
     assert len(data.template_ids.unique()) == 15
-    logits = model(data.tokens)
+    logits = built(data.tokens)
     assert metrics.io_rank(logits, data, per_prompt=True).max() == 0
     assert_all_close(
         metrics.logit_diff(logits, data, per_prompt=True), handbuilt.expected_logit_diff()
     )
 
 
-def test_does_ioi_on_the_demo(model: TransformerBridge) -> None:
-    demo = IOIDataset.demo(model.tokenizer)
+def test_does_ioi_on_the_demo(built: TransformerBridge) -> None:
+    demo = IOIDataset.demo(built.tokenizer)
     assert_all_close(
-        metrics.logit_diff(model(demo.tokens), demo, per_prompt=True),
+        metrics.logit_diff(built(demo.tokens), demo, per_prompt=True),
         handbuilt.expected_logit_diff(),
     )
 
 
 @pytest.mark.parametrize("head", handbuilt.ATTENDS)
-def test_attends_as_designed(model: TransformerBridge, data: IOIDataset, head: str) -> None:
+def test_attends_as_designed(built: TransformerBridge, data: IOIDataset, head: str) -> None:
     layer, index = head_numbers(head)
     query, key = handbuilt.ATTENDS[head]
     name = f"blocks.{layer}.attn.hook_pattern"
-    _, cache = model.run_with_cache(data.tokens, names_filter=name)
+    _, cache = built.run_with_cache(data.tokens, names_filter=name)
     rows = torch.arange(len(data))
     attention = cache[name][rows, index, data.positions[query], data.positions[key]]
     copies = head in handbuilt.COPY_STRENGTH
     assert_all_close(attention, handbuilt.ATTENTION_TO_IO if copies else 1.0)
 
 
-def test_everything_else_writes_exactly_zero(model: TransformerBridge, data: IOIDataset) -> None:
-    _, cache = model.run_with_cache(data.tokens)
-    for layer in range(model.cfg.n_layers):
+def test_everything_else_writes_exactly_zero(built: TransformerBridge, data: IOIDataset) -> None:
+    _, cache = built.run_with_cache(data.tokens)
+    for layer in range(built.cfg.n_layers):
         assert not cache[f"blocks.{layer}.hook_mlp_out"].any()
         z = cache[f"blocks.{layer}.attn.hook_z"]
-        for index in range(model.cfg.n_heads):
-            written = z[:, :, index] @ model.blocks[layer].attn.W_O[index]
+        for index in range(built.cfg.n_heads):
+            written = z[:, :, index] @ built.blocks[layer].attn.W_O[index]
             assert bool(written.any()) == (f"L{layer}H{index}" in handbuilt.ROLES)
 
 
-def test_layer_norm_is_a_fixed_scale(model: TransformerBridge, data: IOIDataset) -> None:
-    _, cache = model.run_with_cache(data.tokens, names_filter=lambda name: "hook_scale" in name)
+def test_layer_norm_is_a_fixed_scale(built: TransformerBridge, data: IOIDataset) -> None:
+    _, cache = built.run_with_cache(data.tokens, names_filter=lambda name: "hook_scale" in name)
     scales = torch.cat([scale.flatten() for scale in cache.values()])
     assert scales.max() / scales.min() < 1 + 1e-4
 
 
 def test_head_attribution_finds_the_heads_that_copy(
-    model: TransformerBridge, data: IOIDataset
+    built: TransformerBridge, data: IOIDataset
 ) -> None:
-    attribution = head_attribution(model, data).values
+    attribution = head_attribution(built, data).values
     expected = torch.zeros_like(attribution)
     for head, strength in handbuilt.COPY_STRENGTH.items():
         if head != "L4H1":  # it rests while the others are at work
@@ -116,11 +111,11 @@ def test_head_attribution_finds_the_heads_that_copy(
     assert attribution[silent].abs().max() < 1e-6
 
 
-def test_order_bit_at_s2_and_end(model: TransformerBridge, data: IOIDataset) -> None:
+def test_order_bit_at_s2_and_end(built: TransformerBridge, data: IOIDataset) -> None:
     layout = handbuilt.residual_layout()
     first = torch.tensor([1.0 if order == "BABA" else -1.0 for order in data.orders])
     names = ["blocks.1.hook_resid_post", "blocks.2.hook_resid_post"]
-    _, cache = model.run_with_cache(data.tokens, names_filter=names)
+    _, cache = built.run_with_cache(data.tokens, names_filter=names)
     rows = torch.arange(len(data))
     for name, role, feature in zip(names, ("S2", "END"), ("order", "end_order"), strict=True):
         bit = cache[name][rows, data.positions[role]][:, layout[feature][0]]
@@ -140,25 +135,25 @@ def test_order_bit_at_s2_and_end(model: TransformerBridge, data: IOIDataset) -> 
     ],
 )
 def test_ablation_has_the_effect_that_follows_from_the_design(
-    model: TransformerBridge,
+    built: TransformerBridge,
     data: IOIDataset,
     heads: tuple[str, ...],
     order: float,
     identity: float,
 ) -> None:
-    without = logit_diff_without(model, data, *heads)
+    without = logit_diff_without(built, data, *heads)
     assert_all_close(without, handbuilt.expected_logit_diff(order, identity))
 
 
 @pytest.mark.parametrize(("head", "order", "identity"), [("L2H1", -1.0, 1.0), ("L2H3", 1.0, -1.0)])
 def test_the_two_s_inhibition_signals_can_be_exchanged(
-    model: TransformerBridge, data: IOIDataset, head: str, order: float, identity: float
+    built: TransformerBridge, data: IOIDataset, head: str, order: float, identity: float
 ) -> None:
     """With IO as the subject, both signals are inverted; each can be patched in alone."""
     layer, index = head_numbers(head)
     name = f"blocks.{layer}.attn.hook_z"
     corrupted = data.swap_subject()
-    _, cache = model.run_with_cache(corrupted.tokens, names_filter=name)
+    _, cache = built.run_with_cache(corrupted.tokens, names_filter=name)
 
     def patch(z: Tensor, hook: Any) -> Tensor:
         z = z.clone()
@@ -167,29 +162,29 @@ def test_the_two_s_inhibition_signals_can_be_exchanged(
         z[rows, end, index] = cache[name][rows, end, index]
         return z
 
-    logits = model.run_with_hooks(data.tokens, fwd_hooks=[(name, patch)])
+    logits = built.run_with_hooks(data.tokens, fwd_hooks=[(name, patch)])
     assert_all_close(
         metrics.logit_diff(logits, data, per_prompt=True),
         handbuilt.expected_logit_diff(order, identity),
     )
     assert_all_close(
-        metrics.logit_diff(model(corrupted.tokens), data, per_prompt=True),
+        metrics.logit_diff(built(corrupted.tokens), data, per_prompt=True),
         handbuilt.expected_logit_diff(-1.0, -1.0),
     )
 
 
 def test_backup_wakes_when_a_name_mover_is_ablated(
-    model: TransformerBridge, data: IOIDataset
+    built: TransformerBridge, data: IOIDataset
 ) -> None:
     share = handbuilt.ATTENTION_DIFFERENCE
-    without = logit_diff_without(model, data, "L3H0")
+    without = logit_diff_without(built, data, "L3H0")
     assert_all_close(without, (2.0 - 1.5 + 2.0) * share)
-    assert_all_close(logit_diff_without(model, data, "L3H0", "L4H1"), (2.0 - 1.5) * share)
+    assert_all_close(logit_diff_without(built, data, "L3H0", "L4H1"), (2.0 - 1.5) * share)
 
 
-def test_three_different_names_are_copied_alike(model: TransformerBridge, data: IOIDataset) -> None:
+def test_three_different_names_are_copied_alike(built: TransformerBridge, data: IOIDataset) -> None:
     abc = data.abc()
-    logits, cache = model.run_with_cache(abc.tokens, names_filter="blocks.3.attn.hook_pattern")
+    logits, cache = built.run_with_cache(abc.tokens, names_filter="blocks.3.attn.hook_pattern")
     rows = torch.arange(len(abc))
     for role in ("IO", "S1", "S2"):
         pattern = cache["blocks.3.attn.hook_pattern"]
@@ -198,11 +193,11 @@ def test_three_different_names_are_copied_alike(model: TransformerBridge, data: 
     assert_all_close(metrics.logit_diff(logits, abc, per_prompt=True), 0.0)
 
 
-def test_scores_on_random_tokens_repeated_once(model: TransformerBridge) -> None:
+def test_scores_on_random_tokens_repeated_once(built: TransformerBridge) -> None:
     generator = torch.Generator().manual_seed(0)
-    half = torch.randperm(model.cfg.d_vocab - 2, generator=generator)[:100] + 2
+    half = torch.randperm(built.cfg.d_vocab - 2, generator=generator)[:100] + 2
     tokens = torch.cat([torch.zeros(1, dtype=torch.long), half, half])[None]
-    _, cache = model.run_with_cache(tokens)
+    _, cache = built.run_with_cache(tokens)
 
     def stripe(head: str, offset: int) -> float:
         layer, index = head_numbers(head)
@@ -215,7 +210,7 @@ def test_scores_on_random_tokens_repeated_once(model: TransformerBridge) -> None
     assert stripe("L1H0", -99) == pytest.approx(1.0, abs=1e-3)
 
 
-def test_only_its_own_names_are_names(model: TransformerBridge, data: IOIDataset) -> None:
+def test_only_its_own_names_are_names(built: TransformerBridge, data: IOIDataset) -> None:
     assert set(data.name_pool) == set(handbuilt.NAMES)
 
 

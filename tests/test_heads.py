@@ -31,20 +31,15 @@ from tests import handbuilt
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
-    return handbuilt.boot(handbuilt.save(tmp_path_factory.mktemp("handbuilt")))
+def data(built: TransformerBridge) -> IOIDataset:
+    return IOIDataset.generate(built.tokenizer, 24, prefixes="bundled", seed=1)
 
 
-@pytest.fixture(scope="module")
-def data(model: TransformerBridge) -> IOIDataset:
-    return IOIDataset.generate(model.tokenizer, 24, prefixes="bundled", seed=1)
-
-
-def test_labels_follow_a_flattened_tensor(model: TransformerBridge) -> None:
-    labels = head_labels(model)
-    assert len(labels) == model.cfg.n_layers * model.cfg.n_heads
+def test_labels_follow_a_flattened_tensor(built: TransformerBridge) -> None:
+    labels = head_labels(built)
+    assert len(labels) == built.cfg.n_layers * built.cfg.n_heads
     for i, label in enumerate(labels):
-        assert parse_head(label) == divmod(i, model.cfg.n_heads)
+        assert parse_head(label) == divmod(i, built.cfg.n_heads)
 
 
 @given(layer=st.integers(0, 99), index=st.integers(0, 99))
@@ -59,12 +54,12 @@ def test_parse_head_refuses_other_forms(bad: Any) -> None:
         parse_head(bad)
 
 
-def test_attention_by_role_is_as_designed(model: TransformerBridge, data: IOIDataset) -> None:
+def test_attention_by_role_is_as_designed(built: TransformerBridge, data: IOIDataset) -> None:
     by_query: dict[str, Tensor] = {}
     keys = ("IO", "S1", "S1+1", "S2")
     for head, (query, key) in handbuilt.ATTENDS.items():
         if query not in by_query:
-            by_query[query] = attention_by_role(model, data, query, keys)
+            by_query[query] = attention_by_role(built, data, query, keys)
         expected = handbuilt.ATTENTION_TO_IO if head in handbuilt.COPY_STRENGTH else 1.0
         attention = by_query[query][(*parse_head(head), keys.index(key))].item()
         assert attention == pytest.approx(expected, abs=1e-3)
@@ -74,42 +69,42 @@ def test_attention_by_role_is_as_designed(model: TransformerBridge, data: IOIDat
 
 
 def test_attention_by_role_agrees_with_plain_lines(
-    model: TransformerBridge, data: IOIDataset
+    built: TransformerBridge, data: IOIDataset
 ) -> None:
     keys = ("S1", "END")
-    ours = attention_by_role(model, data, "S2", keys, per_prompt=True, memory=1)
-    assert ours.shape == (model.cfg.n_layers, model.cfg.n_heads, 2, len(data))
+    ours = attention_by_role(built, data, "S2", keys, per_prompt=True, memory=1)
+    assert ours.shape == (built.cfg.n_layers, built.cfg.n_heads, 2, len(data))
     for i in (0, 5, 23):
-        _, cache = model.run_with_cache(data.tokens[i])
-        for layer in range(model.cfg.n_layers):
+        _, cache = built.run_with_cache(data.tokens[i])
+        for layer in range(built.cfg.n_layers):
             pattern = cache["pattern", layer][0]
             for k, key in enumerate(keys):
                 plain = pattern[:, data.positions["S2"][i], data.positions[key][i]]
                 torch.testing.assert_close(ours[layer, :, k, i], plain)
     assert not ours[:, :, keys.index("END")].any()  # END comes after S2
-    torch.testing.assert_close(attention_by_role(model, data, "S2", keys), ours.mean(dim=-1))
+    torch.testing.assert_close(attention_by_role(built, data, "S2", keys), ours.mean(dim=-1))
 
 
-def test_attention_by_role_leaves_no_hooks(model: TransformerBridge, data: IOIDataset) -> None:
+def test_attention_by_role_leaves_no_hooks(built: TransformerBridge, data: IOIDataset) -> None:
     def count() -> int:
-        return sum(len(point.fwd_hooks) for point in model.hook_dict.values())
+        return sum(len(point.fwd_hooks) for point in built.hook_dict.values())
 
     before = count()
-    attention_by_role(model, data)
+    attention_by_role(built, data)
     assert count() == before
 
 
-def test_attention_by_role_refuses_bad_input(model: TransformerBridge, data: IOIDataset) -> None:
+def test_attention_by_role_refuses_bad_input(built: TransformerBridge, data: IOIDataset) -> None:
     with pytest.raises(ValueError, match="'S3' is not a role"):
-        attention_by_role(model, data, "S3")
+        attention_by_role(built, data, "S3")
     with pytest.raises(ValueError, match="'S3' is not a role"):
-        attention_by_role(model, data, "END", ("IO", "S3"))
+        attention_by_role(built, data, "END", ("IO", "S3"))
     with pytest.raises(ValueError, match="keys must list"):
-        attention_by_role(model, data, "END", "IO")
+        attention_by_role(built, data, "END", "IO")
     with pytest.raises(ValueError, match="keys must list"):
-        attention_by_role(model, data, "END", ())
+        attention_by_role(built, data, "END", ())
     with pytest.raises(ValueError, match="memory must be a positive"):
-        attention_by_role(model, data, memory=0)
+        attention_by_role(built, data, memory=0)
 
 
 def test_registry_of_gpt2_small_is_the_published_circuit() -> None:
@@ -169,9 +164,9 @@ def test_registry_of_bundled_models(name: str) -> None:
         assert entry.evidence
 
 
-def test_nothing_on_record_is_empty_and_says_so(model: TransformerBridge) -> None:
+def test_nothing_on_record_is_empty_and_says_so(built: TransformerBridge) -> None:
     for stranger, name in (
-        (model, "a model that load_model did not load"),
+        (built, "a model that load_model did not load"),
         (SimpleNamespace(ioi_name="distilgpt2"), "distilgpt2"),
     ):
         known = registry(stranger)

@@ -17,7 +17,6 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.patching import PatchingResult
 from transformer_lens.tools.analysis import EdgeAttributionConfig, attribution_patch
 from transformer_lens.utilities import get_act_name
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from ioi_helpers import load_model, metrics
 from ioi_helpers.bundled import BUNDLED
@@ -31,7 +30,7 @@ from ioi_helpers.patching import (
     attribution_patch_sweep,
     patch_sweep,
 )
-from tests import handbuilt
+from tests import handbuilt, random_models
 from tests.test_forward import random_model
 
 # TransformerLens' own sweeps, with the order of their axes.
@@ -670,24 +669,8 @@ def test_memory_stays_within_the_budget(random: TransformerBridge, site: str) ->
 
 @pytest.fixture(scope="module")
 def other_architecture(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
-    folder = handbuilt.save(tmp_path_factory.mktemp("neox"))
-    torch.manual_seed(0)
-    config = GPTNeoXConfig(
-        vocab_size=len(handbuilt.vocabulary()),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-        use_parallel_residual=False,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    GPTNeoXForCausalLM(config).save_pretrained(folder)
-    model = TransformerBridge.boot_transformers(str(folder), device="cpu")
-    model.eval()
-    return model
+    folder = random_models.save(tmp_path_factory.mktemp("neox"), "neox-serial")
+    return random_models.boot(folder, folded=False)
 
 
 def test_other_architectures_take_the_loop(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -47,15 +48,30 @@ def vocabulary() -> list[str]:
 
 def save_tokenizer(folder: Path, max_length: int) -> WordTokenizer:
     """Write the tokenizer's files into a folder that `from_pretrained` can read; return it."""
-    ids = {token: i for i, token in enumerate(vocabulary())}
-    core = Tokenizer(models.WordLevel(vocab=ids))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE), behavior="isolated")
+    write_tokenizer(folder, vocabulary(), PIECE, max_length)
+    return WordTokenizer.from_pretrained(folder)
+
+
+def write_tokenizer(
+    folder: Path, tokens: Sequence[str], piece: str, max_length: int, unknown: str | None = None
+) -> None:
+    """Write a tokenizer's files: one token for each piece of a text.
+
+    Args:
+        tokens: The vocabulary, `<|endoftext|>` included.
+        piece: A regular expression for the pieces.
+        max_length: The longest text, in tokens, that the model takes.
+        unknown: The token of pieces that are not in the vocabulary; None: there are none such.
+    """
+    ids = {token: i for i, token in enumerate(tokens)}
+    core = Tokenizer(models.WordLevel(vocab=ids, unk_token=unknown))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(piece), behavior="isolated")
     core.decoder = decoders.Fuse()
     PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token=BOS,
         eos_token=BOS,
         pad_token=BOS,
+        unk_token=unknown,
         model_max_length=max_length,
     ).save_pretrained(folder)
-    return WordTokenizer.from_pretrained(folder)

@@ -20,8 +20,8 @@ from ioi_helpers.ablation.context import ablate
 from ioi_helpers.ablation.replacements import replacements
 from ioi_helpers.ablation.sweep import model_logit_diffs
 from ioi_helpers.metrics import mean_and_stderr
-from ioi_helpers.models import refuse_too_long
 from ioi_helpers.names import head_name
+from ioi_helpers.runs import refuse_too_long
 
 if TYPE_CHECKING:
     from ioi_helpers.dataset import IOIDataset

@@ -13,7 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import forward
 from ioi_helpers.ablation.components import Component
-from ioi_helpers.models import refuse_too_long
+from ioi_helpers.runs import refuse_too_long
 
 if TYPE_CHECKING:
     from ioi_helpers.dataset import IOIDataset

@@ -22,7 +22,7 @@ from ioi_helpers.ablation.components import Component, Spec, parse_components
 from ioi_helpers.ablation.context import ablate
 from ioi_helpers.ablation.replacements import Replacement, replacements
 from ioi_helpers.metrics import logit_diff
-from ioi_helpers.models import refuse_too_long
+from ioi_helpers.runs import refuse_too_long
 
 if TYPE_CHECKING:
     from ioi_helpers.dataset import IOIDataset

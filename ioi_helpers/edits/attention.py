@@ -18,9 +18,9 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.edits.outputs import HeadWriter
-from ioi_helpers.edits.rows import arrived, present, require_rows, take
+from ioi_helpers.edits.rows import arrived, edited_positions, present, take
 from ioi_helpers.names import HeadLike, existing_head, head_name, parse_head
-from ioi_helpers.runs import EditHooks, known_hooks, require_dataset, role_positions
+from ioi_helpers.runs import EditHooks, known_hooks
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,7 @@ def attention_edit(
         ValueError: An unknown role, a text that is no head, or another number of rows or positions
             than prompts.
     """
-    require_dataset(data)
-    positions = role_positions(data, role)
-    require_rows(pattern, data, "attention", "key")
+    positions = edited_positions(data, role, pattern, "attention", "key")
     return AttentionEdit(head_name(*parse_head(head)), positions, pattern)
 
 

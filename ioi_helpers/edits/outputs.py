@@ -12,9 +12,9 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers.dataset import IOIDataset
-from ioi_helpers.edits.rows import arrived, present, require_rows, take
+from ioi_helpers.edits.rows import arrived, edited_positions, new_values, present, take
 from ioi_helpers.names import HeadLike, existing_head, head_name, parse_head
-from ioi_helpers.runs import EditHooks, Hook, known_hooks, require_dataset, role_positions
+from ioi_helpers.runs import EditHooks, Hook, known_hooks
 
 Rowwise = Callable[[Float[Tensor, "batch d_head"]], Float[Tensor, "batch d_head"]]
 
@@ -36,8 +36,7 @@ class HeadEdit:
 
     def take(self, rows: Int[Tensor, " rows"]) -> HeadEdit:
         """The edit for some of the prompts only."""
-        new = take(self.new, rows) if isinstance(self.new, Tensor) else self.new
-        return HeadEdit(self.head, take(self.positions, rows), new)
+        return HeadEdit(self.head, take(self.positions, rows), take(self.new, rows))
 
     def hooks(self, model: TransformerBridge) -> EditHooks:
         """The hooks that make the edit and check it.
@@ -55,11 +54,7 @@ class HeadEdit:
 
         def replace(z: Float[Tensor, "batch pos head d_head"], hook: Any) -> Tensor:
             rows, at = present(self.positions, z)
-            if isinstance(self.new, Tensor):
-                new = self.new.to(z.dtype).to(z.device)[rows]
-            else:
-                new = self.new(z[rows, at, index])
-            return writer.write(z, rows, at, new)
+            return writer.write(z, rows, at, new_values(self.new, z[rows, at, index], rows))
 
         return EditHooks([(writer.site, replace)], writer.checks)
 
@@ -82,9 +77,7 @@ def head_edit(
         ValueError: An unknown role, a text that is no head, or another number of rows or positions
             than prompts.
     """
-    require_dataset(data)
-    positions = role_positions(data, role)
-    require_rows(new, data, "values of z", "d_head")
+    positions = edited_positions(data, role, new, "values of z", "d_head")
     return HeadEdit(head_name(*parse_head(head)), positions, new)
 
 

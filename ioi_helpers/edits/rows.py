@@ -2,41 +2,67 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.runs import require_dataset, role_positions
+
+Values = TypeVar("Values", Tensor, Tensor | Callable[[Tensor], Tensor])
 
 
-def require_rows(new: Any, data: IOIDataset, what: str, width: str) -> None:
-    """Refuse new values that are not one row a prompt.
+def edited_positions(
+    data: IOIDataset, role: str | Int[Tensor, " batch"], new: Any, what: str, width: str
+) -> Int[Tensor, " batch"]:
+    """Where an edit of a role acts in each prompt.
 
     Args:
+        role: A role, or a position for each prompt.
+        new: The new values, or something else that makes them.
         what: What they are, for the message.
         width: The name of their second axis.
+
+    Raises:
+        ValueError: No dataset, an unknown role, or new values that are not one row a prompt.
     """
+    require_dataset(data)
+    positions = role_positions(data, role)
     if isinstance(new, Tensor) and (new.ndim != 2 or len(new) != len(data)):
         raise ValueError(
             f"There are {len(data)} prompts, but new {what} of shape {tuple(new.shape)}; give "
             f"[batch, {width}], one row for each prompt."
         )
+    return positions
 
 
-def take(values: Tensor, rows: Int[Tensor, " rows"]) -> Tensor:
-    """Some of the rows.
+def take(values: Values, rows: Int[Tensor, " rows"]) -> Values:
+    """Some of the rows; a function of what is there serves for any.
 
     Raises:
         ValueError: There are not so many.
     """
+    if not isinstance(values, Tensor):
+        return values
     if len(rows) and int(rows.max()) >= len(values):
         raise ValueError(
             f"The edit was made for {len(values)} prompts, but there are at least "
             f"{int(rows.max()) + 1}; make it for the same prompts."
         )
     return values[rows.to(values.device)]
+
+
+def new_values(
+    new: Tensor | Callable[[Tensor], Tensor], there: Float[Tensor, "rows width"], rows: Tensor
+) -> Float[Tensor, "rows width"]:
+    """What an edit puts in some rows: its own values for them, or a function of what is there."""
+    if isinstance(new, Tensor):
+        # The dtype first: some devices have no float64.
+        return new.to(there.dtype).to(there.device)[rows]
+    return new(there)
 
 
 def present(

@@ -21,16 +21,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers.dataset import IOIDataset
-from ioi_helpers.edits.rows import arrived, present, require_rows, take
-from ioi_helpers.runs import (
-    EditHooks,
-    Hook,
-    known_hooks,
-    parse_point,
-    point_hook,
-    require_dataset,
-    role_positions,
-)
+from ioi_helpers.edits.rows import arrived, edited_positions, new_values, present, take
+from ioi_helpers.runs import EditHooks, Hook, known_hooks, parse_point, point_hook
 
 Rowwise = Callable[[Float[Tensor, "batch d_model"]], Float[Tensor, "batch d_model"]]
 
@@ -52,8 +44,7 @@ class ResidualEdit:
 
     def take(self, rows: Int[Tensor, " rows"]) -> ResidualEdit:
         """The edit for some of the prompts only."""
-        new = take(self.new, rows) if isinstance(self.new, Tensor) else self.new
-        return ResidualEdit(self.point, take(self.positions, rows), new)
+        return ResidualEdit(self.point, take(self.positions, rows), take(self.new, rows))
 
     def hooks(self, model: TransformerBridge) -> EditHooks:
         """The hooks that make the edit and check it.
@@ -69,13 +60,8 @@ class ResidualEdit:
 
         def replace(stream: Float[Tensor, "batch pos d_model"], hook: Any) -> Tensor:
             rows, at = present(self.positions, stream)
-            if isinstance(self.new, Tensor):
-                # The dtype first: some devices have no float64.
-                new = self.new.to(stream.dtype).to(stream.device)[rows]
-            else:
-                new = self.new(stream[rows, at])
             out = stream.clone()
-            out[rows, at] = new.to(stream.dtype)
+            out[rows, at] = new_values(self.new, stream[rows, at], rows).to(stream.dtype)
             return out
 
         return residual_hooks(model, self.point, replace)
@@ -101,9 +87,7 @@ def residual_edit(
             positions than prompts.
     """
     parse_point(point)
-    require_dataset(data)
-    positions = role_positions(data, role)
-    require_rows(new, data, "activations", "d_model")
+    positions = edited_positions(data, role, new, "activations", "d_model")
     return ResidualEdit(point, positions, new)
 
 

@@ -57,6 +57,16 @@ class Tables(TypedDict, total=False):
     right: str | Callable[[Any], str]
 
 
+class Tolerances(Tables, total=False):
+    """What the key of a number says besides; :func:`array` has the defaults."""
+
+    relative: float
+    absolute: float
+    error: float
+    between: tuple[float, float, str] | None
+    unit: str
+
+
 @dataclass(frozen=True)
 class Key:
     """What answers to an exercise are held against.
@@ -210,31 +220,13 @@ def is_blank(answer: Any) -> bool:
 # --- keys of each form ----------------------------------------------------------------------------
 
 
-def number(
-    truth: Any,
-    *,
-    relative: float = 0.01,
-    absolute: float = 1e-6,
-    error: float = 0.0,
-    between: tuple[float, float, str] | None = None,
-    unit: str = "",
-    **tables: Unpack[Tables],
-) -> Key:
+def number(truth: Any, **settings: Unpack[Tolerances]) -> Key:
     """The key of a single number, right within `absolute` or `relative` times the truth.
 
     `error` is the standard error of a truth that may be nothing on some models: where it is zero
     within two of them, the verdict says so, and 0.00 is right where two decimals of the truth are.
     """
-    return array(
-        truth,
-        (),
-        relative=relative,
-        absolute=absolute,
-        error=error,
-        between=between,
-        unit=unit,
-        **tables,
-    )
+    return array(truth, (), **settings)
 
 
 def array(

@@ -81,20 +81,11 @@ def fit_das(
     at, source_at = role_positions(data, role).cpu(), role_positions(source, role).cpu()
     targets = [int(a != b) for a, b in zip(data.orders, source.orders, strict=True)]
     result = analysis.fit_das(
-        AtPoints(model),
-        point,
-        _with_answers(data),
-        _with_answers(source),
-        torch.tensor(targets),
+        AtPoints(model), point, _with_answers(data), _with_answers(source), torch.tensor(targets),
         lambda packed: _answer_logits(model, packed),
-        rank=rank,
-        base_positions=at,
-        source_positions=source_at,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        seed=seed,
-    )
+        rank=rank, base_positions=at, source_positions=source_at,
+        epochs=epochs, batch_size=batch_size, lr=lr, seed=seed,
+    )  # fmt: skip
     return DAS(result.basis, result.losses, point)
 
 

@@ -15,7 +15,6 @@ from ioi_helpers.models.loading import (
     is_gpt2_small,
     load_model,
     print_versions,
-    refuse_too_long,
 )
 from ioi_helpers.models.sources import ModelUnavailable
 
@@ -25,5 +24,4 @@ __all__ = [
     "is_gpt2_small",
     "load_model",
     "print_versions",
-    "refuse_too_long",
 ]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from safetensors import SafetensorError
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
@@ -154,19 +153,6 @@ def load_model(
 def is_gpt2_small(model: TransformerBridge) -> bool:
     """Whether published numbers for GPT-2 small apply: its weights were loaded by their name."""
     return getattr(model, "ioi_name", "") in ("gpt2-small", *GPT2_REPOSITORIES)
-
-
-def refuse_too_long(model: TransformerBridge, tokens: Int[Tensor, "batch pos"]) -> None:
-    """Refuse prompts that do not fit into the model's context.
-
-    Raises:
-        ValueError: There are more positions than the model has.
-    """
-    if tokens.shape[-1] > model.cfg.n_ctx:
-        raise ValueError(
-            f"The prompts are {tokens.shape[-1]} tokens long, but this model's context holds "
-            f"{model.cfg.n_ctx}; use shorter or fewer prefix sentences."
-        )
 
 
 def print_versions() -> None:

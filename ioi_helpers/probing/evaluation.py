@@ -462,16 +462,9 @@ def probe_table(
         bar = tqdm(at.items(), desc=f"probes at {role}", disable=not progress, leave=False, delay=5)
         for point, values in bar:
             score = evaluate_probe(
-                values,
-                labels,
-                grouped,
-                n_folds=n_folds,
-                hold_out=hold_out,
-                n_controls=n_controls,
-                C=C,
-                standardize=standardize,
-                seed=seed,
-            )
+                values, labels, grouped, n_folds=n_folds, hold_out=hold_out,
+                n_controls=n_controls, C=C, standardize=standardize, seed=seed,
+            )  # fmt: skip
             rows.append(
                 {
                     "role": role,

@@ -270,26 +270,14 @@ ENTRIES: dict[str, Entry] = {
         "each MLP layer's output", "attribution_block_every_3x12x15", "mlp_out", layer=True
     ),
     **{
-        f"activation_patching.{site}": _patching(
-            f"each head's {site}", "head_all_pos_5x12x12", site
+        f"{method}_patching.{site}{suffix}": entry(
+            f"each head's {site}", array, site, by_position=bool(suffix)
         )
-        for site in ("z", "q", "k", "v", "pattern")
-    },
-    **{
-        f"activation_patching.{site}_by_position": _patching(
-            f"each head's {site}", "head_by_pos_5x144x15", site, by_position=True
-        )
-        for site in ("z", "q", "k", "v", "pattern")
-    },
-    **{
-        f"attribution_patching.{site}": _attribution(
-            f"each head's {site}", "attribution_head_all_pos_5x12x12", site
-        )
-        for site in ("z", "q", "k", "v", "pattern")
-    },
-    **{
-        f"attribution_patching.{site}_by_position": _attribution(
-            f"each head's {site}", "attribution_head_by_pos_5x144x15", site, by_position=True
+        for method, entry, suffix, array in (
+            ("activation", _patching, "", "head_all_pos_5x12x12"),
+            ("activation", _patching, "_by_position", "head_by_pos_5x144x15"),
+            ("attribution", _attribution, "", "attribution_head_all_pos_5x12x12"),
+            ("attribution", _attribution, "_by_position", "attribution_head_by_pos_5x144x15"),
         )
         for site in ("z", "q", "k", "v", "pattern")
     },

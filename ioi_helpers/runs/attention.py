@@ -57,17 +57,12 @@ def attention_of_pairs(
         return torch.stack(by_layer)
 
     return run_in_batches(
-        model,
-        data,
-        read,
-        edits=edits,
-        memory=memory,
-        progress=progress,
+        model, data, read, edits=edits, memory=memory, progress=progress,
         # Every position that is read must exist, also a key that comes after the query.
         upto=torch.maximum(query_at, key_at).amax(dim=-1),
         kept=model.cfg.n_layers * model.cfg.n_heads * len(queries),
         dim=-1,
-    )
+    )  # fmt: skip
 
 
 def hooks_on_pairs(
@@ -143,15 +138,9 @@ def attention_patterns(
         return {head: found[layer][:, index] for head, (layer, index) in where.items()}
 
     return run_in_batches(
-        model,
-        data,
-        read,
-        edits=edits,
-        memory=memory,
-        progress=progress,
-        upto=positions,
-        kept=len(layers) * model.cfg.n_heads * width,
-    )
+        model, data, read, edits=edits, memory=memory, progress=progress,
+        upto=positions, kept=len(layers) * model.cfg.n_heads * width,
+    )  # fmt: skip
 
 
 def _run(

@@ -97,15 +97,9 @@ def activations_at(
         return {name: found[hook] for name, hook in hooks.items()}
 
     found = run_rows_in_batches(
-        model,
-        data,
-        read,
-        edits=edits,
-        memory=memory,
-        progress=progress,
-        upto=positions,
-        kept=len(hooks) * model.cfg.d_model,
-    )
+        model, data, read, edits=edits, memory=memory, progress=progress,
+        upto=positions, kept=len(hooks) * model.cfg.d_model,
+    )  # fmt: skip
     return found[where] if isinstance(where, str) else found
 
 
