@@ -51,6 +51,9 @@ from ioi_helpers.names import head_labels
 from tests.rewritten_models import as_gpt_neo, as_opt, as_stanford
 
 FORMS = {"Stanford": as_stanford, "OPT": as_opt, "GPT-Neo": as_gpt_neo}
+IN_EVERY_FORM = pytest.mark.parametrize(
+    "form", ["Stanford", "OPT", pytest.param("GPT-Neo", marks=pytest.mark.slow)]
+)
 ROUNDING = 2e-4
 """Absolute and relative: the logits agree within 2e-5, and effects are differences of them."""
 
@@ -355,7 +358,7 @@ def measured_on_ioi_mini(name: str) -> Any:
     return MEASUREMENTS[name](load_model("ioi-mini", device="cpu", verbose=False))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@IN_EVERY_FORM
 @pytest.mark.parametrize("name", MEASUREMENTS)
 def test_numbers_are_the_same_in_every_architecture(
     name: str, form: str, forms: Callable[[str], TransformerBridge]
@@ -398,7 +401,7 @@ def test_every_public_function_of_a_model_is_measured() -> None:
     assert left_out <= public and not left_out & used
 
 
-@pytest.mark.parametrize("form", FORMS)
+@IN_EVERY_FORM
 def test_the_rewriting_loses_nothing(form: str, forms: Callable[[str], TransformerBridge]) -> None:
     """The premise of this file, and that another architecture it is."""
     model, mini = forms(form), load_model("ioi-mini", device="cpu", verbose=False)
