@@ -67,11 +67,7 @@ def write_tokenizer(
     core = Tokenizer(models.WordLevel(vocab=ids, unk_token=unknown))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(piece), behavior="isolated")
     core.decoder = decoders.Fuse()
+    special = {**dict.fromkeys(("bos_token", "eos_token", "pad_token"), BOS), "unk_token": unknown}
     PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        bos_token=BOS,
-        eos_token=BOS,
-        pad_token=BOS,
-        unk_token=unknown,
-        model_max_length=max_length,
+        tokenizer_object=core, model_max_length=max_length, **special
     ).save_pretrained(folder)
