@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -135,6 +136,33 @@ def parse_node(spec: NodeLike) -> Node:
             f"{str(error)[:-1]}; or with a role, ('L9H9', 'END'), for one position."
         ) from None
     return Node(layer, head, role)
+
+
+def parse_nodes(what: NodeLike | Iterable[NodeLike]) -> tuple[Node, ...]:
+    """One node, or several in any form: each once, in the order given.
+
+    A set, which has no order of its own, and a :class:`Circuit` come sorted.
+
+    Raises:
+        ValueError: One of them has another form.
+    """
+    if isinstance(what, str | Node) or is_head_pair(what) or _is_node_and_role(what):
+        return (parse_node(what),)  # type: ignore[arg-type]
+    if not isinstance(what, Iterable):
+        return (parse_node(what),)  # says what is wrong with it
+    several: Iterable[Any] = what
+    nodes = dict.fromkeys(parse_node(one) for one in several)
+    return tuple(sorted(nodes) if isinstance(what, set | frozenset) else nodes)
+
+
+def _is_node_and_role(what: Any) -> bool:
+    """Whether a tuple is one component with its role, and not two components."""
+    if not isinstance(what, tuple) or len(what) != 2:
+        return False
+    component, role = what
+    if not (isinstance(component, str) or is_head_pair(component)):
+        return False
+    return role is None or (isinstance(role, str) and re.match(r"L\d|MLP\d", role) is None)
 
 
 def require_node(model: TransformerBridge, node: Node) -> None:

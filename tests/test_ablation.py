@@ -8,16 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import load_model, metrics
-from ioi_helpers.ablation import ablate, ablation_effects, ablation_sweep, parse_components
+from ioi_helpers.ablation import ablate, ablation_effects, ablation_sweep
+from ioi_helpers.ablation.components import require_components
 from ioi_helpers.ablation.context import find_prompts
 from ioi_helpers.attribution import head_attribution
 from ioi_helpers.bundled import BUNDLED
 from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.graph import Circuit
 from ioi_helpers.heads import heads_of_class, parse_head
+from ioi_helpers.patching import SweepResult
 from tests import handbuilt, random_models
 from tests.test_forward import random_model
 
@@ -253,7 +256,7 @@ def test_hooks_of_the_caller_stay(random: TransformerBridge) -> None:
 @pytest.mark.parametrize("how", HOW)
 def test_sweep_equals_hooks_on_every_prompt(model: TransformerBridge, how: str) -> None:
     data = prompts_for(model)
-    options: dict[str, Any] = {"how": how, "reference": data.abc(), "batch_size": 3}
+    options: dict[str, Any] = {"how": how, "reference": data.abc(), "memory": 2**18}
     fast, slow = (
         ablation_sweep(model, data, component_sets(model), engine=engine, **options)
         for engine in ("fast", "hooks")
@@ -262,6 +265,31 @@ def test_sweep_equals_hooks_on_every_prompt(model: TransformerBridge, how: str) 
     torch.testing.assert_close(fast.baseline, diffs(model, data), atol=1e-4, rtol=1e-5)
     effect = fast.effect()
     assert effect.abs().amax(dim=-1).max() > 1e-3
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_sweep_equals_hooks_without_bos(random: TransformerBridge, how: str) -> None:
+    """Where BOS does not stand at position 0, a word does, and it is ablated as well."""
+    data = prompts_for(random, prepend_bos=False)
+    sets: list[Any] = [["L0H1"], ["MLP0"], ["L1H0", "MLP2"]]
+    fast, slow = (
+        ablation_sweep(random, data, sets, how=how, reference=data.abc(), engine=engine)
+        for engine in ("fast", "hooks")
+    )
+    torch.testing.assert_close(fast.values, slow.values, atol=1e-4, rtol=1e-5)
+    for i, one in enumerate(sets):
+        with ablate(random, one, how, reference=data.abc(), data=data):
+            inside = diffs(random, data)
+        torch.testing.assert_close(fast.values[i], inside, atol=1e-4, rtol=1e-5)
+    # A head at the first token alone: nothing else than what it attends to there is changed.
+    first = torch.zeros(len(data), dtype=torch.long)
+    name = "blocks.0.attn.hook_z"
+    _, clean = random.run_with_cache(data.tokens)
+    with ablate(random, "L0H1", "zero"):
+        _, ablated = random.run_with_cache(data.tokens)
+    rows = torch.arange(len(data))
+    assert clean[name][rows, first, 1].abs().min() > 0
+    assert not ablated[name][rows, first, 1].any()
 
 
 @pytest.mark.parametrize("role", [None, "END", "S2"])
@@ -316,7 +344,7 @@ def test_effects_add_up_on_every_prompt(model: TransformerBridge, how: str) -> N
     for heads in sets:
         for engine in ("fast", "hooks"):
             found = ablation_effects(
-                model, data, heads, how, reference=data.abc(), engine=engine, batch_size=4
+                model, data, heads, how, reference=data.abc(), engine=engine, memory=2**18
             )
             total = sum(found.terms().values())
             torch.testing.assert_close(total, found.total, atol=1e-4, rtol=1e-5)
@@ -375,8 +403,11 @@ def test_backup_of_the_hand_built_model_is_found(built: TransformerBridge) -> No
     assert spread.abs().max() < 1e-3, "and nobody else changes"
     loss = handbuilt.COPY_STRENGTH["L3H0"] * handbuilt.ATTENTION_DIFFERENCE
     assert found.direct.mean() == pytest.approx(-loss, abs=0.02)
-    table = found.table(data)
+    table = found.table()
     assert list(table.index) == [*found.terms(), "total"]
+    assert list(table.columns) == ["mean", "standard error over 10 pairs"]
+    expected = metrics.mean_and_stderr(found.total, data.pair_ids)
+    assert table.loc["total"].tolist() == pytest.approx(expected[:2], rel=1e-4)
 
 
 def test_heads_of_the_reference_circuit_are_found() -> None:
@@ -400,6 +431,20 @@ def test_heads_of_the_reference_circuit_are_found() -> None:
     assert found.total.mean() > found.direct.mean(), "less is lost than the head wrote"
 
 
+def test_ablated_everywhere_is_ablated_at_end_too(model: TransformerBridge) -> None:
+    """A head's mean at END is the same whether it is ablated there or everywhere."""
+    data = prompts_for(model, 10)
+    layer = model.cfg.n_layers - 2
+    for engine in ("fast", "hooks"):
+        everywhere, at_end = (
+            ablation_effects(model, data, spec, "mean", reference=data.abc(), engine=engine)
+            for spec in (f"L{layer}H0", (f"L{layer}H0", "END"))
+        )
+        assert everywhere.direct.abs().max() > 1e-3
+        torch.testing.assert_close(everywhere.direct, at_end.direct, atol=1e-4, rtol=1e-4)
+        assert not everywhere.heads[layer, 0].any()
+
+
 def test_ablated_elsewhere_than_at_end_has_no_direct_effect(random: TransformerBridge) -> None:
     data = prompts_for(random)
     found = ablation_effects(random, data, ("L0H1", "S2"), reference=data.abc())
@@ -410,10 +455,15 @@ def test_ablated_elsewhere_than_at_end_has_no_direct_effect(random: TransformerB
 # --- other architectures -------------------------------------------------------------------------
 
 
-def test_other_architectures_go_through_hooks(tmp_path: Path) -> None:
+def test_other_architectures_go_through_hooks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = random_models.boot(random_models.save(tmp_path, "pythia"), folded=False)
     data = prompts_for(other, 4)
     sweep = ablation_sweep(other, data, reference=data.abc(), role="END", progress=False)
+    ablation_sweep(other, data, how="zero", progress=False)
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 1 and "GPTNeoXForCausalLM" in printed[0], "the notice comes once"
     assert sweep.values.shape == (2, 3, 4)
     assert sweep.effect().abs().max() > 1e-4
     with pytest.raises(ValueError, match="fast path cannot run this model"):
@@ -430,6 +480,43 @@ def test_hooks_on_the_model_take_part(random: TransformerBridge) -> None:
     torch.testing.assert_close(inside.baseline, alone)
     torch.testing.assert_close(effects.clean, alone)
     torch.testing.assert_close(sum(effects.terms().values()), effects.total, atol=1e-4, rtol=1e-5)
+
+
+def test_nested_ablations_take_values_of_the_whole_model_everywhere(tmp_path: Path) -> None:
+    """Also on models that are run with hooks, where the outer one knows its prompts only."""
+    model = random_models.boot(random_models.save(tmp_path, "gpt-neo"))
+    data = random_models.prompts(model)
+    options: dict[str, Any] = {"how": "resample", "reference": data.abc()}
+    nodes = [("L0H1", "S2"), ("L1H2", "END")]
+    with ablate(model, nodes, **options):
+        together = diffs(model, data)
+    with ablate(model, nodes[:1], **options), ablate(model, nodes[1:], **options):
+        torch.testing.assert_close(diffs(model, data), together)
+    swept = ablation_sweep(model, data, [nodes], **options, memory=2**19)
+    torch.testing.assert_close(swept.values[0], together, atol=1e-4, rtol=1e-4)
+    effects = ablation_effects(model, data, nodes, **options, memory=2**19)
+    torch.testing.assert_close(effects.ablated, together, atol=1e-4, rtol=1e-4)
+    assert hooks_on(model) == 0
+
+
+class Deaf(nn.Module):
+    """In place of attention: none of its inner hooks are asked."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return x * 0.5, None
+
+
+def test_ablations_that_do_not_arrive_are_refused(tmp_path: Path) -> None:
+    model = random_model(tmp_path)
+    data = prompts_for(model, 4)
+    model.blocks[1].original_component.attn = Deaf().eval()
+    says = r"written at blocks.1.attn.hook_z does not reach the run"
+    with pytest.raises(ValueError, match=says), ablate(model, "L1H0", "zero"):
+        pass
+    with pytest.raises(ValueError, match=says):
+        ablation_sweep(model, data, how="zero")
+    with ablate(model, ["L0H0", "MLP1"], "zero"):
+        model(data.tokens)
 
 
 # --- errors --------------------------------------------------------------------------------------
@@ -456,14 +543,55 @@ def test_unknown_components_are_refused(random: TransformerBridge, heads: Any, s
     assert hooks_on(random) == before
 
 
+def test_a_circuit_is_ablated_as_its_nodes(random: TransformerBridge) -> None:
+    data = prompts_for(random)
+    circuit = Circuit.of([("L1H2", "S2"), (0, 1), "MLP1"], name="some")
+    assert [str(n) for n in require_components(random, circuit)] == ["L0H1", "L1H2 at S2", "MLP1"]
+    options: dict[str, Any] = {"how": "mean", "reference": data.abc()}
+    with ablate(random, circuit, **options):
+        inside = diffs(random, data)
+    with ablate(random, list(circuit), **options):
+        torch.testing.assert_close(diffs(random, data), inside)
+    swept = ablation_sweep(random, data, [circuit, circuit - ["MLP1"]], **options)
+    torch.testing.assert_close(swept.values[0], inside, atol=1e-4, rtol=1e-4)
+    assert swept.labels == ["L0H1 + L1H2 at S2 + MLP1", "L0H1 + L1H2 at S2"]
+    effects = ablation_effects(random, data, circuit, **options)
+    torch.testing.assert_close(effects.ablated, inside, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="nothing to ablate"), ablate(random, Circuit.of([])):
+        pass
+    with (
+        pytest.raises(ValueError, match="embedding cannot be ablated"),
+        ablate(random, "embedding"),
+    ):
+        pass
+
+
+def test_results_are_those_of_every_sweep(random: TransformerBridge) -> None:
+    data = prompts_for(random)
+    result = ablation_sweep(random, data, reference=data.abc(), role="END")
+    assert isinstance(result, SweepResult)
+    assert (result.method, result.site, result.direction) == ("mean ablation", "heads", "noising")
+    assert result.error_label == "standard error over 4 pairs"
+    assert result.labels[:2] == ["L0H0 at END", "L0H1 at END"]
+    assert torch.equal(result.clean, result.baseline)
+    with pytest.raises(ValueError, match="mean ablation has no corrupted run"):
+        result.fraction()
+    sets = ablation_sweep(random, data, {"two": ["L0H1", "L1H1"]}, how="zero")
+    assert (sets.method, sets.site) == ("zero ablation", "sets")
+    assert sets.index_df["set"].tolist() == ["two"]
+
+
 def test_forms_of_components(random: TransformerBridge) -> None:
     def names(heads: Any) -> list[str]:
-        return [str(component) for component in parse_components(random, heads)]
+        return [str(component) for component in require_components(random, heads)]
 
     assert names(("L0H1", "END")) == ["L0H1 at END"]
     assert names(("L0H1", "L1H1")) == ["L0H1", "L1H1"]
     assert names(("L0H1", "MLP1")) == ["L0H1", "MLP1"]
     assert names(["L0H1", "L0H1", ("MLP0", "S2")]) == ["L0H1", "MLP0 at S2"]
+    assert names({"L1H1", "MLP0", (0, 3)}) == ["L0H3", "MLP0", "L1H1"]
+    assert names(((1, 2), "S2")) == ["L1H2 at S2"]
+    assert names(iter(["L0H1"])) == ["L0H1"]
 
 
 def test_references_that_do_not_fit(random: TransformerBridge) -> None:
@@ -487,6 +615,10 @@ def test_references_that_do_not_fit(random: TransformerBridge) -> None:
         enter(how="mean", reference=data.abc()[:2], data=data)
     with pytest.raises(ValueError, match="other templates"):
         enter(how="mean", reference=IOIDataset.demo(random.tokenizer), data=data)
+    bare = prompts_for(random, 8, prepend_bos=False)
+    for components in ("L0H0", ("L0H0", "END")):
+        with pytest.raises(ValueError, match="reference has no BOS before its prompts, unlike"):
+            enter(heads=components, how="mean", reference=bare.abc(), data=data)
     assert hooks_on(random) == 0
 
 
@@ -508,8 +640,8 @@ def test_requests_that_make_no_sense(random: TransformerBridge) -> None:
         ablation_sweep(random, data, "neurons", how="zero")
     with pytest.raises(ValueError, match="nothing to ablate"):
         ablation_sweep(random, data, [], how="zero")
-    with pytest.raises(ValueError, match="batch_size"):
-        ablation_sweep(random, data, how="zero", batch_size=0)
+    with pytest.raises(ValueError, match="memory must be"):
+        ablation_sweep(random, data, how="zero", memory=0)
     with pytest.raises(ValueError, match="'S3' is not a role"):
         ablation_sweep(random, data, how="zero", role="S3")
     random.train()

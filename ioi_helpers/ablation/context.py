@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -12,11 +14,12 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import forward
-from ioi_helpers.ablation.components import Spec, parse_components
+from ioi_helpers.ablation.components import hook_of, require_components, shows_at
 from ioi_helpers.ablation.replacements import Replacement, replacements
-
-if TYPE_CHECKING:
-    from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.edits import hooks_off, require_reach
+from ioi_helpers.graph import Node, NodeLike
+from ioi_helpers.runs import EditHooks, Hook
 
 TOKENS = "embed.hook_in"
 """The hook that sees which tokens the model is run on."""
@@ -25,33 +28,35 @@ TOKENS = "embed.hook_in"
 @contextmanager
 def ablate(
     model: TransformerBridge,
-    heads: Spec | Iterable[Spec],
+    components: NodeLike | Iterable[NodeLike],
     how: Literal["mean", "zero", "resample"] | str = "mean",
     *,
     reference: IOIDataset | None = None,
     data: IOIDataset | None = None,
 ) -> Iterator[TransformerBridge]:
-    """Run the model without some heads or MLPs: `with ablate(model, heads, reference=...): ...`.
+    """Run the model without some heads or MLPs: `with ablate(model, heads, reference=abc): ...`.
 
     Everything that is run inside, also by other helpers, runs on the ablated model: its logits, its
     caches, its attributions. Afterwards, and also after an error inside, the model is as before.
     Zero ablation of one head at END, in plain TransformerLens, for prompts of one length::
 
-        def silence(z, hook):                                  # z: [batch pos head d_head]
+        def remove(z, hook):                                   # z: [batch pos head d_head]
             z[:, -1, 9] = 0
             return z
 
-        with model.hooks(fwd_hooks=[("blocks.9.attn.hook_z", silence)]):
+        with model.hooks(fwd_hooks=[("blocks.9.attn.hook_z", remove)]):
             logits = model(data.tokens)
 
     Where the positions or the values depend on the prompt, each run looks up its prompts in the
     data: run whole prompts of the dataset, in any order and number, as they are in `data.tokens`.
-    Contexts can be nested. The values are those of the model without any ablation.
+    Contexts can be nested. The values are those of the model without any of TransformerLens' hooks,
+    so without the other ablations.
 
     Args:
         model: A model that TransformerBridge boots.
-        heads: A set of components: ``"L9H9"`` or ``"MLP0"`` is ablated at every position,
-            ``("L9H9", "END")`` at that role's position.
+        components: One or several: ``"L9H9"`` or ``"MLP0"`` is ablated at every position,
+            ``("L9H9", "END")`` at that role's position. A :class:`~ioi_helpers.graph.Circuit` is
+            its nodes, each at its role.
         how: ``"mean"``, ``"zero"`` or ``"resample"``; see :mod:`ioi_helpers.ablation`, and
             :func:`~ioi_helpers.ablation.replacements` for which prompts and positions a mean is
             over.
@@ -67,55 +72,97 @@ def ablate(
         ValueError: No component, an unknown one or an unknown role; a reference that is missing or
             does not fit; a role that a prompt lacks; and, inside, a run on other prompts.
     """
-    components = parse_components(model, heads)
-    gpt = None if how == "zero" else _weights(model)  # nothing is to be read for zeros
-    values = replacements(model, components, how, reference, data, gpt=gpt)
+    nodes = require_components(model, components)
+    with hooks_off(model):
+        gpt, _ = forward.usable_weights(model)
+    values = replacements(model, nodes, how, reference, data, gpt=gpt)
+    if gpt is None:
+        require_arrival(model, nodes)
     if data is None and reference is not None:
         data = reference.clean
-    with model.hooks(fwd_hooks=_hooks(model, values, data)):
+    with model.hooks(fwd_hooks=_look_up_hooks(model, values, data)):
         yield model
 
 
-def _weights(model: TransformerBridge) -> forward.GPT2 | None:
-    """The model's weights, if `forward` can run it."""
-    try:
-        return forward.read_weights(model)
-    except forward.UnsupportedModel:
-        return None
+def require_arrival(model: TransformerBridge, nodes: Iterable[Node]) -> None:
+    """Refuse components of a model whose hooks are missing, or do not reach its run.
+
+    Raises:
+        ValueError: There is one.
+    """
+    for hook, shows in dict.fromkeys((hook_of(node), shows_at(node)) for node in nodes):
+        if hook not in model.hook_dict:
+            raise ValueError(
+                f"This model has no {hook}, so it cannot be ablated there; see model.hook_dict."
+            )
+        require_reach(model, hook, shows)
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Replacements as an edit (see :mod:`ioi_helpers.edits`), for runs whose rows are known.
+
+    Attributes:
+        values: What stands in for each component, on all the prompts.
+    """
+
+    values: tuple[Replacement, ...]
+
+    def take(self, rows: Int[Tensor, " rows"]) -> Ablation:
+        """The edit for some of the prompts only."""
+        return Ablation(tuple(value.rows(rows) for value in self.values))
+
+    def hooks(self, model: TransformerBridge) -> EditHooks:
+        """The hooks that put the values in."""
+        return EditHooks([*_hooks(self.values, lambda value: value)], [])
 
 
 def _hooks(
-    model: TransformerBridge, values: Sequence[Replacement], data: IOIDataset | None
-) -> list[tuple[str, Any]]:
+    values: Sequence[Replacement], chosen: Callable[[Replacement], Replacement]
+) -> Iterator[Hook]:
+    """Hooks that put values in.
+
+    Args:
+        chosen: From a replacement on all prompts to that on those of the run at hand.
+    """
     by_hook: dict[str, list[Replacement]] = {}
     for value in values:
-        by_hook.setdefault(value.component.hook, []).append(value)
-    missing = [name for name in by_hook if name not in model.hook_dict]
+        by_hook.setdefault(hook_of(value.component), []).append(value)
+
+    def replace(
+        activation: Float[Tensor, "batch pos *rest"], hook: Any, these: Sequence[Replacement]
+    ) -> Tensor:
+        activation = activation.clone()
+        for value in these:
+            chosen(value).apply(activation)
+        return activation
+
+    for name, these in by_hook.items():
+        yield name, partial(replace, these=these)
+
+
+def _look_up_hooks(
+    model: TransformerBridge, values: Sequence[Replacement], data: IOIDataset | None
+) -> list[Hook]:
+    """The same for runs over whatever prompts of the data, which are looked up in it."""
     rows: dict[str, Int[Tensor, " batch"]] = {}
-    per_prompt = any(value.at is not None for value in values)
-    if per_prompt and TOKENS not in model.hook_dict:
-        missing.append(TOKENS)
-    if missing:
+
+    def of_this_run(value: Replacement) -> Replacement:
+        return value if value.at is None else value.rows(rows["now"].to(value.at.device))
+
+    hooks = list(_hooks(values, of_this_run))
+    if all(value.at is None for value in values):
+        return hooks
+    if TOKENS not in model.hook_dict:
         raise ValueError(
-            f"This model has no {missing[0]}, so it cannot be ablated there; see model.hook_dict."
+            f"This model has no {TOKENS}, so its prompts cannot be looked up; see model.hook_dict."
         )
 
     def look_up(tokens: Int[Tensor, "batch pos"], hook: Any) -> None:
         assert data is not None
         rows["now"] = find_prompts(data, tokens)
 
-    def replace_at(name: str) -> Any:
-        def hook_fn(activation: Float[Tensor, "batch pos *rest"], hook: Any) -> Tensor:
-            activation = activation.clone()
-            for value in by_hook[name]:
-                chosen = value if value.at is None else value.rows(rows["now"].to(value.at.device))
-                chosen.apply(activation)
-            return activation
-
-        return hook_fn
-
-    hooks: list[tuple[str, Any]] = [(TOKENS, look_up)] if per_prompt else []
-    return hooks + [(name, replace_at(name)) for name in by_hook]
+    return [(TOKENS, look_up), *hooks]
 
 
 def find_prompts(data: IOIDataset, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, " batch"]:

@@ -5,26 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import attribution, forward
 from ioi_helpers.ablation import fast
-from ioi_helpers.ablation.components import Component, Spec, parse_components
+from ioi_helpers.ablation.components import require_components
 from ioi_helpers.ablation.context import ablate
 from ioi_helpers.ablation.replacements import replacements
-from ioi_helpers.ablation.sweep import model_logit_diffs
-from ioi_helpers.metrics import mean_and_stderr
+from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.graph import Node, NodeLike
+from ioi_helpers.metrics import error_label, standard_error
 from ioi_helpers.names import head_name
-from ioi_helpers.runs import refuse_too_long
-
-if TYPE_CHECKING:
-    from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.runs import DEFAULT_MEMORY, logit_diffs, refuse_too_long, require_data
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,10 @@ class AblationEffects:
         scale, ablated_scale: ``[batch]``, the final LayerNorm's scale at END in the two runs.
         attribution: ``[layer head batch]``, every head's direct attribution in the clean run.
         ablated_attribution: ``[layer head batch]``, the same in the ablated run, at its own scale.
+        pair_ids: ``[batch]``, the dataset's: equal for prompts that belong together.
     """
 
-    ablated_components: tuple[Component, ...]
+    ablated_components: tuple[Node, ...]
     clean: Float[Tensor, " batch"]
     ablated: Float[Tensor, " batch"]
     direct: Float[Tensor, " batch"]
@@ -66,6 +66,7 @@ class AblationEffects:
     ablated_scale: Float[Tensor, " batch"]
     attribution: Float[Tensor, "layer head batch"]
     ablated_attribution: Float[Tensor, "layer head batch"]
+    pair_ids: Int[Tensor, " batch"]
 
     @property
     def total(self) -> Float[Tensor, " batch"]:
@@ -96,33 +97,36 @@ class AblationEffects:
             "LayerNorm": self.layer_norm,
         }
 
-    def table(self, data: IOIDataset) -> pd.DataFrame:
-        """The terms and the total, a row each: ``mean`` and ``stderr`` over prompts, in logits.
+    @property
+    def error_label(self) -> str:
+        """What the errors of :meth:`table` are, such as ``"standard error over 100 pairs"``."""
+        return error_label(self.pair_ids)
 
-        Args:
-            data: The prompts, whose pairs count as one observation each.
+    def table(self) -> pd.DataFrame:
+        """The terms and the total, a row each, in logits: the mean over prompts, and its error.
+
+        Prompts that belong together count as one observation, as the error's column says.
         """
-        rows = {**self.terms(), "total": self.total}
-        estimates = {
-            name: mean_and_stderr(values, clusters=data.pair_ids) for name, values in rows.items()
-        }
+        rows = torch.stack([*self.terms().values(), self.total])
         return pd.DataFrame(
             {
-                "mean": {name: estimate.mean for name, estimate in estimates.items()},
-                "stderr": {name: estimate.stderr for name, estimate in estimates.items()},
-            }
+                "mean": rows.mean(dim=-1).tolist(),
+                self.error_label: standard_error(rows, self.pair_ids).tolist(),
+            },
+            index=[*self.terms(), "total"],
         )
 
 
 def ablation_effects(
     model: TransformerBridge,
     data: IOIDataset,
-    heads: Spec | Iterable[Spec],
+    components: NodeLike | Iterable[NodeLike],
     how: Literal["mean", "zero", "resample"] | str = "mean",
     *,
     reference: IOIDataset | None = None,
     engine: forward.Engine = "auto",
-    batch_size: int = 64,
+    memory: int = DEFAULT_MEMORY,
+    progress: bool = True,
 ) -> AblationEffects:
     """Ablate, and say which part of the model changed the logit difference by how much.
 
@@ -140,12 +144,13 @@ def ablation_effects(
     Args:
         model: A GPT-2-style model.
         data: Prompts; they may differ in length.
-        heads: What to ablate, all of it at once; for a name mover ``("L9H9", "END")``.
+        components: What to ablate, all of it at once; for a name mover ``("L9H9", "END")``.
         how, reference: As for :func:`~ioi_helpers.ablation.ablate`.
         engine: ``"fast"`` refuses models that :mod:`ioi_helpers.forward` cannot run, ``"hooks"``
             uses :func:`~ioi_helpers.ablation.ablate` and
             :func:`~ioi_helpers.attribution.decompose`, and ``"auto"`` does that where it must.
-        batch_size: Prompts run at once.
+        memory: Bytes that the runs may use for activations; more prompts are run in parts.
+        progress: Show a progress bar where there is something to wait for.
 
     Returns:
         The terms, in logits, one value a prompt.
@@ -154,23 +159,23 @@ def ablation_effects(
         ValueError: As for :func:`~ioi_helpers.ablation.ablate` and
             :func:`~ioi_helpers.attribution.decompose`.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
-    components = parse_components(model, heads)
-    refuse_too_long(model, data.tokens)
+    nodes = require_components(model, components)
+    require_data(model, data)
+    refuse_too_long(model, data.tokens[:, : int(data.lengths.max())])
     gpt = forward.weights_for(model, engine)
     if gpt is None:
-        return _with_hooks(model, data, components, how, reference, batch_size)
-    return _fast(model, gpt, data, components, how, reference, batch_size)
+        return _by_hooks(model, data, nodes, how, reference, memory, progress)
+    return _fast(model, gpt, data, nodes, how, reference, memory, progress)
 
 
-def _own(components: Iterable[Component]) -> list[Component]:
+def _own(components: Iterable[Node]) -> list[Node]:
     """Those that are ablated at END: what they write there is the direct effect."""
     return [c for c in components if c.role in (None, "END")]
 
 
 def _assemble(
-    components: tuple[Component, ...],
+    data: IOIDataset,
+    components: tuple[Node, ...],
     heads: Float[Tensor, "layer head batch"],
     mlps: Float[Tensor, "layer batch"],
     rest: dict[str, Tensor],
@@ -184,7 +189,12 @@ def _assemble(
         direct += own
         own.zero_()
     return AblationEffects(
-        ablated_components=components, direct=direct, heads=heads, mlps=mlps, **rest
+        ablated_components=components,
+        direct=direct,
+        heads=heads,
+        mlps=mlps,
+        pair_ids=data.pair_ids.detach().cpu(),
+        **rest,
     )
 
 
@@ -206,18 +216,21 @@ def _fast(
     model: TransformerBridge,
     gpt: forward.GPT2,
     data: IOIDataset,
-    components: tuple[Component, ...],
+    components: tuple[Node, ...],
     how: str,
     reference: IOIDataset | None,
-    batch_size: int,
+    memory: int,
+    progress: bool,
 ) -> AblationEffects:
-    values = replacements(model, components, how, reference, data, gpt=gpt, batch_size=batch_size)
+    values = replacements(model, components, how, reference, data, gpt=gpt, memory=memory)
     directions = attribution.logit_diff_directions(model, data).to(gpt.device)
     # LayerNorm subtracts the mean of the stream, so only the rest of a direction can read it.
     directions = directions - directions.mean(dim=-1, keepdim=True)
     parts: list[dict[str, Tensor]] = []
-    for start in range(0, len(data), batch_size):
-        rows = slice(start, start + batch_size)
+    at_once = fast.prompts_at_once(gpt, int(data.lengths.max()), memory)
+    starts = range(0, len(data), at_once)
+    for start in tqdm(starts, desc="ablating", disable=not progress, leave=False, delay=2):
+        rows = slice(start, start + at_once)
         tokens, base = fast.clean_run(gpt, data, rows)
         diffs = partial(
             forward.logit_diffs, gpt, io_tokens=data.io_tokens[rows], s_tokens=data.s_tokens[rows]
@@ -242,7 +255,7 @@ def _fast(
             }
         )
     whole = {name: torch.cat([part[name] for part in parts], dim=-1) for name in parts[0]}
-    return _assemble(components, whole.pop("heads"), whole.pop("mlps"), whole)
+    return _assemble(data, components, whole.pop("heads"), whole.pop("mlps"), whole)
 
 
 def _terms(
@@ -268,13 +281,14 @@ def _terms(
 # --- other models, and models with hooks ---------------------------------------------------------
 
 
-def _with_hooks(
+def _by_hooks(
     model: TransformerBridge,
     data: IOIDataset,
-    components: tuple[Component, ...],
+    components: tuple[Node, ...],
     how: str,
     reference: IOIDataset | None,
-    batch_size: int,
+    memory: int,
+    progress: bool,
 ) -> AblationEffects:
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
 
@@ -289,14 +303,16 @@ def _with_hooks(
             return parts.per_prompt.new_zeros(n_layers, len(data))
         return torch.stack([parts.of(f"{layer}_mlp_out") for layer in range(n_layers)])
 
-    decompose = partial(attribution.decompose, model, data)
-    measure = partial(attribution.final_layer_norm_scale, model, data)
-    diffs = partial(model_logit_diffs, model, data, batch_size)
+    settings: dict[str, Any] = {"memory": memory, "progress": progress}
+    decompose = partial(attribution.decompose, model, data, **settings)
+    measure = partial(attribution.final_layer_norm_scale, model, data, **settings)
+    diffs = partial(logit_diffs, model, data, **settings)
     scale, clean, before = measure(), diffs(), decompose()
     with ablate(model, components, how, reference=reference, data=data):
         ablated, ablated_scale = diffs(), measure()
         frozen, free = decompose(scale=scale), decompose()
     return _assemble(
+        data,
         components,
         by_head(frozen) - by_head(before),
         by_mlp(frozen) - by_mlp(before),

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from ioi_helpers import forward
+from ioi_helpers.ablation.components import site_of
 from ioi_helpers.ablation.replacements import Replacement
-
-if TYPE_CHECKING:
-    from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import IOIDataset
 
 KEEP: tuple[str, ...] = (*forward.BASE_SITES, "z", "mlp_out")
 """What the unablated run keeps."""
+
+
+def prompts_at_once(gpt: forward.GPT2, width: int, memory: int) -> int:
+    """How many prompts' unablated runs can be kept, in half of the memory.
+
+    Raises:
+        ValueError: ``memory`` is not positive.
+    """
+    if memory < 1:
+        raise ValueError(f"memory must be a positive number of bytes, not {memory}.")
+    vectors = 2 * len(KEEP) * gpt.n_layers + 16  # those of one ablated run as well
+    per_prompt = width * vectors * gpt.W_E.shape[1] * gpt.dtype.itemsize
+    return max(1, min(memory // 2 // per_prompt, forward.MOST_TOKENS // width))
 
 
 def clean_run(gpt: forward.GPT2, data: IOIDataset, rows: slice) -> tuple[Tensor, forward.Run]:
@@ -54,7 +65,7 @@ def editor(values: Sequence[Replacement]) -> forward.Editor:
     """The same replacements as an edit of a run whose rows are the prompts, in order."""
     by_place: dict[tuple[str, int], list[Replacement]] = {}
     for value in values:
-        by_place.setdefault((value.component.site, value.component.layer), []).append(value)
+        by_place.setdefault((site_of(value.component), value.component.layer), []).append(value)
 
     def edit(site: str, layer: int, activation: Tensor, spans: forward.Spans) -> Tensor:
         for value in by_place.get((site, layer), ()):

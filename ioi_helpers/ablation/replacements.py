@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -12,11 +13,20 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import forward
-from ioi_helpers.ablation.components import Component
-from ioi_helpers.runs import refuse_too_long
-
-if TYPE_CHECKING:
-    from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.ablation.components import hook_of, site_of
+from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.edits import hooks_off
+from ioi_helpers.graph import Node
+from ioi_helpers.runs import (
+    DEFAULT_MEMORY,
+    in_parts,
+    prompts_at_once,
+    refuse_too_long,
+    require_alike,
+    require_data,
+    require_model,
+    role_positions,
+)
 
 METHODS: tuple[str, ...] = ("zero", "mean", "resample")
 """What a component's output can be replaced by."""
@@ -36,7 +46,7 @@ class Replacement:
         table: ``[value d]``, in units of a head's ``z`` or of an MLP's output.
     """
 
-    component: Component
+    component: Node
     at: Int[Tensor, "batch place"] | None
     index: Int[Tensor, "batch place"] | None
     table: Float[Tensor, "value d"]
@@ -65,13 +75,13 @@ class Replacement:
 
 def replacements(
     model: TransformerBridge,
-    components: Sequence[Component],
+    components: Sequence[Node],
     how: str,
     reference: IOIDataset | None,
     data: IOIDataset | None,
     *,
     gpt: forward.GPT2 | None = None,
-    batch_size: int = 64,
+    memory: int = DEFAULT_MEMORY,
     group: str = "template and order",
 ) -> list[Replacement]:
     """The values that stand in for each component.
@@ -91,7 +101,8 @@ def replacements(
         data: The prompts that will be run. None: those that the reference was made from
             (``reference.clean``).
         gpt: The model's weights, if it is one that :mod:`ioi_helpers.forward` can run.
-        batch_size: Prompts of the reference that are run at once.
+        memory: Bytes that running the reference may use.
+        group: Which prompts share a mean, one of :data:`GROUPINGS`.
 
     Raises:
         ValueError: The reference is missing, has other templates or (resampling) another size or
@@ -99,10 +110,13 @@ def replacements(
     """
     if how not in METHODS:
         raise ValueError(f"how must be one of {', '.join(METHODS)}, not {how!r}.")
-    if model.training:
-        raise ValueError("The model is in training mode, where dropout is random; call eval().")
     if data is None and reference is not None:
+        require_data(model, reference)
         data = reference.clean
+    if data is None:
+        require_model(model)
+    else:
+        require_data(model, data)
     if how == "zero":
         return [_zeros(model, component, data) for component in components]
     if reference is None or data is None:
@@ -110,6 +124,8 @@ def replacements(
             f"how={how!r} takes values from other prompts; give them as reference=, such as "
             "data.abc()."
         )
+    require_data(model, reference)
+    require_alike(data, reference, "reference")
     refuse_too_long(model, reference.tokens)
     if how == "resample":
         places = {c.role: _partners(data, reference, c.role) for c in components}
@@ -122,14 +138,15 @@ def replacements(
         places = {c.role: _same_places(data, reference, c.role, group) for c in components}
 
     sums = {c: _empty_table(model, c, places[c.role].n_values) for c in components}
-    counts = {role: torch.zeros(p.n_values, device=model.W_E.device) for role, p in places.items()}
-    for rows, activations in _activations(model, gpt, reference, components, batch_size):
+    device = model.W_E.device
+    counts = {role: torch.zeros(p.n_values, device=device) for role, p in places.items()}
+    for rows, activations in _activations(model, gpt, reference, components, memory):
         for role, place in places.items():
-            at, index = place.source_at[rows], place.source_index[rows]
+            at, index = place.source_at[rows].to(device), place.source_index[rows].to(device)
             row, k = (at >= 0).nonzero(as_tuple=True)
             counts[role].index_add_(0, index[row, k], torch.ones_like(row, dtype=torch.float))
             for component in (c for c in components if c.role == role):
-                values = activations[component.site, component.layer]
+                values = activations[site_of(component), component.layer]
                 if component.head is not None:
                     values = values[:, :, component.head]
                 sums[component].index_add_(
@@ -142,7 +159,7 @@ def replacements(
     ]
 
 
-def _empty_table(model: TransformerBridge, component: Component, n: int) -> Tensor:
+def _empty_table(model: TransformerBridge, component: Node, n: int) -> Tensor:
     # Means of float32 values are added up in float64, which makes them the same however prompts are
     # cut into batches. (Apple's MPS has none.)
     device = model.W_E.device
@@ -156,7 +173,7 @@ def _dtype(model: TransformerBridge) -> torch.dtype:
     return torch.promote_types(model.W_E.dtype, torch.float32)
 
 
-def _zeros(model: TransformerBridge, component: Component, data: IOIDataset | None) -> Replacement:
+def _zeros(model: TransformerBridge, component: Node, data: IOIDataset | None) -> Replacement:
     table = _empty_table(model, component, 1).to(_dtype(model))
     if component.role is None:
         return Replacement(component, None, None, table)
@@ -181,22 +198,6 @@ class _Places:
     source_at: Int[Tensor, "source_batch source_place"]
     source_index: Int[Tensor, "source_batch source_place"]
     n_values: int
-
-
-def role_positions(data: IOIDataset, role: str) -> Int[Tensor, " batch"]:
-    """The positions of a role.
-
-    Raises:
-        ValueError: The role is unknown, or a prompt lacks it.
-    """
-    at = data.positions[role]
-    missing = (at < 0) | (at >= data.lengths)
-    if missing.any():
-        row = int(missing.int().argmax())
-        raise ValueError(
-            f"Prompt {row} has no {role}: {data.prompts[row]!r}; leave out the role or the prompt."
-        )
-    return at
 
 
 def _partners(data: IOIDataset, reference: IOIDataset, role: str | None) -> _Places:
@@ -280,27 +281,38 @@ def _keyed(
 # --- what the model writes on the reference ------------------------------------------------------
 
 
+@torch.no_grad()
 def _activations(
     model: TransformerBridge,
     gpt: forward.GPT2 | None,
     data: IOIDataset,
-    components: Sequence[Component],
-    batch_size: int,
-) -> Iterator[tuple[slice, dict[tuple[str, int], Tensor]]]:
-    """The layers' z or mlp_out, [batch pos ...], part by part. Without hooks that are on the model,
-    if its weights are at hand: nested ablations all take their values from the whole model."""
-    wanted = {(c.site, c.layer): c.hook for c in components}
+    components: Sequence[Node],
+    memory: int,
+) -> Iterator[tuple[Int[Tensor, " rows"], dict[tuple[str, int], Tensor]]]:
+    """The layers' z or mlp_out, [batch pos ...], part by part.
+
+    Without TransformerLens' hooks that are on the model, so that nested ablations all take their
+    values from the whole model.
+    """
+    wanted = {(site_of(c), c.layer): hook_of(c) for c in components}
+    sites = {site for site, _ in wanted}
     device = model.W_E.device
     width = int(data.lengths.max())
-    for start in range(0, len(data), batch_size):
-        rows = slice(start, start + batch_size)
+    kept = width * model.cfg.d_model * model.cfg.n_layers * len(sites)
+    for rows in in_parts(data.lengths, prompts_at_once(model, width, memory, kept=kept)):
         tokens = data.tokens[rows, :width].to(device)
         if gpt is not None:
-            last = data.lengths[rows].to(device) - 1
-            run = forward.run(gpt, tokens, last, {site for site, _ in wanted})
+            run = forward.run(gpt, tokens, data.lengths[rows].to(device) - 1, sites)
             yield rows, {(site, layer): run[site][layer] for site, layer in wanted}
             continue
-        names = list(wanted.values())
-        with torch.no_grad():
-            _, cache = model.run_with_cache(tokens, names_filter=names)
-        yield rows, {key: cache[name].to(device) for key, name in wanted.items()}
+        found: dict[str, Tensor] = {}
+
+        def keep(
+            activation: Tensor, hook: Any, name: str, found: dict[str, Tensor] = found
+        ) -> None:
+            found[name] = activation.detach().clone()
+
+        hooks = [(name, partial(keep, name=name)) for name in wanted.values()]
+        with hooks_off(model):
+            model.run_with_hooks(tokens, fwd_hooks=hooks, return_type=None, logits_to_keep=1)
+        yield rows, {key: found[name].to(device) for key, name in wanted.items()}

@@ -4,50 +4,26 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.patching import PatchingResult
 
 from ioi_helpers import forward
 from ioi_helpers.ablation import fast
-from ioi_helpers.ablation.components import Component, Spec, parse_components
-from ioi_helpers.ablation.context import ablate
+from ioi_helpers.ablation.components import require_components
+from ioi_helpers.ablation.context import Ablation, require_arrival
 from ioi_helpers.ablation.replacements import Replacement, replacements
-from ioi_helpers.metrics import logit_diff
-from ioi_helpers.runs import refuse_too_long
+from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.graph import Node, NodeLike, Shape
+from ioi_helpers.patching import SweepResult, sweep_result
+from ioi_helpers.runs import DEFAULT_MEMORY, logit_diffs, refuse_too_long, require_data
 
-if TYPE_CHECKING:
-    from ioi_helpers.dataset import IOIDataset
-
-
-@dataclass(kw_only=True)
-class AblationResult(PatchingResult):
-    """A `PatchingResult` of ablations: the labels and statistics are those of `patch_sweep`.
-
-    ``values`` is ``[*axes, batch]``, the logit difference of each prompt under each ablation, in
-    logits, and ``baseline`` ``[batch]`` that of the whole model. ``mean()``, ``stderr()``,
-    ``effect()`` (ablated minus whole: negative where the component helped), ``bootstrap_ci()`` and
-    ``to_dataframe()`` are TransformerLens'. ``index_df`` names each ablation in its column
-    ``ablated``.
-
-    Attributes:
-        how: ``"mean"``, ``"zero"`` or ``"resample"``.
-    """
-
-    how: str
-
-    @property
-    def labels(self) -> list[str]:
-        """The name of each ablation, in the order of the flattened axes."""
-        return list(self.index_df["ablated"])
+Components = NodeLike | Iterable[NodeLike]
 
 
 def ablation_sweep(
@@ -55,16 +31,16 @@ def ablation_sweep(
     data: IOIDataset,
     what: Literal["heads", "mlps"]
     | str
-    | Mapping[str, Spec | Iterable[Spec]]
-    | Sequence[Spec | Iterable[Spec]] = "heads",
+    | Mapping[str, Components]
+    | Sequence[Components] = "heads",
     *,
     how: Literal["mean", "zero", "resample"] | str = "mean",
     reference: IOIDataset | None = None,
     role: str | None = None,
     engine: forward.Engine = "auto",
-    batch_size: int = 64,
+    memory: int = DEFAULT_MEMORY,
     progress: bool = True,
-) -> AblationResult:
+) -> SweepResult:
     """Ablate every head, every MLP, or each of some sets, one at a time.
 
     One entry of such a sweep, with the context manager::
@@ -83,97 +59,92 @@ def ablation_sweep(
             components of a set that have no role of their own.
         engine: ``"fast"`` refuses models it does not know, ``"hooks"`` always runs the whole model
             under :func:`~ioi_helpers.ablation.ablate`, and ``"auto"`` does that where it must.
-        batch_size: Prompts run at once.
+        memory: Bytes that the sweep may use for activations; what does not fit is done in parts.
         progress: Show a progress bar where there is something to wait for.
 
     Returns:
-        ``values`` is ``[layer head batch]``, ``[layer batch]`` or ``[set batch]``.
+        ``values`` is ``[layer head batch]``, ``[layer batch]`` or ``[set batch]``, the logit
+        difference of each prompt under each ablation; ``baseline`` is that of the whole model, so
+        that ``effect()`` is negative where a component helped. ``labels`` names the ablations.
 
     Raises:
         ValueError: As for :func:`~ioi_helpers.ablation.ablate`; no sets; or an unknown ``what`` or
             ``engine``.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
-    axes, sizes, table, entries = _entries(model, what, role)
-    refuse_too_long(model, data.tokens)
+    axes, labels, entries = _entries(model, what, role)
+    require_data(model, data)
+    refuse_too_long(model, data.tokens[:, : int(data.lengths.max())])
     gpt = forward.weights_for(model, engine)
     components = tuple(dict.fromkeys(itertools.chain.from_iterable(entries)))
+    found = replacements(model, components, how, reference, data, gpt=gpt, memory=memory)
+    by_component = dict(zip(components, found, strict=True))
+    sets = [[by_component[component] for component in entry] for entry in entries]
     if gpt is None:
-        values, baseline = _loop(model, data, entries, how, reference, batch_size, progress)
+        values, clean = _by_hooks(model, data, sets, memory, progress)
     else:
-        found = replacements(
-            model, components, how, reference, data, gpt=gpt, batch_size=batch_size
-        )
-        by_component = dict(zip(components, found, strict=True))
-        sets = [[by_component[component] for component in entry] for entry in entries]
-        values, baseline = _sweep(gpt, data, sets, batch_size, progress)
-    return AblationResult(
-        values=values.unflatten(0, sizes),
-        axis_names=list(axes),
-        index_df=table,
-        metric_names=["logit_diff"],
-        reduced=False,
-        baseline=baseline,
-        how=str(how),
+        values, clean = _fast(gpt, data, sets, memory, progress)
+    return sweep_result(
+        values,
+        axes,
+        clean=clean,
+        pair_ids=data.pair_ids,
+        method=f"{how} ablation",
+        site=what if isinstance(what, str) else "sets",
+        labels=labels,
     )
 
 
 def _entries(
     model: TransformerBridge, what: object, role: str | None
-) -> tuple[tuple[str, ...], tuple[int, ...], pd.DataFrame, list[tuple[Component, ...]]]:
-    """The axes and their sizes, a row for each ablation, and its components."""
-    n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
+) -> tuple[dict[str, Sequence[int] | Sequence[str]], list[str], list[tuple[Node, ...]]]:
+    """What stands along each axis, and each ablation's name and components."""
+    shape = Shape.of(model)
+    layers, heads = range(shape.n_layers), range(shape.n_heads)
 
-    def parsed(spec: Spec | Iterable[Spec]) -> tuple[Component, ...]:
-        found = (replace(c, role=c.role or role) for c in parse_components(model, spec))
+    def parsed(components: Components) -> tuple[Node, ...]:
+        nodes = require_components(model, components)
         # Once more, which checks the role.
-        return parse_components(model, list(found))
+        return require_components(model, [node.at(node.role or role) for node in nodes])
 
     if what == "heads":
-        places = list(itertools.product(range(n_layers), range(n_heads)))
-        entries = [parsed((layer, head)) for layer, head in places]
-        table = pd.DataFrame(places, columns=["layer", "head"])
-        axes, sizes = ("layer", "head"), (n_layers, n_heads)
-    elif what == "mlps":
-        entries = [parsed(f"MLP{layer}") for layer in range(n_layers)]
-        table = pd.DataFrame({"layer": range(n_layers)})
-        axes, sizes = ("layer",), (n_layers,)  # type: ignore[assignment]
-    elif isinstance(what, str) or not isinstance(what, Mapping | Sequence):
+        entries = [parsed(node) for node in shape.nodes()]
+        return {"layer": layers, "head": heads}, _labels(entries), entries
+    if what == "mlps":
+        entries = [parsed(f"MLP{layer}") for layer in layers]
+        return {"layer": layers}, _labels(entries), entries
+    if isinstance(what, str) or not isinstance(what, Mapping | Sequence):
         raise ValueError(
             f"what must be 'heads', 'mlps' or a list of sets such as [['L9H9', 'L9H6']], not "
             f"{what!r}."
         )
-    elif not what:
+    if not what:
         raise ValueError("There is nothing to ablate; give at least one set, such as [['L9H9']].")
-    else:
-        specs = list(what.values()) if isinstance(what, Mapping) else list(what)
-        entries = [parsed(spec) for spec in specs]
-        labels = list(what) if isinstance(what, Mapping) else [_label(entry) for entry in entries]
-        table = pd.DataFrame({"ablated": labels})
-        return ("set",), (len(entries),), table, entries
-    table["ablated"] = [_label(entry) for entry in entries]
-    return axes, sizes, table, entries
+    entries = [parsed(one) for one in (what.values() if isinstance(what, Mapping) else what)]
+    labels = [str(name) for name in what] if isinstance(what, Mapping) else _labels(entries)
+    return {"set": labels}, labels, entries
 
 
-def _label(entry: Sequence[Component]) -> str:
-    return " + ".join(str(component) for component in entry)
+def _labels(entries: Sequence[Sequence[Node]]) -> list[str]:
+    return [" + ".join(str(component) for component in entry) for entry in entries]
 
 
 @torch.no_grad()
-def _sweep(
+def _fast(
     gpt: forward.GPT2,
     data: IOIDataset,
     sets: Sequence[Sequence[Replacement]],
-    batch_size: int,
+    memory: int,
     progress: bool,
 ) -> tuple[Float[Tensor, "entry batch"], Float[Tensor, " batch"]]:
     values = torch.empty(len(sets), len(data), dtype=gpt.dtype, device=gpt.device)
     baseline = torch.empty(len(data), dtype=gpt.dtype, device=gpt.device)
-    starts = range(0, len(data), batch_size)
+    width = int(data.lengths.max())
+    at_once = fast.prompts_at_once(gpt, width, memory)
+    most = min(forward.MOST_TOKENS, max(1, memory // 2 // gpt.bytes_per_token(width)))
+    starts = range(0, len(data), at_once)
     with _bar(len(starts) * len(sets), progress) as bar:
         for start in starts:
-            rows = slice(start, start + batch_size)
+            rows = slice(start, start + at_once)
             tokens, base = fast.clean_run(gpt, data, rows)
             diffs = partial(
                 forward.logit_diffs,
@@ -187,7 +158,7 @@ def _sweep(
             alone = [i for i, entry in enumerate(here) if len(entry) == 1]
             layers = [here[i][0].component.layer for i in alone]
             counts = [int((last + 1 - fast.first_position(here[i][0], last)).sum()) for i in alone]
-            for part in forward.by_layer_in_parts(layers, counts):
+            for part in forward.by_layer_in_parts(layers, counts, most):
                 chunk = [alone[number] for number in part]
                 edits = [fast.residual_edit(gpt, base, here[i][0]) for i in chunk]
                 final = forward.run_edits(gpt, base, edits).unflatten(0, (len(chunk), -1))
@@ -200,36 +171,22 @@ def _sweep(
     return values, baseline
 
 
-def _loop(
+def _by_hooks(
     model: TransformerBridge,
     data: IOIDataset,
-    entries: Sequence[tuple[Component, ...]],
-    how: str,
-    reference: IOIDataset | None,
-    batch_size: int,
+    sets: Sequence[Sequence[Replacement]],
+    memory: int,
     progress: bool,
 ) -> tuple[Float[Tensor, "entry batch"], Float[Tensor, " batch"]]:
-    """The same with hooks: one run of the whole model for each entry."""
-
+    """The same by hooks: one run of the whole model for each entry."""
+    require_arrival(model, {value.component for entry in sets for value in entry})
+    diffs = partial(logit_diffs, model, data, memory=memory, progress=False)
     values = []
-    with _bar(len(entries), progress) as bar:
-        for entry in entries:
-            with ablate(model, entry, how, reference=reference, data=data):
-                values.append(model_logit_diffs(model, data, batch_size))
+    with _bar(len(sets), progress) as bar:
+        for entry in sets:
+            values.append(diffs([Ablation(tuple(entry))]))
             bar.update(1)
-    return torch.stack(values), model_logit_diffs(model, data, batch_size)
-
-
-@torch.no_grad()
-def model_logit_diffs(
-    model: TransformerBridge, data: IOIDataset, batch_size: int
-) -> Float[Tensor, " batch"]:
-    """The logit difference of each prompt, from runs of the model itself, hooks and all."""
-    parts = [data[i : i + batch_size] for i in range(0, len(data), batch_size)]
-    device = model.cfg.device
-    return torch.cat(
-        [logit_diff(model(part.tokens.to(device)), part, per_prompt=True) for part in parts]
-    )
+    return torch.stack(values), diffs()
 
 
 def _bar(total: int, progress: bool) -> tqdm:

@@ -15,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers.ablation.components import Component
 from ioi_helpers.ablation.replacements import GROUPINGS, METHODS, replacements
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.graph import Shape
@@ -76,9 +75,7 @@ def values_outside(
         cfg.n_layers if mlps else 0, n, width, cfg.d_model, device=device, dtype=dtype
     )
     if how != "zero":
-        found = replacements(
-            model, [Component(n.layer, n.head) for n in nodes], how, reference, data, group=group
-        )
+        found = replacements(model, nodes, how, reference, data, group=group)
         for node, value in zip(nodes, found, strict=True):
             target = mlp_out[node.layer] if node.head is None else z[node.layer, :, :, node.head]
             value.apply_to(target)

@@ -9,7 +9,12 @@ what it wrote is what the next layer reads: an edit that does not arrive is an e
 
 from __future__ import annotations
 
-from ioi_helpers.edits.arrival import edit_reaches_run, hooks_off, pattern_reaches_run
+from ioi_helpers.edits.arrival import (
+    edit_reaches_run,
+    hooks_off,
+    pattern_reaches_run,
+    require_reach,
+)
 from ioi_helpers.edits.attention import AttentionEdit, attend, attention_edit
 from ioi_helpers.edits.context import edited
 from ioi_helpers.edits.effects import EditEffect, logit_diffs_and_kl, next_token_kl
@@ -31,6 +36,7 @@ __all__ = [
     "logit_diffs_and_kl",
     "next_token_kl",
     "pattern_reaches_run",
+    "require_reach",
     "residual_edit",
     "residual_hooks",
 ]

@@ -100,3 +100,19 @@ def pattern_reaches_run(model: TransformerBridge, layer: int = 0) -> bool:
         )
     wanted = attend(seen["pattern"], seen["v"])
     return bool(torch.isclose(seen["z"].reshape(wanted.shape), wanted, rtol=0.05, atol=0.05).all())
+
+
+def require_reach(model: TransformerBridge, edited: str, seen: str | None = None) -> None:
+    """Refuse to edit where :func:`edit_reaches_run` says no.
+
+    Args:
+        edited, seen: As there; a ``seen`` that the model does not have stands for the logits.
+
+    Raises:
+        ValueError: What is written does not reach the run.
+    """
+    if not edit_reaches_run(model, edited, seen if seen in model.hook_dict else None):
+        raise ValueError(
+            f"What is written at {edited} does not reach the run of this model, so nothing can be "
+            "changed there; choose another place."
+        )

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities import get_act_name
 
-from ioi_helpers.edits import attend, edit_reaches_run, pattern_reaches_run
+from ioi_helpers.edits import attend, pattern_reaches_run, require_reach
 from ioi_helpers.patching.pair import Pair
 from ioi_helpers.patching.request import STREAM_SITES, Cells
 from ioi_helpers.patching.score import Scorer, Values
@@ -49,7 +49,7 @@ def hooks_sweep(
     """
     patch = _Patch(model, site)
     if pair.base_shift is not None or pair.source_shift is not None:
-        _require_reach(model, "hook_embed", get_act_name("resid_pre", 0))
+        require_reach(model, "hook_embed", get_act_name("resid_pre", 0))
     n_layers, cfg = model.cfg.n_layers, model.cfg
     width = max(pair.base_tokens.shape[1], pair.source_tokens.shape[1])
     per_position = cfg.n_heads * width if site == "pattern" else cfg.d_model
@@ -102,15 +102,15 @@ class _Patch:
         for layer in layers:
             name = partial(get_act_name, layer=layer)
             if site == "resid_mid":
-                _require_reach(model, name(self.edited), name(site))
+                require_reach(model, name(self.edited), name(site))
             elif site == "pattern":
-                _require_reach(model, name("v"), name("z"))
+                require_reach(model, name("v"), name("z"))
                 if not pattern_reaches_run(model, layer):
                     self.too_late.add(layer)
-                    _require_reach(model, name("z"), name("attn_out"))
+                    require_reach(model, name("z"), name("attn_out"))
             else:
                 shows = _SHOWS_AT[site]
-                _require_reach(model, name(site), None if shows is None else name(shows))
+                require_reach(model, name(site), None if shows is None else name(shows))
 
     def unpatched(self, pair: Pair) -> tuple[Tensor, Tensor]:
         """Logits at END of base and source, whose activations are kept for the patches."""
@@ -201,14 +201,6 @@ class _Patch:
             return z
 
         return [(get_act_name("v", layer), remember), (get_act_name("z", layer), patch_z)]
-
-
-def _require_reach(model: TransformerBridge, edited: str, seen: str | None) -> None:
-    if not edit_reaches_run(model, edited, seen if seen in model.hook_dict else None):
-        raise ValueError(
-            f"What is written at {edited} does not reach the run of this model, so nothing can be "
-            "patched there; patch another site."
-        )
 
 
 def _shift(shift: Float[Tensor, "batch pos d_model"] | None) -> list[Hook]:
