@@ -13,12 +13,11 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ioi_helpers import forward
 from ioi_helpers.patching.pair import Pair
 from ioi_helpers.patching.request import HEAD_SITES, Cells
-from ioi_helpers.patching.score import Scorer, Values
+from ioi_helpers.patching.score import Scorer, Values, patching_bar
 
 
 class _Site(NamedTuple):
@@ -78,13 +77,7 @@ def fast_sweep(
     shape = (len(scorer.metrics), len(cells), len(pair))
     patched = torch.empty(shape, dtype=gpt.dtype, device=gpt.device)
     unpatched = torch.empty(shape[0], 2, len(pair), dtype=gpt.dtype, device=gpt.device)
-    with tqdm(
-        total=len(starts) * len(cells),
-        desc=f"patching {site}",
-        disable=not progress,
-        leave=False,
-        delay=2,
-    ) as bar:
+    with patching_bar(len(starts) * len(cells), site, progress) as bar:
         for start in starts:
             rows = slice(start, start + at_once)
             part = _Part.of(gpt, site, pair.part(rows))
