@@ -29,7 +29,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from os import PathLike
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -40,6 +41,7 @@ from transformer_lens import ActivationCache
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset.files import read_file, write_file
 from ioi_helpers.metrics import error_label, standard_error
 from ioi_helpers.names import head_labels
 from ioi_helpers.runs import (
@@ -163,6 +165,24 @@ class Attribution:
         return pd.DataFrame(
             {"mean": self.values.flatten().cpu(), self.error_label: self.stderr.flatten().cpu()},
             index=pd.Index(self.labels),
+        )
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write it into a safetensors file."""
+        tensors = {"per_prompt": self.per_prompt, "pair_ids": self.pair_ids}
+        texts = {"labels": list(self.labels), "role": self.role}
+        write_file(path, type(self).__name__, tensors, texts)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Self:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: The file holds something else.
+        """
+        tensors, texts = read_file(path, cls.__name__)
+        return cls(
+            tensors["per_prompt"], tuple(texts["labels"]), tensors["pair_ids"], texts["role"]
         )
 
     def __repr__(self) -> str:
