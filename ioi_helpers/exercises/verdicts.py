@@ -53,6 +53,7 @@ class Tables(TypedDict, total=False):
     mistakes: Table
     also: Table
     rules: Mapping[str, Callable[[Any], bool]]
+    close: tuple[float, str]
     hint: str
     right: str | Callable[[Any], str]
 
@@ -84,6 +85,8 @@ class Key:
     """Other right answers: what to say of each, and its value."""
     rules: Mapping[str, Callable[[Any], bool]] = field(default_factory=dict)
     """What to say of a wrong answer that is no known mistake: the first whose function holds."""
+    close: tuple[float, str] = (0.0, "")
+    """How near the truth a number is right that is no known mistake, and what to say of it."""
     hint: str = ""
     """Ends the message for a wrong answer that nothing is known of."""
     right: str | Callable[[Any], str] = ""
@@ -158,6 +161,8 @@ def judge(given: Any, key: Key) -> tuple[bool, str]:
     if named:
         advice = dict.fromkeys(rest for rest in map(_advice, named) if rest)
         return False, " ".join([f"{key.form.says} what one gets {_by(named)}.", *advice])
+    if key.close[0] and float(np.abs(given - key.truth)) <= key.close[0]:
+        return True, key.close[1]
     for said, holds in key.rules.items():
         if holds(given):
             return False, said
@@ -254,12 +259,25 @@ def array(
 
 
 def head_set(truth: Any, *, shape: tuple[int, int] | None = None, **tables: Unpack[Tables]) -> Key:
-    """The key of a set of heads of a model of `shape` (layers, heads a layer)."""
+    """The key of a set of heads of a model of `shape` (layers, heads a layer).
+
+    Where there are such heads, mistakes that lead to none have no say: an empty list is told so.
+    """
+    if truth:
+        tables["mistakes"] = {text: v or None for text, v in tables.get("mistakes", {}).items()}
     return Key(Heads(shape), as_heads(truth), **tables)
 
 
 def pick(
-    truth: Any, read: Callable[[Any], Any], *, says: str = "That is", **tables: Unpack[Tables]
+    truth: Any,
+    read: Callable[[Any], Any],
+    *,
+    says: str = "That is",
+    nothing: bool = False,
+    **tables: Unpack[Tables],
 ) -> Key:
-    """The key of one thing out of many, as `read` gives it from an answer."""
-    return Key(Pick(read, says), truth, **tables)
+    """The key of one thing out of many, as `read` gives it from an answer.
+
+    `nothing` says that on the model at hand none of them stands out.
+    """
+    return Key(Pick(read, says), truth, nothing=nothing, **tables)
