@@ -23,7 +23,7 @@ from _pytest.mark import ParameterSet
 
 from ioi_helpers.exercises import Key, decide
 from ioi_helpers.exercises.forms import Heads, Numbers, as_array, as_heads
-from ioi_helpers.exercises.verdicts import judge
+from ioi_helpers.exercises.verdicts import judge, mistake
 from ioi_helpers.metrics import Estimate
 from ioi_helpers.names import head_name
 from notebooks.tools.execution import find_notebooks
@@ -144,20 +144,20 @@ def in_every_form(key: Key) -> Iterator[Any]:
 def told(session: NotebookSession, exercise: Exercise) -> str | None:
     """Each mistake's value is met with its sentence, which reads on from "what one gets by"."""
     key = session.key(exercise)
-    for mistake, value in key.wrong.items():
-        clause = mistake.split(". ")[0]
-        if not clause.split()[0].endswith("ing") or mistake.endswith("."):
-            return f"{mistake!r} does not go on from 'what one gets by' or ends with a full stop"
+    for text, value in key.wrong.items():
+        clause = mistake(text)
+        if not clause.split()[0].endswith("ing") or text.endswith("."):
+            return f"{text!r} does not go on from 'what one gets by' or ends with a full stop"
         passed, said = judge(value, key)
         if clause not in said and not passed and "decimals" not in said:
-            return f"{mistake!r} is met with {said!r}"
+            return f"{text!r} is met with {said!r}"
     return None
 
 
 def tabled(session: NotebookSession, exercise: Exercise) -> str | None:
     """The table of coincidences holds what mistakes give the right answer on the model."""
     key = session.key(exercise)
-    found = [mistake.split(". ")[0] for mistake in key.coincidences]
+    found = [mistake(text) for text in key.coincidences]
     if key.nothing:
         found.append("anything near zero: the truth is nothing within its error")
     known = {row for row in coincidences(exercise, session.model) if not row.startswith("an ans")}

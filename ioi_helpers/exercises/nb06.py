@@ -516,7 +516,7 @@ def _counterfactual(ctx: Context) -> Key:
         relative=0.005,
         absolute=1e-7,
         mistakes={
-            "changing nothing at S2: zero, nothing changed at S2. The activations must come from "
+            "changing nothing at S2. Zero: nothing changed at S2. The activations must come from "
             "`sample.swap_order()` and go in at S2; a causal model's S2 cannot see a later position"
             "": 0.0,
             "measuring it on all of `messy`, not on `sample`": kl(

@@ -228,9 +228,9 @@ WRONG = {
         TOKENS
         + 'after_s1 = texts(messy.tokens[rows, messy.positions["IO"] + 1][baba])': r"IO in BABA",
         TOKENS
-        + 'after_s1 = texts(messy.tokens[rows, messy.positions["S2"] + 1][baba])': r"follow S2",
+        + 'after_s1 = texts(messy.tokens[rows, messy.positions["S2"] + 1][baba])': r"follows S2",
         "after_s1 = {'and'}": r"leading space",
-        "after_s1 = {' to'}": r"1 of your tokens does not stand there, and 1 is missing",
+        "after_s1 = {' to'}": r"do not stand there",
         "after_s1 = {340.5}": r"is no token",
         "after_s1 = 0.5": r"set of tokens",
     },
@@ -301,7 +301,7 @@ WRONG = {
         "p, q = (\n"
         "    runs.logits_at(model, sample, 'S2', edits).log_softmax(-1) for edits in ([], e)\n"
         ")\n"
-        "divergence = mean_kl(p, q)": r"cannot see a later position",
+        "divergence = mean_kl(p, q)": r"[Cc]hanging nothing at S2",
         "new = runs.activations_at(model, messy.swap_order(), 'S2', point)\n"
         "e = [residual_edit(messy, 'S2', point, new)]\n"
         "p, q = (\n"

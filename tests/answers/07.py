@@ -151,7 +151,7 @@ WRONG = {
     },
     "07.2": {
         NORMALS + "moved = x0 + a_rows * "
-        "((10 - log_odds).clamp(min=0) / (a_rows * a_rows).sum(-1))[:, None]": r"moved along a",
+        "((10 - log_odds).clamp(min=0) / (a_rows * a_rows).sum(-1))[:, None]": r"moving along a",
         "moved = lrqp.intervene(x0, probe, test.orders, covariance, log_alpha=10.0).x": r"control",
         NORMALS + "moved = x0 - slope * "
         "((10 - log_odds).clamp(min=0) / (slope * a_rows).sum(-1))[:, None]": r"sign of the move",
