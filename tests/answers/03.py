@@ -207,8 +207,10 @@ WRONG = {
         EXCHANGE + "drop = demo_diff - run_with(swap(heads_of=range(n_heads)))": r"every head",
         EXCHANGE + 'drop = demo_diff - run_with(swap(), "k")': r"keys",
         EXCHANGE + 'drop = demo_diff - run_with(swap("IO", "S2"))': r"S2",
-        EXCHANGE + "drop = 2 * attribution.head_attribution(model, demo).values.max()": r"prediction",
-        EXCHANGE + "drop = attribution.head_attribution(model, demo).values.max()": r"direct attribution",
+        EXCHANGE
+        + "drop = 2 * attribution.head_attribution(model, demo).values.max()": r"prediction",
+        EXCHANGE
+        + "drop = attribution.head_attribution(model, demo).values.max()": r"direct attribution",
         EXCHANGE + 'drop = demo_diff - run_with(swap("S1", "S2"))': r"S1 with S2",
         EXCHANGE + "drop = 1 - run_with(swap()) / demo_diff": r"fraction",
         EXCHANGE + "drop = [1.0, 2.0]": r"single number",
