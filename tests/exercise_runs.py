@@ -5,8 +5,8 @@ from a copy of what a reader has at that point. An answer is Python source that 
 stub assigns; it is run between the stub's own lines and its closing `exercises.check` call.
 Solutions come from the notebook itself, other answers from `tests/answers/`, one file a notebook:
 
-    RIGHT = {"01.1": ["answer = ...", "..."]}           # each must pass
-    WRONG = {"01.1": [("answer = -1", r"sign"), ...]}   # each must be refused so
+    RIGHT = {"01.1": ["answer = ...", "..."]}          # each must pass
+    WRONG = {"01.1": {"answer = -1": r"sign", ...}}    # each must be refused so
 
 On some model a mistake may lead to the right answer. Which does so where is a table, kept in
 `tests/answers/coincidences.md` and compared with what is found.
@@ -47,12 +47,6 @@ class Answer:
 
     source: str
     refusal: str | None = None
-    model: str | None = None  # the only model on which it is wrong
-
-    @classmethod
-    def wrong(cls, source: str, refusal: str, model: str | None = None) -> Answer:
-        """An entry of a bank's `WRONG`."""
-        return cls(source, refusal, model)
 
 
 @dataclass(frozen=True)
@@ -69,10 +63,6 @@ class Exercise:
     def identifier(self) -> str:
         """Such as "01.3"."""
         return self.task.identifier
-
-    def wrong_on(self, model: str) -> list[Answer]:
-        """The wrong answers for a model."""
-        return [answer for answer in self.wrong if answer.model in (None, model)]
 
 
 @dataclass(frozen=True)
@@ -113,7 +103,7 @@ def load_exercises(path: Path, answers: Path | None = None) -> list[Exercise]:
                 cell.source,
                 _solution(cells, place, identifier),
                 [Answer(source) for source in right.get(identifier, [])],
-                [Answer.wrong(*entry) for entry in wrong.get(identifier, [])],
+                [Answer(*entry) for entry in wrong.get(identifier, {}).items()],
             )
         )
     unknown = {*right, *wrong} - {exercise.identifier for exercise in exercises}

@@ -66,8 +66,7 @@ def check(id: str, answer: Any, **things: Any) -> Result:
     find(id)  # an unknown one is told so, whatever the answer
     verdict = NOT_ATTEMPTED
     if not is_blank(answer):
-        key = _current.with_things(things).key(id)
-        verdict = decide(answer, key) if isinstance(key, Key) else key(answer)
+        verdict = decide(answer, _current.with_things(things).key(id))
     result = Result(id, verdict.passed, verdict.message)
     print(result)
     return result

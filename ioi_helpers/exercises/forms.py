@@ -25,6 +25,7 @@ Array = Float[np.ndarray, "*shape"]
 
 DECIMALS = (2, 3, 4)  # to which a right answer may be rounded
 HALF, BRAIN = 2.0**-11, 2.0**-8  # half a unit in the last place of float16 and bfloat16
+SINGLE = 1e-6  # of the largest entry: what single precision may add
 COARSE = 0.06  # of the largest entry: a rounding that leaves hardly one digit
 
 
@@ -123,8 +124,9 @@ class Numbers:
     def grain(self, given: Array, truth: Array) -> Array | None:
         if given.shape != truth.shape:
             return None
+        single = SINGLE * float(np.abs(truth).max(initial=0.0))
         for grain in _grains(given):
-            if np.all(np.abs(given - truth) <= grain * (1 + 1e-6) + 1e-9):
+            if np.all(np.abs(given - truth) <= grain + single):
                 return grain
         return None
 

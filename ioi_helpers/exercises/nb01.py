@@ -111,7 +111,7 @@ def _hardest_template(ctx: Context) -> Key:
         hardest,
         lambda answer: _template_number(answer, many),
         also={
-            f"It is within two errors of the lowest mean, that of template {says(hardest)}.": t
+            f"On this model it is within two errors of the lowest, template {says(hardest)}.": t
             for t in others
             if ties(t)
         },

@@ -11,6 +11,7 @@ refused in a sentence, never with an exception.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,6 +33,7 @@ from ioi_helpers.exercises.forms import (
 Table = Mapping[str, Any]
 
 NEAR = 2.0  # how many times as far as the nearest mistake another may lie and be named too
+TOLD = 3  # mistakes that a verdict names
 NOTHING = 0.005  # the margin around a truth of nothing: what prints as 0.00
 EXACT = 0.05  # of the margin, within which two mistakes are equally near
 
@@ -53,6 +55,7 @@ class Tables(TypedDict, total=False):
     mistakes: Table
     also: Table
     rules: Mapping[str, Callable[[Any], bool]]
+    close: tuple[float, str]
     hint: str
     right: str | Callable[[Any], str]
 
@@ -84,6 +87,8 @@ class Key:
     """Other right answers: what to say of each, and its value."""
     rules: Mapping[str, Callable[[Any], bool]] = field(default_factory=dict)
     """What to say of a wrong answer that is no known mistake: the first whose function holds."""
+    close: tuple[float, str] = (0.0, "")
+    """How near the truth a number is right that is no known mistake, and what to say of it."""
     hint: str = ""
     """Ends the message for a wrong answer that nothing is known of."""
     right: str | Callable[[Any], str] = ""
@@ -158,6 +163,8 @@ def judge(given: Any, key: Key) -> tuple[bool, str]:
     if named:
         advice = dict.fromkeys(rest for rest in map(_advice, named) if rest)
         return False, " ".join([f"{key.form.says} what one gets {_by(named)}.", *advice])
+    if key.close[0] and float(np.abs(given - key.truth)) <= key.close[0]:
+        return True, key.close[1]
     for said, holds in key.rules.items():
         if holds(given):
             return False, said
@@ -173,7 +180,7 @@ def _rounded(given: Any, truth: Any, grain: Any, key: Key) -> tuple[bool, str]:
     }
     coarse = float(np.max(grain)) > COARSE * float(np.abs(truth).max())
     if (coarse or min(apart.values(), default=math.inf) <= 2) and isinstance(key.form, Numbers):
-        alike = [text for text, far in apart.items() if far <= 1 + 1e-6]
+        alike = sorted((text for text in apart if apart[text] <= 1 + 1e-6), key=apart.__getitem__)
         also = f" It is also what one gets, rounded, {_by(alike)}." if alike else ""
         digits = key.form.digits(truth)
         return False, f"Right as far as it goes: give it with {digits} decimals at least.{also}"
@@ -192,12 +199,20 @@ def _named(given: Any, key: Key) -> list[str]:
 
 def _by(mistakes: Sequence[str]) -> str:
     """Mistakes in one clause, without advice: "by doing this, or by doing that"."""
-    return ", or ".join(f"by {text.split('. ')[0]}" for text in mistakes)
+    ways = [f"by {mistake(text)}" for text in mistakes[:TOLD]]
+    more = len(mistakes) - TOLD
+    ways += [f"in {more} other way{'s' * (more > 1)}"] * (more > 0)
+    return ", or ".join(ways)
 
 
-def _advice(mistake: str) -> str:
-    advice = mistake.partition(". ")[2]
-    return advice if not advice or advice[-1] in ".?" else f"{advice}."
+def mistake(text: str) -> str:
+    """The mistake in a sentence of a key's table, without the advice."""
+    return re.split(r"[.;] ", text, maxsplit=1)[0]
+
+
+def _advice(text: str) -> str:
+    advice = text[len(mistake(text)) + 2 :]
+    return f"{advice[:1].upper()}{advice[1:]}{'' if advice[-1:] in '.?' else '.'}"
 
 
 def _is_some(value: Any) -> bool:
@@ -254,12 +269,25 @@ def array(
 
 
 def head_set(truth: Any, *, shape: tuple[int, int] | None = None, **tables: Unpack[Tables]) -> Key:
-    """The key of a set of heads of a model of `shape` (layers, heads a layer)."""
+    """The key of a set of heads of a model of `shape` (layers, heads a layer).
+
+    Where there are such heads, mistakes that lead to none have no say: an empty list is told so.
+    """
+    if truth:
+        tables["mistakes"] = {text: v or None for text, v in tables.get("mistakes", {}).items()}
     return Key(Heads(shape), as_heads(truth), **tables)
 
 
 def pick(
-    truth: Any, read: Callable[[Any], Any], *, says: str = "That is", **tables: Unpack[Tables]
+    truth: Any,
+    read: Callable[[Any], Any],
+    *,
+    says: str = "That is",
+    nothing: bool = False,
+    **tables: Unpack[Tables],
 ) -> Key:
-    """The key of one thing out of many, as `read` gives it from an answer."""
-    return Key(Pick(read, says), truth, **tables)
+    """The key of one thing out of many, as `read` gives it from an answer.
+
+    `nothing` says that on the model at hand none of them stands out.
+    """
+    return Key(Pick(read, says), truth, nothing=nothing, **tables)

@@ -149,146 +149,92 @@ RIGHT = {
 }
 
 WRONG = {
-    "01.1": [
-        (AT_END + f"per_prompt = -{IO_MINUS_S}", r"sign"),
-        (SAMPLE + f"end = sample_logits[:, -1]\nper_prompt = {IO_MINUS_S}", r"last column"),
-        (
-            SAMPLE + 'end = sample_logits[torch.arange(16), sample.positions["END"] - 1]\n'
-            f"per_prompt = {IO_MINUS_S}",
-            r"before END",
-        ),
-        (SAMPLE + f'end = sample.gather(sample_logits, "S2")\nper_prompt = {IO_MINUS_S}', r"at S2"),
-        (AT_END + f"end = end.softmax(-1)\nper_prompt = {IO_MINUS_S}", r"probabilities"),
-        (AT_END + "per_prompt = end.gather(1, sample.io_tokens[:, None])[:, 0]", r"IO's logit"),
-        (AT_END + f"per_prompt = {IO_MINUS_S}.mean()", r"mean over prompts"),
-        (AT_END + "per_prompt = end", r"\[prompt\]"),
-        ('per_prompt = "Mary"', r"tensor"),
-    ],
-    "01.2": [
-        (BY_TEMPLATE + "hardest = means.argmax()", r"easiest"),
-        (BY_TEMPLATE + "hardest = means.min()", r"whole number"),
-        (
-            BY_TEMPLATE + "hardest = means.argsort()[1]",
-            r"lower still|hardest single|probability",
-        ),
-        (BY_TEMPLATE + "hardest = means", r"single number"),
-        (
-            'hardest = "When [B] and [A] sat down, [B] sang for [A]"',
-            r"No template.*many\.templates",
-        ),
-        ("hardest = 15", r"from 0 to 14"),
-    ],
-    "01.3": [
-        ('half_made = "final_post"', r"end of the model"),
-        (
-            "below = (lens.values <= lens.values[-1] / 2).nonzero()\n"
-            "half_made = lens.labels[int(below[-1])]",
-            r"one state too early",
-        ),
-        ("half_made = lens.labels[0]", r"too early|above zero"),
-        ("half_made = n_layers - 1", r"label"),
-        ('half_made = "L0"', r"no state"),
-        ("half_made = lens.values[-1] / 2", r"label"),
-    ],
-    "01.4": [
-        (
-            OUTPUT + "head_by_hand = (output * directions).sum(-1)",
-            r"out the final LayerNorm",
-        ),
-        (
-            OUTPUT + "at = demo.positions['S2']\n"
-            "output = z[torch.arange(8), at, head] @ model.blocks[layer].attn.W_O[head]\n"
-            "head_by_hand = (output / size[torch.arange(8), at] * directions).sum(-1)",
-            r"another position",
-        ),
-        (
-            OUTPUT + "io = model.W_U[:, demo.io_tokens].T\n"
-            "head_by_hand = (output / size[:, -1] * io).sum(-1)",
-            r"IO's logit alone",
-        ),
-        (OUTPUT + "head_by_hand = -(output / size[:, -1] * directions).sum(-1)", r"sign"),
-        (OUTPUT + "head_by_hand = (output / size[:, -1] * directions).sum()", r"sum over"),
-        (
-            OUTPUT + "head_by_hand = (output / size[:, -1] * directions).sum(-1).mean()",
-            r"mean over",
-        ),
-        (
-            OUTPUT + "other = (head + 1) % n_heads\n"
-            "output = z[:, -1, other] @ model.blocks[layer].attn.W_O[other]\n"
-            "head_by_hand = (output / size[:, -1] * directions).sum(-1)",
-            r"another head",
-        ),
-        (
-            OUTPUT + "output = z[:, -2, head] @ model.blocks[layer].attn.W_O[head]\n"
-            "head_by_hand = (output / size[:, -2] * directions).sum(-1)",
-            r"another position",
-        ),
-    ],
-    "01.5": [
+    "01.1": {
+        AT_END + f"per_prompt = -{IO_MINUS_S}": r"sign",
+        SAMPLE + f"end = sample_logits[:, -1]\nper_prompt = {IO_MINUS_S}": r"last column",
+        SAMPLE + 'end = sample_logits[torch.arange(16), sample.positions["END"] - 1]\n'
+        f"per_prompt = {IO_MINUS_S}": r"before END",
+        SAMPLE + f'end = sample.gather(sample_logits, "S2")\nper_prompt = {IO_MINUS_S}': r"at S2",
+        AT_END + f"end = end.softmax(-1)\nper_prompt = {IO_MINUS_S}": r"probabilities",
+        AT_END + "per_prompt = end.gather(1, sample.io_tokens[:, None])[:, 0]": r"IO's logit",
+        AT_END + f"per_prompt = {IO_MINUS_S}.mean()": r"mean over prompts",
+        AT_END + "per_prompt = end": r"\[prompt\]",
+        'per_prompt = "Mary"': r"tensor",
+    },
+    "01.2": {
+        BY_TEMPLATE + "hardest = means.argmax()": r"easiest",
+        BY_TEMPLATE + "hardest = means.min()": r"whole number",
+        BY_TEMPLATE + "hardest = means.argsort()[1]": r"lower still|hardest single|probability",
+        BY_TEMPLATE + "hardest = means": r"single number",
+        'hardest = "When [B] and [A] sat down, [B] sang for [A]"': r"No template.*many\.templates",
+        "hardest = 15": r"from 0 to 14",
+    },
+    "01.3": {
+        'half_made = "final_post"': r"end of the model",
+        "below = (lens.values <= lens.values[-1] / 2).nonzero()\n"
+        "half_made = lens.labels[int(below[-1])]": r"one state too early",
+        "half_made = lens.labels[0]": r"too early|above zero",
+        "half_made = n_layers - 1": r"label",
+        'half_made = "L0"': r"no state",
+        "half_made = lens.values[-1] / 2": r"label",
+    },
+    "01.4": {
+        OUTPUT + "head_by_hand = (output * directions).sum(-1)": r"out the final LayerNorm",
+        OUTPUT + "at = demo.positions['S2']\n"
+        "output = z[torch.arange(8), at, head] @ model.blocks[layer].attn.W_O[head]\n"
+        "head_by_hand = (output / size[torch.arange(8), at] * directions).sum(-1)": r"another position",
+        OUTPUT + "io = model.W_U[:, demo.io_tokens].T\n"
+        "head_by_hand = (output / size[:, -1] * io).sum(-1)": r"IO's logit alone",
+        OUTPUT + "head_by_hand = -(output / size[:, -1] * directions).sum(-1)": r"sign",
+        OUTPUT + "head_by_hand = (output / size[:, -1] * directions).sum()": r"sum over",
+        OUTPUT + "head_by_hand = (output / size[:, -1] * directions).sum(-1).mean()": r"mean over",
+        OUTPUT + "other = (head + 1) % n_heads\n"
+        "output = z[:, -1, other] @ model.blocks[layer].attn.W_O[other]\n"
+        "head_by_hand = (output / size[:, -1] * directions).sum(-1)": r"another head",
+        OUTPUT + "output = z[:, -2, head] @ model.blocks[layer].attn.W_O[head]\n"
+        "head_by_hand = (output / size[:, -2] * directions).sum(-1)": r"another position",
+    },
+    "01.5": {
         # One too many, one too few.
-        (MANY + "few_heads = [names[i] for i in chosen[: count + 1]]", r"too large|below 80"),
-        (
-            MANY + "few_heads = [names[i] for i in chosen[: count - 1]]",
-            r"too few|negative",
-        ),
+        MANY + "few_heads = [names[i] for i in chosen[: count + 1]]": r"too large|below 80",
+        MANY + "few_heads = [names[i] for i in chosen[: count - 1]]": r"too few|negative",
         # With the most negative head, by absolute value, and from the wrong end.
-        (
-            MANY + "few_heads = [names[i] for i in [*chosen[:count], chosen[-1]]]",
-            r"negative|absolute",
-        ),
-        (
-            MANY + "few_heads = [names[i] for i in values.abs().argsort()[-20:]]",
-            r"negative|absolute",
-        ),
-        (MANY + "few_heads = [names[i] for i in chosen[-5:]]", r"negative|absolute"),
-        ("few_heads = []", r"empty list"),
-        ("few_heads = names", r"all heads"),
-        (
-            "ranks = by_head.flatten().argsort(descending=True)\n"
-            "running = by_head.flatten()[ranks].cumsum(0)\n"
-            "count = int((running >= 0.8 * demo_diff).int().argmax()) + 1\n"
-            "few_heads = [names[i] for i in ranks[:count]]",
-            r"prompts of `demo`|negative",
-        ),
-        ("few_heads = ['L99H0']", r"no L99H0"),
-        ("few_heads = 3.5", r"list of heads"),
-    ],
-    "01.6": [
-        (LOOKS + "correlation = correlate(torch.where(abba, to_io, to_s1), adds)", r"other sign"),
-        (LOOKS + "correlation = correlate(to_io, sign * adds)", r"attention to IO on every"),
-        (LOOKS + "correlation = correlate(to_io, adds)", r"about IO on every prompt"),
-        (
-            LOOKS + "correlation = correlate(torch.where(abba, to_s1, to_io), sign * adds)",
-            r"sign",
-        ),
-        (
-            LOOKS + "correlation = correlate(torch.where(abba, to_io, to_s1), sign * many_diffs)",
-            r"whole model",
-        ),
-        (
-            LOOKS + "correlation = torch.corrcoef(torch.stack([to_io, adds]))",
-            r"single number",
-        ),
-        ("correlation = 3.0", r"between -1 and 1"),
-    ],
-    "01.7": [
-        (SILENCE + "drop = run_without(-1) - demo_diff", r"sign"),
-        (SILENCE + "drop = run_without(-1)", r"without the head"),
-        ("drop = by_head[best]", r"predicts"),
-        (SILENCE + "drop = demo_diff - run_without(-1, slice(None))", r"all heads"),
+        MANY
+        + "few_heads = [names[i] for i in [*chosen[:count], chosen[-1]]]": r"negative|absolute",
+        MANY + "few_heads = [names[i] for i in values.abs().argsort()[-20:]]": r"negative|absolute",
+        MANY + "few_heads = [names[i] for i in chosen[-5:]]": r"negative|absolute",
+        "few_heads = []": r"empty list",
+        "few_heads = names": r"all heads",
+        "ranks = by_head.flatten().argsort(descending=True)\n"
+        "running = by_head.flatten()[ranks].cumsum(0)\n"
+        "count = int((running >= 0.8 * demo_diff).int().argmax()) + 1\n"
+        "few_heads = [names[i] for i in ranks[:count]]": r"prompts of `demo`|negative",
+        "few_heads = ['L99H0']": r"no L99H0",
+        "few_heads = 3.5": r"list of heads",
+    },
+    "01.6": {
+        LOOKS + "correlation = correlate(torch.where(abba, to_io, to_s1), adds)": r"other sign",
+        LOOKS + "correlation = correlate(to_io, sign * adds)": r"attention to IO on every",
+        LOOKS + "correlation = correlate(to_io, adds)": r"about IO on every prompt",
+        LOOKS + "correlation = correlate(torch.where(abba, to_s1, to_io), sign * adds)": r"sign",
+        LOOKS
+        + "correlation = correlate(torch.where(abba, to_io, to_s1), sign * many_diffs)": r"whole model",
+        LOOKS + "correlation = torch.corrcoef(torch.stack([to_io, adds]))": r"single number",
+        "correlation = 3.0": r"between -1 and 1",
+    },
+    "01.7": {
+        SILENCE + "drop = run_without(-1) - demo_diff": r"sign",
+        SILENCE + "drop = run_without(-1)": r"without the head",
+        "drop = by_head[best]": r"predicts",
+        SILENCE + "drop = demo_diff - run_without(-1, slice(None))": r"all heads",
         # In the last layer no other position can matter, so there all heads are silenced instead.
-        (
-            SILENCE + "last = layer == n_layers - 1\n"
-            "after = run_without(-1, slice(None)) if last else run_without(slice(None))\n"
-            "drop = demo_diff - after",
-            r"all positions|all heads",
-        ),
-        (SILENCE + "drop = (demo_diff - run_without(-1)) / demo_diff", r"share"),
-        (
-            SILENCE + "drop = demo_diff - run_without(-1, (head + 1) % n_heads)",
-            r"another head|nothing",
-        ),
-        ("drop = demo_diff - by_head[best]", r"would be left"),
-        ("drop = 0.0", r"Almost nothing.*block"),
-    ],
+        SILENCE + "last = layer == n_layers - 1\n"
+        "after = run_without(-1, slice(None)) if last else run_without(slice(None))\n"
+        "drop = demo_diff - after": r"all positions|all heads",
+        SILENCE + "drop = (demo_diff - run_without(-1)) / demo_diff": r"share",
+        SILENCE
+        + "drop = demo_diff - run_without(-1, (head + 1) % n_heads)": r"another head|nothing",
+        "drop = demo_diff - by_head[best]": r"would be left",
+        "drop = 0.0": r"Almost nothing.*block",
+    },
 }

@@ -133,193 +133,110 @@ RIGHT = {
 }
 
 WRONG = {
-    "02.1": [
-        (
-            'patched_at_end = metrics.logit_diff(patched_logits(block, "S2"), demo, True)',
-            r"S2.*END",
-        ),
-        (BY_HAND + 'patched_at_end = by_hand(demo, corrupted, "END")', r"wrong way round"),
-        (
-            BY_HAND + 'patched_at_end = by_hand(corrupted, demo, "END", scored=corrupted)',
-            r"corrupted prompts' answers",
-        ),
-        (
-            'patched_at_end = metrics.logit_diff(patched_logits(block, "END"), demo)',
-            r"mean over prompts",
-        ),
-        (BY_HAND + 'patched_at_end = by_hand(corrupted, demo, "END").sum()', r"sum over prompts"),
-        (BY_HAND + 'patched_at_end = by_hand(corrupted, demo, "END").max()', r"not a single one"),
-        (
-            BY_HAND + 'patched_at_end = fraction(by_hand(corrupted, demo, "END"))',
-            r"fractions",
-        ),
-        (
-            "patched_at_end = metrics.logit_diff(corrupted_logits, demo, True)",
-            r"Nothing was patched",
-        ),
+    "02.1": {
+        'patched_at_end = metrics.logit_diff(patched_logits(block, "S2"), demo, True)': r"S2.*END",
+        BY_HAND + 'patched_at_end = by_hand(demo, corrupted, "END")': r"wrong way round",
+        BY_HAND
+        + 'patched_at_end = by_hand(corrupted, demo, "END", scored=corrupted)': r"corrupted prompts' answers",
+        'patched_at_end = metrics.logit_diff(patched_logits(block, "END"), demo)': r"mean over prompts",
+        BY_HAND + 'patched_at_end = by_hand(corrupted, demo, "END").sum()': r"sum over prompts",
+        BY_HAND + 'patched_at_end = by_hand(corrupted, demo, "END").max()': r"not a single one",
+        BY_HAND + 'patched_at_end = fraction(by_hand(corrupted, demo, "END"))': r"fractions",
+        "patched_at_end = metrics.logit_diff(corrupted_logits, demo, True)": r"Nothing was patched",
         # IO, S1 and S1+1 stand before the first difference: the same as no patch.
-        (BY_HAND + 'patched_at_end = by_hand(corrupted, demo, "S1")', r"Nothing was patched.*END"),
-        (
-            BY_HAND + "unpatched = metrics.logit_diff(corrupted_logits, demo, True)\n"
-            'patched_at_end = by_hand(corrupted, demo, "END") - unpatched',
-            r"changes from the corrupted run",
-        ),
+        BY_HAND + 'patched_at_end = by_hand(corrupted, demo, "S1")': r"Nothing was patched.*END",
+        BY_HAND + "unpatched = metrics.logit_diff(corrupted_logits, demo, True)\n"
+        'patched_at_end = by_hand(corrupted, demo, "END") - unpatched': r"changes from the corrupted run",
         # The stream after the block is the one that enters the next.
-        (
-            BY_HAND + 'patched_at_end = by_hand(corrupted, demo, "END", at_block=block + 1)',
-            r"block above",
-        ),
-    ],
-    "02.2": [
-        (
-            COLUMNS + "handover = max(i for i in range(n_layers) if s2[i] > end[i])",
-            r"still recovers",
-        ),
-        (COLUMNS + "handover = max(end)", r"number of a block|Too|still"),
-        ("handover = n_layers - 1", r"Too late"),
-        ("handover = -1", r"numbered from 0|still"),
-        (
-            "on_demo = patch_sweep(model, demo, corrupted, 'resid_pre', ('layer', 'role'))\n"
-            "f = on_demo.fraction()\n"
-            "handover = int((f[:, 4] > f[:, 3]).int().argmax())",
-            r"still recovers.*generated prompts|eight prompts",
-        ),
-    ],
-    "02.3": [
-        (
-            "p = on_many.permutation_pvalue(n_permutations=10_000, seed=0)\n"
-            "survivors = int((p < 0.05).sum())",
-            r"uncorrected",
-        ),
-        (
-            "p = by_head.permutation_pvalue(n_permutations=10_000, seed=0)\n"
-            "survivors = int((p < 0.05 / p.numel()).sum())",
-            r"smallest possible p",
-        ),
-        (
-            "p = on_many.permutation_pvalue(n_permutations=10_000, seed=0)\n"
-            "survivors = int((p >= 0.05 / p.numel()).sum())",
-            r"do NOT survive",
-        ),
-        ("survivors = int((on_many.fraction().abs() > 0.05).sum())", r"more than 5 %"),
-        (
-            "p = on_many.permutation_pvalue(n_permutations=10_000, seed=0)\n"
-            "helps = on_many.effect().mean(dim=-1).cpu() > 0\n"
-            "survivors = int(((p.cpu() < 0.05 / p.numel()) & helps).sum())",
-            r"makes things worse",
-        ),
-        ("survivors = 0.05 / (n_layers * n_heads)", r"number of heads, not a share"),
-        ("survivors = names[:3]", r"single number"),
-    ],
-    "02.4": [
-        (NOISE + "drop = noised(demo, demo.abc(seed=0))", r"after the patch"),
-        (NOISE + "drop = noised(demo, demo.abc(seed=0)) - clean_diff", r"clean minus patched"),
-        (NOISE + "drop = clean_diff - noised(demo, corrupted)", r"another counterpart"),
-        (NOISE + "drop = clean_diff - noised(demo, demo.swap_order())", r"counterpart, swap_order"),
-        (NOISE + "drop = clean_diff - noised(demo, demo.abc(seed=1))", r"seed=0"),
-        ("drop = clean_diff - metrics.logit_diff(clean_logits, demo).item()", r"patching nothing"),
-        (NOISE + "drop = clean_diff - noised(demo.abc(seed=0), demo)", r"the other way round"),
-        (NOISE + "drop = 1 - noised(demo, demo.abc(seed=0)) / clean_diff", r"share"),
-        (NOISE + 'drop = clean_diff - noised(demo, demo.abc(seed=0), role="S2")', r"at S2"),
-        (
-            NOISE + "abc0 = demo.abc(seed=0)\ndrop = clean_diff - noised(demo, abc0, scored=abc0)",
-            r"other names",
-        ),
-        (
-            NOISE + "drop = clean_diff - noised(demo, demo.abc(seed=0), which=slice(None))",
-            r"all heads",
-        ),
-    ],
-    "02.5": [
-        (SIZES + "carry_order = pick(order >= five)", r"first condition"),
-        (
-            SIZES + "carry_order = pick((random_size >= five) & (order < random_size / 4))",
-            r"carry names|under random_names",
-        ),
-        (
-            SIZES + 'carry_order = pick(changes["swap_subject"].abs() >= five)',
-            r"swap_subject|under swap_order",
-        ),
-        (SIZES + "carry_order = pick(random_size < order / 4)", r"second condition"),
-        (
-            'order, other = changes["swap_order"], changes["random_names"]\n'
-            "mask = (order >= 0.05 * clean_mean) & (other < order / 4)\n"
-            "carry_order = [n for n, yes in zip(names, mask.flatten().tolist()) if yes]",
-            r"absolute value",
-        ),
-        ('carry_order = ["L99H0"]', r"no L99H0"),
-        ("carry_order = []", r"There are such heads"),
-        (SIZES + "carry_order = pick(random_size > 0)", r"do not belong|5 %"),
-    ],
-    "02.6": [
-        (
-            GRADIENT + "g = gradients(corrupted, torch.mean)\n"
-            "attributed = (change * g)[:, :, head].sum(dim=(1, 2))",
-            r"number of prompts",
-        ),
-        (
-            GRADIENT + "attributed = (change * gradients(demo))[:, :, head].sum(dim=(1, 2))",
-            r"gradient of the clean run",
-        ),
-        (
-            GRADIENT + 'z = clean_cache["z", layer]\n'
-            "attributed = (z * gradients(corrupted))[:, :, head].sum(dim=(1, 2))",
-            r"clean z alone",
-        ),
-        (
-            GRADIENT + "attributed = (-change * gradients(corrupted))[:, :, head].sum(dim=(1, 2))",
-            r"sign",
-        ),
-        (
-            GRADIENT + "attributed = by_head.effect()[layer, head]",
-            r"exact effect",
-        ),
-        (
-            GRADIENT
-            + "attributed = (change * gradients(corrupted))[:, :, head].sum(dim=(1, 2)).mean()",
-            r"mean over prompts",
-        ),
-        (
-            GRADIENT + "attributed = (change * gradients(corrupted))[:, :, head].sum()",
-            r"sum over prompts",
-        ),
-        (
-            GRADIENT + "attributed = (change * gradients(corrupted)).sum(dim=(1, 2, 3))",
-            r"all heads",
-        ),
-        (
-            GRADIENT + "attributed = (change * gradients(corrupted))[:, :, head].sum(dim=1)",
-            r"average over or select from|other axes",
-        ),
-        (
-            GRADIENT
-            + "attributed = (change * gradients(corrupted))[:, :, head].abs().sum(dim=(1, 2))",
-            r"absolute values",
-        ),
-    ],
-    "02.7": [
-        (FITTED + "explained = left / total", r"left over"),
-        (FITTED + "explained = 1 - left / outputs.square().sum()", r"overall average"),
-        (
-            "spread = torch.stack([outputs[i * len(contexts) : (i + 1) * len(contexts)].mean(0) "
-            "for i in range(3)]).repeat_interleave(len(contexts), dim=0)\n"
-            "total = (outputs - outputs.mean(0)).square().sum()\n"
-            "explained = 1 - (outputs - spread).square().sum() / total",
-            r"role",
-        ),
-        (
-            "n = len(contexts)\nout, own = outputs[:n], who[:n]\n"
-            "fit = torch.stack([out[own == t].mean(0) for t in own.tolist()])\n"
-            "explained = 1 - (out - fit).square().sum() / (out - out.mean(0)).square().sum()",
-            r"IO only",
-        ),
-        (FITTED + "explained = 100 * (1 - left / total)", r"per cent"),
-        (
-            FITTED + "left = (outputs - fitted).square().sum(dim=0)\n"
-            "total = (outputs - outputs.mean(dim=0)).square().sum(dim=0)\n"
-            "explained = (1 - left / total).mean()",
-            r"each dimension",
-        ),
-        ("explained = outputs", r"single number"),
-    ],
+        BY_HAND
+        + 'patched_at_end = by_hand(corrupted, demo, "END", at_block=block + 1)': r"block above",
+    },
+    "02.2": {
+        COLUMNS + "handover = max(i for i in range(n_layers) if s2[i] > end[i])": r"still recovers",
+        COLUMNS + "handover = max(end)": r"number of a block|Too|still",
+        "handover = n_layers - 1": r"Too late",
+        "handover = -1": r"numbered from 0|still",
+        "on_demo = patch_sweep(model, demo, corrupted, 'resid_pre', ('layer', 'role'))\n"
+        "f = on_demo.fraction()\n"
+        "handover = int((f[:, 4] > f[:, 3]).int().argmax())": r"still recovers.*generated prompts|eight prompts",
+    },
+    "02.3": {
+        "p = on_many.permutation_pvalue(n_permutations=10_000, seed=0)\n"
+        "survivors = int((p < 0.05).sum())": r"uncorrected",
+        "p = by_head.permutation_pvalue(n_permutations=10_000, seed=0)\n"
+        "survivors = int((p < 0.05 / p.numel()).sum())": r"smallest possible p",
+        "p = on_many.permutation_pvalue(n_permutations=10_000, seed=0)\n"
+        "survivors = int((p >= 0.05 / p.numel()).sum())": r"do NOT survive",
+        "survivors = int((on_many.fraction().abs() > 0.05).sum())": r"more than 5 %",
+        "p = on_many.permutation_pvalue(n_permutations=10_000, seed=0)\n"
+        "helps = on_many.effect().mean(dim=-1).cpu() > 0\n"
+        "survivors = int(((p.cpu() < 0.05 / p.numel()) & helps).sum())": r"makes things worse",
+        "survivors = 0.05 / (n_layers * n_heads)": r"number of heads, not a share",
+        "survivors = names[:3]": r"single number",
+    },
+    "02.4": {
+        NOISE + "drop = noised(demo, demo.abc(seed=0))": r"after the patch",
+        NOISE + "drop = noised(demo, demo.abc(seed=0)) - clean_diff": r"clean minus patched",
+        NOISE + "drop = clean_diff - noised(demo, corrupted)": r"another counterpart",
+        NOISE + "drop = clean_diff - noised(demo, demo.swap_order())": r"counterpart, swap_order",
+        NOISE + "drop = clean_diff - noised(demo, demo.abc(seed=1))": r"seed=0",
+        "drop = clean_diff - metrics.logit_diff(clean_logits, demo).item()": r"patching nothing",
+        NOISE + "drop = clean_diff - noised(demo.abc(seed=0), demo)": r"the other way round",
+        NOISE + "drop = 1 - noised(demo, demo.abc(seed=0)) / clean_diff": r"share",
+        NOISE + 'drop = clean_diff - noised(demo, demo.abc(seed=0), role="S2")': r"at S2",
+        NOISE
+        + "abc0 = demo.abc(seed=0)\ndrop = clean_diff - noised(demo, abc0, scored=abc0)": r"other names",
+        NOISE
+        + "drop = clean_diff - noised(demo, demo.abc(seed=0), which=slice(None))": r"all heads",
+    },
+    "02.5": {
+        SIZES + "carry_order = pick(order >= five)": r"first condition",
+        SIZES
+        + "carry_order = pick((random_size >= five) & (order < random_size / 4))": r"carry names|under random_names",
+        SIZES
+        + 'carry_order = pick(changes["swap_subject"].abs() >= five)': r"swap_subject|under swap_order",
+        SIZES + "carry_order = pick(random_size < order / 4)": r"second condition",
+        'order, other = changes["swap_order"], changes["random_names"]\n'
+        "mask = (order >= 0.05 * clean_mean) & (other < order / 4)\n"
+        "carry_order = [n for n, yes in zip(names, mask.flatten().tolist()) if yes]": r"absolute value",
+        'carry_order = ["L99H0"]': r"no L99H0",
+        "carry_order = []": r"There are such heads",
+        SIZES + "carry_order = pick(random_size > 0)": r"do not belong|5 %",
+    },
+    "02.6": {
+        GRADIENT + "g = gradients(corrupted, torch.mean)\n"
+        "attributed = (change * g)[:, :, head].sum(dim=(1, 2))": r"number of prompts",
+        GRADIENT
+        + "attributed = (change * gradients(demo))[:, :, head].sum(dim=(1, 2))": r"gradient of the clean run",
+        GRADIENT + 'z = clean_cache["z", layer]\n'
+        "attributed = (z * gradients(corrupted))[:, :, head].sum(dim=(1, 2))": r"clean z alone",
+        GRADIENT
+        + "attributed = (-change * gradients(corrupted))[:, :, head].sum(dim=(1, 2))": r"sign",
+        GRADIENT + "attributed = by_head.effect()[layer, head]": r"exact effect",
+        GRADIENT
+        + "attributed = (change * gradients(corrupted))[:, :, head].sum(dim=(1, 2)).mean()": r"mean over prompts",
+        GRADIENT
+        + "attributed = (change * gradients(corrupted))[:, :, head].sum()": r"sum over prompts",
+        GRADIENT + "attributed = (change * gradients(corrupted)).sum(dim=(1, 2, 3))": r"all heads",
+        GRADIENT
+        + "attributed = (change * gradients(corrupted))[:, :, head].sum(dim=1)": r"average over or select from|other axes",
+        GRADIENT
+        + "attributed = (change * gradients(corrupted))[:, :, head].abs().sum(dim=(1, 2))": r"absolute values",
+    },
+    "02.7": {
+        FITTED + "explained = left / total": r"left over",
+        FITTED + "explained = 1 - left / outputs.square().sum()": r"overall average",
+        "spread = torch.stack([outputs[i * len(contexts) : (i + 1) * len(contexts)].mean(0) "
+        "for i in range(3)]).repeat_interleave(len(contexts), dim=0)\n"
+        "total = (outputs - outputs.mean(0)).square().sum()\n"
+        "explained = 1 - (outputs - spread).square().sum() / total": r"role",
+        "n = len(contexts)\nout, own = outputs[:n], who[:n]\n"
+        "fit = torch.stack([out[own == t].mean(0) for t in own.tolist()])\n"
+        "explained = 1 - (out - fit).square().sum() / (out - out.mean(0)).square().sum()": r"IO only",
+        FITTED + "explained = 100 * (1 - left / total)": r"per cent",
+        FITTED + "left = (outputs - fitted).square().sum(dim=0)\n"
+        "total = (outputs - outputs.mean(dim=0)).square().sum(dim=0)\n"
+        "explained = (1 - left / total).mean()": r"each dimension",
+        "explained = outputs": r"single number",
+    },
 }

@@ -140,114 +140,81 @@ RIGHT = {
 }
 
 WRONG = {
-    "03.1": [
-        ('leftover = effect["v"] + effect["pattern"] - effect["z"]', r"sign is wrong"),
-        ('leftover = effect["z"] - effect["v"]', r"pattern effect is missing"),
-        ('leftover = effect["z"] - effect["pattern"]', r"v effect is missing"),
-        ('leftover = effect["v"] + effect["pattern"]', r"sum of the two parts"),
-        (
-            'leftover = (effect["z"] - effect["v"] - effect["pattern"]).abs()',
-            r"absolute values",
-        ),
-        ('leftover = (effect["z"] - effect["v"] - effect["pattern"]).T', r"axes"),
-        (
-            'leftover = (effect["z"] - effect["v"] - effect["pattern"]).sum()',
-            r"not a single one",
-        ),
-    ],
-    "03.2": [
-        (MIX + "mixed = mix(corrupted_cache, cache)", r"other way round"),
-        (MIX + "mixed = mix(cache, cache)", r"clean z"),
-        (MIX + "mixed = mix(corrupted_cache, corrupted_cache)", r"corrupted z"),
-        (MIX + 'mixed = mix(cache, corrupted_cache, demo.positions["S2"][0])', r"at S2"),
-        (MIX + "mixed = mix(cache, corrupted_cache).mean(0)", r"mean over prompts"),
-        (
-            "layer, head = entangled\n"
-            'mixed = torch.einsum("bk,bkd->bd", cache["pattern", layer][:, head, :, -1], '
-            'corrupted_cache["v", layer][:, :, head])',
-            r"END's row",
-        ),
-    ],
-    "03.3": [
-        (COPY + "share = score(io, many.io_tokens, top=1)", r"comes first"),
-        (
-            COPY + 'share = score(many.gather(run["hook_embed"], "IO"), many.io_tokens)',
-            r"bare embedding",
-        ),
-        (
-            COPY + 'share = score(many.gather(run["resid_post", 0], "END"), many.io_tokens)',
-            r"at END",
-        ),
-        (COPY + "share = score_of_what_is_read(copier)", r"own block"),
-        (
-            COPY + "best = written_logits(copier, io).topk(5).indices\n"
-            "share = (best == many.io_tokens[:, None]).float().mean()",
-            r"any\(dim=-1\)",
-        ),
-        (COPY + "share = score(io, many.io_tokens, sign=-1.0)", r"sign|END"),
-        ("share = heads.copying_scores(model, many)[copier]", r"IO alone|together"),
-        (COPY + "share = 60 * score(io, many.io_tokens)", r"counting prompts"),
-    ],
-    "03.4": [
-        (POOL + 'pooled = pool(many, ("IO", "S1", "S2"))', r"clean prompts"),
-        (POOL + 'pooled = pool(many, ("IO", "S1"))', r"clean prompts"),
-        (POOL + 'pooled = pool(abc, ("IO", "S1"))', r"at S2, is missing"),
-        (POOL + 'pooled = pool(abc, ("IO",))', r"IO alone"),
-        (POOL + 'pooled = -pool(abc, ("IO", "S1", "S2"))', r"sign|too"),
-    ],
-    "03.5": [
-        (MATCH + "matched = own_best(scores_60, 0)", r"along the rows"),
-        (MATCH + "matched = own_best(scores_60[:12, :12])", r"twelve names"),
-        (MATCH + "matched = own_best(scores_60) * 60", r"too high"),
-        (MATCH + "matched = 1 - own_best(scores_60)", r"too high"),
-        (MATCH + "matched = scores_60.diag()", r"single number"),
-    ],
-    "03.6": [
-        (FIT + "strengths = [token, position]", r"order is"),
-        (FIT + "strengths = [2 * position, 2 * token]", r"halve the differences"),
-        (FIT + "strengths = [2 * position, token]", r"for one in the position"),
-        (FIT + "strengths = [position, 2 * token]", r"for one in the token"),
-        (FIT + "strengths = [-position, token]", r"sign of the position"),
-        (FIT + "strengths = [2.31, 0.99]", r"published"),
-        (
-            "m = torch.tensor([[p, t] for t in (1.0, 0.0, -1.0) for p in (1.0, 0.0)])\n"
-            "strengths = torch.linalg.lstsq(m, signals.flatten()[:, None]).solution[:, 0]",
-            r"inverted position as 0",
-        ),
-        (
-            "m = torch.tensor([[p, t] for t in (2.0, 1.0, 0.0) for p in (1.0, -1.0)])\n"
-            "strengths = torch.linalg.lstsq(m, signals.flatten()[:, None]).solution[:, 0]",
-            r"needs a constant",
-        ),
-        (FIT + "strengths = position", r"\[signal\]"),
-        (
-            "m = torch.tensor([[p, t] for p in (1.0, -1.0) for t in (1.0, 0.0, -1.0)])\n"
-            "strengths = torch.linalg.lstsq(m, signals.flatten()[:, None]).solution[:, 0]",
-            r"order of signals",
-        ),
-    ],
-    "03.7": [
-        (EXCHANGE + "drop = run_with(swap())", r"after the exchange"),
-        (EXCHANGE + "drop = run_with(swap()) - demo_diff", r"sign"),
-        (EXCHANGE + "drop = demo_diff - run_with(swap(both=False))", r"Only IO"),
-        (
-            EXCHANGE + "drop = demo_diff - run_with(swap(heads_of=range(n_heads)))",
-            r"every head",
-        ),
-        (EXCHANGE + 'drop = demo_diff - run_with(swap(), "k")', r"keys"),
-        (EXCHANGE + 'drop = demo_diff - run_with(swap("IO", "S2"))', r"S2"),
-        (
-            EXCHANGE + "drop = 2 * attribution.head_attribution(model, demo).values.max()",
-            r"prediction",
-        ),
-        (
-            EXCHANGE + "drop = attribution.head_attribution(model, demo).values.max()",
-            r"direct attribution",
-        ),
-        (EXCHANGE + 'drop = demo_diff - run_with(swap("S1", "S2"))', r"S1 with S2"),
-        (EXCHANGE + "drop = 1 - run_with(swap()) / demo_diff", r"fraction"),
-        (EXCHANGE + "drop = [1.0, 2.0]", r"single number"),
-        (EXCHANGE + "drop = f'{demo_diff - run_with(swap()):.2f} logits'", r"single number"),
-        (EXCHANGE + "drop = (run_with(swap()) - demo_diff) * 100 / demo_diff + 50", r"too high"),
-    ],
+    "03.1": {
+        'leftover = effect["v"] + effect["pattern"] - effect["z"]': r"sign is wrong",
+        'leftover = effect["z"] - effect["v"]': r"pattern effect is missing",
+        'leftover = effect["z"] - effect["pattern"]': r"v effect is missing",
+        'leftover = effect["v"] + effect["pattern"]': r"sum of the two parts",
+        'leftover = (effect["z"] - effect["v"] - effect["pattern"]).abs()': r"absolute values",
+        'leftover = (effect["z"] - effect["v"] - effect["pattern"]).T': r"axes",
+        'leftover = (effect["z"] - effect["v"] - effect["pattern"]).sum()': r"not a single one",
+    },
+    "03.2": {
+        MIX + "mixed = mix(corrupted_cache, cache)": r"other way round",
+        MIX + "mixed = mix(cache, cache)": r"clean z",
+        MIX + "mixed = mix(corrupted_cache, corrupted_cache)": r"corrupted z",
+        MIX + 'mixed = mix(cache, corrupted_cache, demo.positions["S2"][0])': r"at S2",
+        MIX + "mixed = mix(cache, corrupted_cache).mean(0)": r"mean over prompts",
+        "layer, head = entangled\n"
+        'mixed = torch.einsum("bk,bkd->bd", cache["pattern", layer][:, head, :, -1], '
+        'corrupted_cache["v", layer][:, :, head])': r"END's row",
+    },
+    "03.3": {
+        COPY + "share = score(io, many.io_tokens, top=1)": r"comes first",
+        COPY
+        + 'share = score(many.gather(run["hook_embed"], "IO"), many.io_tokens)': r"bare embedding",
+        COPY + 'share = score(many.gather(run["resid_post", 0], "END"), many.io_tokens)': r"at END",
+        COPY + "share = score_of_what_is_read(copier)": r"own block",
+        COPY + "best = written_logits(copier, io).topk(5).indices\n"
+        "share = (best == many.io_tokens[:, None]).float().mean()": r"any\(dim=-1\)",
+        COPY + "share = score(io, many.io_tokens, sign=-1.0)": r"sign|END",
+        "share = heads.copying_scores(model, many)[copier]": r"IO alone|together",
+        COPY + "share = 60 * score(io, many.io_tokens)": r"counting prompts",
+    },
+    "03.4": {
+        POOL + 'pooled = pool(many, ("IO", "S1", "S2"))': r"clean prompts",
+        POOL + 'pooled = pool(many, ("IO", "S1"))': r"clean prompts",
+        POOL + 'pooled = pool(abc, ("IO", "S1"))': r"at S2, is missing",
+        POOL + 'pooled = pool(abc, ("IO",))': r"IO alone",
+        POOL + 'pooled = -pool(abc, ("IO", "S1", "S2"))': r"sign|too",
+    },
+    "03.5": {
+        MATCH + "matched = own_best(scores_60, 0)": r"along the rows",
+        MATCH + "matched = own_best(scores_60[:12, :12])": r"twelve names",
+        MATCH + "matched = own_best(scores_60) * 60": r"too high",
+        MATCH + "matched = 1 - own_best(scores_60)": r"too high",
+        MATCH + "matched = scores_60.diag()": r"single number",
+    },
+    "03.6": {
+        FIT + "strengths = [token, position]": r"order is",
+        FIT + "strengths = [2 * position, 2 * token]": r"halve the differences",
+        FIT + "strengths = [2 * position, token]": r"for one in the position",
+        FIT + "strengths = [position, 2 * token]": r"for one in the token",
+        FIT + "strengths = [-position, token]": r"sign of the position",
+        FIT + "strengths = [2.31, 0.99]": r"published",
+        "m = torch.tensor([[p, t] for t in (1.0, 0.0, -1.0) for p in (1.0, 0.0)])\n"
+        "strengths = torch.linalg.lstsq(m, signals.flatten()[:, None]).solution[:, 0]": r"inverted position as 0",
+        "m = torch.tensor([[p, t] for t in (2.0, 1.0, 0.0) for p in (1.0, -1.0)])\n"
+        "strengths = torch.linalg.lstsq(m, signals.flatten()[:, None]).solution[:, 0]": r"needs a constant",
+        FIT + "strengths = position": r"\[signal\]",
+        "m = torch.tensor([[p, t] for p in (1.0, -1.0) for t in (1.0, 0.0, -1.0)])\n"
+        "strengths = torch.linalg.lstsq(m, signals.flatten()[:, None]).solution[:, 0]": r"order of signals",
+    },
+    "03.7": {
+        EXCHANGE + "drop = run_with(swap())": r"after the exchange",
+        EXCHANGE + "drop = run_with(swap()) - demo_diff": r"sign",
+        EXCHANGE + "drop = demo_diff - run_with(swap(both=False))": r"Only IO",
+        EXCHANGE + "drop = demo_diff - run_with(swap(heads_of=range(n_heads)))": r"every head",
+        EXCHANGE + 'drop = demo_diff - run_with(swap(), "k")': r"keys",
+        EXCHANGE + 'drop = demo_diff - run_with(swap("IO", "S2"))': r"S2",
+        EXCHANGE
+        + "drop = 2 * attribution.head_attribution(model, demo).values.max()": r"prediction",
+        EXCHANGE
+        + "drop = attribution.head_attribution(model, demo).values.max()": r"direct attribution",
+        EXCHANGE + 'drop = demo_diff - run_with(swap("S1", "S2"))': r"S1 with S2",
+        EXCHANGE + "drop = 1 - run_with(swap()) / demo_diff": r"fraction",
+        EXCHANGE + "drop = [1.0, 2.0]": r"single number",
+        EXCHANGE + "drop = f'{demo_diff - run_with(swap()):.2f} logits'": r"single number",
+        EXCHANGE + "drop = (run_with(swap()) - demo_diff) * 100 / demo_diff + 50": r"too high",
+    },
 }

@@ -111,114 +111,84 @@ RIGHT = {
 }
 
 WRONG = {
-    "04.1": [
-        ('second_copy_score = by_hand["induction"][best["induction"]]', r"first copy"),
-        (LINE + "second_copy_score = along(length, 2 * length, length)", r"duplicate-token"),
-        (LINE + "second_copy_score = along(length, 2 * length, length - 2)", r"one too far"),
-        (LINE + "second_copy_score = along(length, 2 * length, 1)", r"previous token"),
-        (LINE + "second_copy_score = pattern.mean()", r"whole pattern"),
-        (LINE + "second_copy_score = along(length, 2 * length, length - 1) * length", r"sum"),
-        (LINE + "second_copy_score = pattern", r"single number"),
-        (
-            LINE + "second_copy_score = along(length - 1, 2 * length - 1, length - 1)",
-            r"last entry",
-        ),
-        (
-            LINE
-            + "pattern = pattern[:1]\nsecond_copy_score = along(length, 2 * length, length - 1)",
-            r"first row",
-        ),
-        (
-            LINE
-            + "pattern = pattern.mT\nsecond_copy_score = along(length, 2 * length, length - 1)",
-            r"looks ahead",
-        ),
-    ],
-    "04.2": [
-        ("chance = 1 / (2 * length)", r"look at all tokens"),
-        ("chance = 1 / length", r"very start"),
-        ("chance = (1 / (torch.arange(2 * length) + 1)).mean()", r"all positions"),
-        ("chance = (1 / (torch.arange(length, 2 * length) + 1)).mean()", r"first entry"),
-        ("chance = (1 / torch.arange(length - 1, 2 * length)).mean()", r"sees itself"),
-        ('chance = scores.chance["previous_token"]', r"previous-token line"),
-        ("chance = (1 / (torch.arange(length, 2 * length + 1) + 1)).mean()", r"no BOS"),
-        ("chance = (1 / torch.arange(length, 2 * length + 1)).sum()", r"sum"),
-        ("chance = 0", r"too low"),
-    ],
-    "04.3": [
-        (LOSS + "rise = change[:, : length - 1].mean()", r"first copy"),
-        (LOSS + "rise = change.mean()", r"both copies"),
-        (
-            LOSS
-            + "def unshifted(silent):\n"
-            + "    hook = lambda z, hook: z * (torch.arange(n_heads) != head)[:, None]\n"
-            + "    hooks = [(f'blocks.{layer}.attn.hook_z', hook)] if silent else []\n"
-            + "    log_p = model.run_with_hooks(tokens, fwd_hooks=hooks).log_softmax(-1)\n"
-            + "    return -log_p.gather(2, tokens[..., None])[:, length + 1 :].mean()\n"
-            + "rise = unshifted(True) - unshifted(False)",
-            r"predict the token at q \+ 1",
-        ),
-        (LOSS + "rise = -change[:, length:].mean()", r"sign"),
-        (LOSS + "rise = losses(True)[:, length:].mean()", r"subtract the loss"),
-        (LOSS + "rise = change[:, length:].mean(0).sum()", r"sum over tokens"),
-        (LOSS + "rise = change[:, length - 1 :].mean()", r"first token"),
-    ],
-    "04.4": [
-        (MATRICES + "score_by_hand = (A @ B).norm() / (A.norm() * B.norm())", r"Q-composition"),
-        ('score_by_hand = composition["V"][(*writer, *reader)]', r"V-composition"),
-        (MATRICES + "score_by_hand = (A @ B.T).norm()", r"not divided"),
-        (
-            MATRICES + "score_by_hand = ((A @ B.T).norm() / (A.norm() * B.norm())) ** 2",
-            r"square|too low",
-        ),
-        (MATRICES + "score_by_hand = A @ B.T", r"single number"),
-        (
-            "writer, reader = reader, writer\n"
-            + MATRICES
-            + "score_by_hand = (A @ B.T).norm() / (A.norm() * B.norm())",
-            r"exchanged",
-        ),
-    ],
-    "04.5": [
-        (CUT + "change = scored(queries_of(stream), keys_of(stream - output))", r"remains"),
-        (CUT + "change = old - scored(queries_of(stream), keys_of(stream - output))", r"sign"),
-        (
-            CUT + "change = scored(queries_of(stream - output), keys_of(stream)) - old",
-            r"from the queries",
-        ),
-        (
-            CUT
-            + "short = stream - output\nchange = scored(queries_of(short), keys_of(short)) - old",
-            r"queries and keys",
-        ),
-        (
-            CUT
-            + "short = stream - output\n"
-            + "shrink = short.std(-1, keepdim=True) / stream.std(-1, keepdim=True)\n"
-            + "keys = read(short) * shrink @ attn.W_K[h] + attn.b_K[h]\n"
-            + "change = scored(queries_of(stream), keys) - old",
-            r"scale was kept",
-        ),
-        (
-            CUT + "change = scored(queries_of(stream), keys_of(stream)) - old + 0.0",
-            r"Nothing changed",
-        ),
-        (
-            'with ablate(model, name_of(writer), "zero"):\n'
-            '    without = heads.repeat_scores(model, half, definition="demo")\n'
-            "change = without.induction[reader] - scores.induction[reader]",
-            r"silenced altogether",
-        ),
-    ],
-    "04.6": [
-        (LOOKS + "looks_back = line(0)", r"own position"),
-        (LOOKS + "looks_back = line(1)", r"one above"),
-        (LOOKS + "looks_back = line(-2)", r"two positions back"),
-        (LOOKS + "looks_back = line(-1) * 49 / 50", r"no previous one"),
-        (LOOKS + "looks_back = seen[..., 1:, 0].mean(-1)", r"first position"),
-        (LOOKS + "looks_back = line(-1).mT", r"swapped|out of order"),
-        (LOOKS + "looks_back = line(-1).max()", r"not a single one"),
-        ('looks_back = by_hand["previous_token"]', r"random tokens"),
-        ("looks_back = names[0]", r"A tensor is asked for"),
-    ],
+    "04.1": {
+        'second_copy_score = by_hand["induction"][best["induction"]]': r"first copy",
+        LINE + "second_copy_score = along(length, 2 * length, length)": r"duplicate-token",
+        LINE + "second_copy_score = along(length, 2 * length, length - 2)": r"one too far",
+        LINE + "second_copy_score = along(length, 2 * length, 1)": r"previous token",
+        LINE + "second_copy_score = pattern.mean()": r"whole pattern",
+        LINE + "second_copy_score = along(length, 2 * length, length - 1) * length": r"sum",
+        LINE + "second_copy_score = pattern": r"single number",
+        LINE + "second_copy_score = along(length - 1, 2 * length - 1, length - 1)": r"last entry",
+        LINE
+        + "pattern = pattern[:1]\nsecond_copy_score = along(length, 2 * length, length - 1)": r"first row",
+        LINE
+        + "pattern = pattern.mT\nsecond_copy_score = along(length, 2 * length, length - 1)": r"looks ahead",
+    },
+    "04.2": {
+        "chance = 1 / (2 * length)": r"look at all tokens",
+        "chance = 1 / length": r"very start",
+        "chance = (1 / (torch.arange(2 * length) + 1)).mean()": r"all positions",
+        "chance = (1 / (torch.arange(length, 2 * length) + 1)).mean()": r"first entry",
+        "chance = (1 / torch.arange(length - 1, 2 * length)).mean()": r"sees itself",
+        'chance = scores.chance["previous_token"]': r"previous-token line",
+        "chance = (1 / (torch.arange(length, 2 * length + 1) + 1)).mean()": r"no BOS",
+        "chance = (1 / torch.arange(length, 2 * length + 1)).sum()": r"sum",
+        "chance = 0": r"too low",
+    },
+    "04.3": {
+        LOSS + "rise = change[:, : length - 1].mean()": r"first copy",
+        LOSS + "rise = change.mean()": r"both copies",
+        LOSS
+        + "def unshifted(silent):\n"
+        + "    hook = lambda z, hook: z * (torch.arange(n_heads) != head)[:, None]\n"
+        + "    hooks = [(f'blocks.{layer}.attn.hook_z', hook)] if silent else []\n"
+        + "    log_p = model.run_with_hooks(tokens, fwd_hooks=hooks).log_softmax(-1)\n"
+        + "    return -log_p.gather(2, tokens[..., None])[:, length + 1 :].mean()\n"
+        + "rise = unshifted(True) - unshifted(False)": r"predict the token at q \+ 1",
+        LOSS + "rise = -change[:, length:].mean()": r"sign",
+        LOSS + "rise = losses(True)[:, length:].mean()": r"subtract the loss",
+        LOSS + "rise = change[:, length:].mean(0).sum()": r"sum over tokens",
+        LOSS + "rise = change[:, length - 1 :].mean()": r"first token",
+    },
+    "04.4": {
+        MATRICES + "score_by_hand = (A @ B).norm() / (A.norm() * B.norm())": r"Q-composition",
+        'score_by_hand = composition["V"][(*writer, *reader)]': r"V-composition",
+        MATRICES + "score_by_hand = (A @ B.T).norm()": r"not divided",
+        MATRICES
+        + "score_by_hand = ((A @ B.T).norm() / (A.norm() * B.norm())) ** 2": r"square|too low",
+        MATRICES + "score_by_hand = A @ B.T": r"single number",
+        "writer, reader = reader, writer\n"
+        + MATRICES
+        + "score_by_hand = (A @ B.T).norm() / (A.norm() * B.norm())": r"exchanged",
+    },
+    "04.5": {
+        CUT + "change = scored(queries_of(stream), keys_of(stream - output))": r"remains",
+        CUT + "change = old - scored(queries_of(stream), keys_of(stream - output))": r"sign",
+        CUT
+        + "change = scored(queries_of(stream - output), keys_of(stream)) - old": r"from the queries",
+        CUT
+        + "short = stream - output\nchange = scored(queries_of(short), keys_of(short)) - old": r"queries and keys",
+        CUT
+        + "short = stream - output\n"
+        + "shrink = short.std(-1, keepdim=True) / stream.std(-1, keepdim=True)\n"
+        + "keys = read(short) * shrink @ attn.W_K[h] + attn.b_K[h]\n"
+        + "change = scored(queries_of(stream), keys) - old": r"scale was kept",
+        CUT
+        + "change = scored(queries_of(stream), keys_of(stream)) - old + 0.0": r"Nothing changed",
+        'with ablate(model, name_of(writer), "zero"):\n'
+        '    without = heads.repeat_scores(model, half, definition="demo")\n'
+        "change = without.induction[reader] - scores.induction[reader]": r"silenced altogether",
+    },
+    "04.6": {
+        LOOKS + "looks_back = line(0)": r"own position",
+        LOOKS + "looks_back = line(1)": r"one above",
+        LOOKS + "looks_back = line(-2)": r"two positions back",
+        LOOKS + "looks_back = line(-1) * 49 / 50": r"no previous one",
+        LOOKS + "looks_back = seen[..., 1:, 0].mean(-1)": r"first position",
+        LOOKS + "looks_back = line(-1).mT": r"swapped|out of order",
+        LOOKS + "looks_back = line(-1).max()": r"not a single one",
+        'looks_back = by_hand["previous_token"]': r"random tokens",
+        "looks_back = names[0]": r"A tensor is asked for",
+    },
 }

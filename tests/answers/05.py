@@ -1,8 +1,7 @@
 """Answers to the exercises of notebook 05: what readers write that is right, and what is not.
 
 Each is source for the stub's cell, run where the stub stands (see `tests/exercise_runs.py`). A
-wrong answer comes with a pattern that the refusal must match and, where it is wrong on one model
-only, that model.
+wrong answer comes with a pattern that the refusal must match.
 """
 
 from __future__ import annotations
@@ -109,78 +108,58 @@ RIGHT = {
 }
 
 WRONG = {
-    "05.1": [
-        ("naive = clean.mean() + by_head[layer, head].mean()", r"added", "ioi-mini"),
-        (
-            "with ablation.ablate(model, (top, 'END'), how='zero', data=many):\n"
-            "    naive = metrics.logit_diff(model(many.tokens), many)",
-            r"really left",
-        ),
-        ("naive = by_head[layer, head].mean()", r"what the head writes"),
-        ("naive = (clean - by_head[layer, head]).sum()", r"sum over the prompts"),
-        ("naive = clean - by_head[layer, head]", r"single number"),
-        ("naive = (1 - by_head[layer, head] / clean).mean()", r"share"),
-    ],
-    "05.2": [
-        (
-            RATIO + "mean_ratio = (scale_of(ablated_cache) / scale_of(cache)).mean()",
-            r"[Tt]urned round",
-        ),
-        (RATIO + "mean_ratio = (scale_of(cache) - scale_of(ablated_cache)).mean()", r"difference"),
-        (
-            RATIO + "mean_ratio = (scale_of(cache, 10) / scale_of(ablated_cache, 10)).mean()",
-            r"at END",
-        ),
-        (
-            RATIO + "with ablation.ablate(model, top, how='zero'):\n"
-            "    _, everywhere = model.run_with_cache(demo.tokens)\n"
-            "mean_ratio = (scale_of(cache) / scale_of(everywhere)).mean()",
-            r"every position",
-            "ioi-mini",
-        ),
-        ("mean_ratio = (effects.scale / effects.ablated_scale).mean()", r"`many`", "ioi-plain"),
-        (RATIO + "mean_ratio = scale_of(cache) / scale_of(ablated_cache)", r"single number"),
-    ],
-    "05.3": [
-        ("backup_heads = [top]", r"cannot step in for itself"),
-        ("backup_heads = [f'L0H{n_heads}']", r"no L0H"),
-        ("backup_heads = []", r"There are some", "ioi-mini"),
-        ("backup_heads = ['L0H0'] if top != 'L0H0' else ['L0H1']", r"cannot react"),
-        (
-            "backup_heads = [f'L{n_layers - 1}H{i}' for i in range(n_heads)]",
-            r"do not belong|no head fits|logits|write less",
-        ),
-    ],
-    "05.4": [
-        (RESPONDER + "due_to_pattern = writes(p1, v0).mean()", r"not the change"),
-        (RESPONDER + "due_to_pattern = -writes(p1 - p0, v0).mean()", r"sign"),
-        (RESPONDER + "due_to_pattern = writes(p1 - p0, v0, 1).mean()", r"LayerNorm", "ioi-mini"),
-        (RESPONDER + "due_to_pattern = writes(p1 - p0, v0)", r"single number"),
-    ],
-    "05.5": [
-        (MEANS + "left = left_with(0.0)", r"zero ablation"),
-        (MEANS + "left = left_with(z_end)", r"resampling"),
-        (MEANS + "left = left_with(z_end.mean(0))", r"over all prompts"),
-        (MEANS + "left = left_with(grouped(z_end, 'template'))", r"both orders", "ioi-mini"),
-        (MEANS + "left = left_with(grouped(z_end, 'order'))", r"all templates", "ioi-mini"),
-        (
-            MEANS + "left = clean.mean() - left_with(grouped(z_end, 'template and order'))",
-            r"is lost",
-        ),
-        (
-            MEANS + "left = left_with(grouped(z_end, 'template and order'), many.positions['S2'])",
-            r"at S2|whole model",
-        ),
-    ],
-    "05.6": [
-        ("partner = top", r"head itself"),
-        (PAIRS + "partner = names[others[int(more.argmax())]]", r"most \*positive\*"),
-        (PAIRS + "partner = [names[i] for i in others[:2]]", r"one head"),
-        (
-            PAIRS + "partner = names[others[int(both.argmin())]]",
-            r"joint loss is largest",
-            "ioi-mini",
-        ),
-        ("partner = f'L0H{n_heads}'", r"no L0H"),
-    ],
+    "05.1": {
+        "naive = clean.mean() + by_head[layer, head].mean()": r"adding",
+        "with ablation.ablate(model, (top, 'END'), how='zero', data=many):\n"
+        "    naive = metrics.logit_diff(model(many.tokens), many)": r"really left",
+        "naive = by_head[layer, head].mean()": r"what the head writes",
+        "naive = (clean - by_head[layer, head]).sum()": r"sum over the prompts",
+        "naive = clean - by_head[layer, head]": r"single number",
+        "naive = (1 - by_head[layer, head] / clean).mean()": r"share",
+    },
+    "05.2": {
+        RATIO
+        + "mean_ratio = (scale_of(ablated_cache) / scale_of(cache)).mean()": r"other way round",
+        RATIO + "mean_ratio = (scale_of(cache) - scale_of(ablated_cache)).mean()": r"difference",
+        RATIO
+        + "mean_ratio = (scale_of(cache, 10) / scale_of(ablated_cache, 10)).mean()": r"at END",
+        RATIO + "with ablation.ablate(model, top, how='zero'):\n"
+        "    _, everywhere = model.run_with_cache(demo.tokens)\n"
+        "mean_ratio = (scale_of(cache) / scale_of(everywhere)).mean()": r"every position",
+        "mean_ratio = (effects.scale / effects.ablated_scale).mean()": r"`many`",
+        RATIO + "mean_ratio = scale_of(cache) / scale_of(ablated_cache)": r"single number",
+    },
+    "05.3": {
+        "backup_heads = [top]": r"cannot step in for itself",
+        "backup_heads = [f'L0H{n_heads}']": r"no L0H",
+        "backup_heads = []": r"the list is empty",
+        "backup_heads = ['L0H0'] if top != 'L0H0' else ['L0H1']": r"cannot react",
+        "backup_heads = [f'L{n_layers - 1}H{i}' for i in range(n_heads)]": r"do not belong|no such head|logits|write less",
+    },
+    "05.4": {
+        RESPONDER + "due_to_pattern = writes(p1, v0).mean()": r"not the change",
+        RESPONDER + "due_to_pattern = -writes(p1 - p0, v0).mean()": r"sign",
+        RESPONDER + "due_to_pattern = writes(p1 - p0, v0, 1).mean()": r"LayerNorm",
+        RESPONDER + "due_to_pattern = writes(p1 - p0, v0)": r"single number",
+        RESPONDER + "due_to_pattern = writes(p0, v0).mean()": r"in the clean run",
+        RESPONDER + "due_to_pattern = writes(p1, v1).mean()": r"both changed",
+        "due_to_pattern = estimates[most[0]].mean": r"whole change",
+    },
+    "05.5": {
+        MEANS + "left = left_with(0.0)": r"zero ablation",
+        MEANS + "left = left_with(z_end)": r"resampling",
+        MEANS + "left = left_with(z_end.mean(0))": r"over all prompts",
+        MEANS + "left = left_with(grouped(z_end, 'template'))": r"both orders",
+        MEANS + "left = left_with(grouped(z_end, 'order'))": r"all templates",
+        MEANS + "left = clean.mean() - left_with(grouped(z_end, 'template and order'))": r"is lost",
+        MEANS
+        + "left = left_with(grouped(z_end, 'template and order'), many.positions['S2'])": r"at S2|whole model",
+    },
+    "05.6": {
+        "partner = top": r"head itself",
+        PAIRS + "partner = names[others[int(more.argmax())]]": r"most \*positive\*",
+        PAIRS + "partner = [names[i] for i in others[:2]]": r"one head",
+        PAIRS + "partner = names[others[int(both.argmin())]]": r"joint loss is largest",
+        "partner = f'L0H{n_heads}'": r"no L0H",
+    },
 }

@@ -135,263 +135,141 @@ RIGHT = {
 }
 
 WRONG = {
-    "07.1": [
-        ("length = cheapest.cost", r"square"),
-        ("length = lacks / (a @ sigma @ a)", r"root"),
-        ("length = (toy_log_alpha - a @ toy_start) / (a @ sigma @ a).sqrt()", r"biases"),
-        ("length = (0 - offset - a @ toy_start) / (a @ sigma @ a).sqrt()", r"log alpha is missing"),
-        ("length = straight.move.norm()", r"along a"),
-        ("length = cheapest.move.norm()", r"Euclidean length of the move"),
-        ("length = lacks", r"lack, in nats"),
-        ("length = toy_covariance.length(straight.move)", r"straight move"),
-        ("length = -lacks / (a @ sigma @ a).sqrt()", r"sign"),
-        ("length = cheapest.x", r"single number"),
-        ("length = lacks / (toy_points @ a).std()", r"shrunk a little"),
-        ("length = lacks / (toy_points @ a).std(correction=0)", r"1/n.*shrunk a little"),
-    ],
-    "07.2": [
-        (
-            NORMALS + "moved = x0 + a_rows * "
-            "((10 - log_odds).clamp(min=0) / (a_rows * a_rows).sum(-1))[:, None]",
-            r"moved along a",
-        ),
-        (
-            "moved = lrqp.intervene(x0, probe, test.orders, covariance, log_alpha=10.0).x",
-            r"control",
-        ),
-        (
-            NORMALS + "moved = x0 - slope * "
-            "((10 - log_odds).clamp(min=0) / (slope * a_rows).sum(-1))[:, None]",
-            r"sign of the move",
-        ),
-        (
-            NORMALS + "moved = x0 + slope * "
-            "((10 - log_odds).clamp(min=0) / (slope * a_rows).sum(-1).sqrt())[:, None]",
-            r"not by its root",
-        ),
-        (
-            NORMALS + "moved = slope * "
-            "((10 - log_odds).clamp(min=0) / (slope * a_rows).sum(-1))[:, None]",
-            r"add the activations",
-        ),
-        ("moved = x0", r"as they were"),
-        ("moved = lrqp.intervene(x0, probe, opposite, covariance, alpha=10.0).x", r"alpha = 10\."),
-        (
-            NORMALS + "inverse_a = torch.linalg.solve(covariance.matrix, a_rows.T).T\n"
-            "size = (inverse_a * a_rows).sum(-1)\n"
-            "moved = x0 + inverse_a * ((10 - log_odds).clamp(min=0) / size)[:, None]",
-            r"inverse of Sigma",
-        ),
-        (
-            "one = probe.weights[1] - probe.weights[0]\n"
-            "gap = 10 - (x0 @ one + probe.bias[1] - probe.bias[0])\n"
-            "one_slope = covariance.matrix @ one\n"
-            "moved = x0 + gap.clamp(min=0)[:, None] * one_slope / (one @ one_slope)",
-            r"same class",
-        ),
-        ("moved = [[1.0, 2.0]]", r"prompt d_model"),
-        (
-            "inner = probing.fit_covariance(x, train.orders)\n"
-            "moved = lrqp.intervene(x0, probe, opposite, inner, log_alpha=10.0).x",
-            r"not the one within classes",
-        ),
-        (
-            "other = probing.fit_covariance(x0)\n"
-            "moved = lrqp.intervene(x0, probe, opposite, other, log_alpha=10.0).x",
-            r"not of those of `test`",
-        ),
-        (
-            "moved = lrqp.intervene(x0, probe, opposite, covariance, true=test.orders).x",
-            r"default alpha",
-            "ioi-mini",
-        ),
-    ],
-    "07.3": [
-        (HOOK + "hooked = metrics.logit_diff(run(before, end, new), test)", r"at END"),
-        (
-            HOOK + "hooked = metrics.logit_diff(run(before, test.positions['S1'], new), test)",
-            r"at S1",
-            "ioi-mini",
-        ),
-        (HOOK + "hooked = -metrics.logit_diff(run(before, s2, new), test)", r"sign", "ioi-mini"),
-        (
-            "def fill(stream, hook):\n"
-            "    return new[:, None].expand_as(stream)\n"
-            "hooks = [(f'blocks.{block}.hook_resid_pre', fill)]\n"
-            "logits = model.run_with_hooks(test.tokens, fwd_hooks=hooks)\n"
-            "hooked = metrics.logit_diff(logits, test)",
-            r"every position",
-        ),
-        (
-            HOOK + "after = f'blocks.{block}.hook_resid_post'\n"
-            "hooked = metrics.logit_diff(run(after, s2, new), test)",
-            r"after\* the block|changed nothing",
-            "ioi-mini",
-        ),
-        ("hooked = metrics.logit_diff(model(test.tokens), test)", r"changed nothing", "ioi-mini"),
-        (
-            HOOK + "hooked = metrics.logit_diff(run(before, s2, new), test, per_prompt=True)",
-            r"single number",
-        ),
-        (HOOK + "hooked = metrics.logit_diff(run(before, s2[0], new), test)", r"first prompt's S2"),
-        (
-            HOOK + "hooked = metrics.logit_diff(run(before, s2, new), test) - clean.mean()",
-            r"change from the clean run",
-            "ioi-mini",
-        ),
-        (
-            HOOK + "each = metrics.logit_diff(run(before, s2, new), test, per_prompt=True)\n"
-            "hooked = each.median()",
-            r"median",
-        ),
-        (
-            HOOK + "hooked = metrics.logit_diff(run(before, s2, new), test, per_prompt=True).sum()",
-            r"the sum",
-        ),
-    ],
-    "07.4": [
-        (
-            ALONE + "share = 1 - flipped(runs.logit_diffs(model, test, patterns(movers, "
-            "[injected])))",
-            r"keeps the right answer|put in",
-        ),
-        (
-            ALONE + "run = runs.logit_diffs(model, test, patterns(movers, [injected]))\n"
-            "share = 100 * (run < 0).double().mean() + 2",
-            r"between 0 and 1",
-        ),
-        (
-            ALONE + "share = runs.logit_diffs(model, test, patterns(movers, [injected]))",
-            r"single number",
-        ),
-        ('share = "most of them"', r"single number"),
-        (
-            ALONE + "share = flipped(runs.logit_diffs(model, test, [injected, "
-            "*patterns(movers, [])]))",
-            r"other way round",
-            "ioi-mini",
-        ),
-        ("share = flipped(diffs['counterfactual'])", r"belief injected", "ioi-mini"),
-        (
-            ALONE + "share = flipped(runs.logit_diffs(model, test, patterns(movers, [])))",
-            r"change nothing",
-            "ioi-mini",
-        ),
-        (
-            ALONE + "found = runs.attention_patterns(model, test, movers, 'END', [injected])\n"
-            "at = test.positions['S2']\n"
-            "put_in = [attention_edit(test, at, h, p) for h, p in found.items()]\n"
-            "share = flipped(runs.logit_diffs(model, test, put_in))",
-            r"put in at END",
-            "ioi-mini",
-        ),
-        (
-            ALONE + "share = flipped(runs.logit_diffs(model, test, "
-            "patterns(movers[:1], [injected])))",
-            r"all of `movers`",
-            "ioi-mini",
-        ),
-    ],
-    "07.5": [
-        (
-            PRICE + "ratio = (normal @ normal) / "
-            "((normal @ inverse_normal) * (normal @ sigma_normal)).sqrt()",
-            r"other way round",
-        ),
-        (
-            PRICE + "ratio = (normal @ inverse_normal) * (normal @ sigma_normal) "
-            "/ (normal @ normal) ** 2",
-            r"take the root",
-        ),
-        (
-            PRICE + "ratio = (normal @ sigma_normal) / (sigma_normal.norm() * normal.norm())",
-            r"Euclidean",
-        ),
-        (
-            PRICE + "lengths = covariance.length(torch.stack([normal, sigma_normal]))\n"
-            "ratio = lengths[0] / lengths[1]",
-            r"Scale both",
-        ),
-        ("ratio = a_real", r"single number"),
-    ],
-    "07.6": [
-        (
-            TIMID + "found = lrqp.intervene(x0, timid, test.orders, covariance, "
-            "true=test.orders)\n"
-            "share = 1 - found.moved.double().mean()",
-            r"left where they are",
-        ),
-        (
-            TIMID + "found = lrqp.intervene(x0, timid, test.orders, covariance, "
-            "true=test.orders)\n"
-            "share = found.moved.sum()",
-            r"between 0 and 1",
-        ),
-        (
-            TIMID + "share = lrqp.intervene(x0, timid, test.orders, covariance).moved",
-            r"single number",
-        ),
-        (
-            "share = lrqp.intervene(x0, probe, test.orders, covariance, "
-            "true=test.orders).moved.double().mean()",
-            r"C = 1",
-            "ioi-mini",
-        ),
-        (
-            TIMID + "share = lrqp.intervene(x0, timid, opposite, covariance, "
-            "true=test.orders).moved.double().mean()",
-            r"counterfactual",
-            "ioi-mini",
-        ),
-    ],
-    "07.7": [
-        (
-            TRIO + "mu = r.clamp(min=0) / gram.diagonal()\n"
-            "ends = trio_starts + mu @ normals @ sigma3",
-            r"one by one",
-        ),
-        (
-            TRIO + "alone = r.clamp(min=0) / gram.diagonal()\n"
-            "worst = (r / gram.diagonal().sqrt()).argmax(dim=1)\n"
-            "mu = torch.zeros_like(r)\n"
-            "pick = torch.arange(len(r))\n"
-            "mu[pick, worst] = alone[pick, worst]\n"
-            "ends = trio_starts + mu @ normals @ sigma3",
-            r"worst constraint",
-        ),
-        (
-            TRIO + "mu = torch.linalg.solve(gram, r.T).T\n"
-            "ends = trio_starts + mu @ normals @ sigma3",
-            r"equalities everywhere",
-        ),
-        (
-            TRIO + "mu = torch.linalg.solve(gram, r.T).T.clamp(min=0)\n"
-            "ends = trio_starts + mu @ normals @ sigma3",
-            r"set to zero",
-        ),
-        (
-            "flat = torch.eye(2, dtype=torch.float64)\n"
-            "ends = lrqp.intervene(\n"
-            "    trio_starts, trio_probe, 'C', flat, log_alpha=trio_log_alpha\n"
-            ").x",
-            r"Euclidean",
-        ),
-        (
-            "ends = lrqp.intervene(\n"
-            "    trio_starts, trio_probe, 'C', trio_covariance, log_alpha=0.0\n"
-            ").x",
-            r"boundary of C",
-        ),
-        ("ends = trio_starts", r"starts"),
-        (
-            "try:\n"
-            "    found = lrqp.intervene(trio_starts, trio_probe, 'C', trio_covariance,\n"
-            "        solver='osqp', whiten=False, log_alpha=trio_log_alpha)\n"
-            "except lrqp.NotOptimal as refusal:\n"
-            "    found = refusal.solution\n"
-            "ends = found.x",
-            r"entries are wrong",
-        ),
-        ("ends = trio.x.T", r"axes are swapped"),
-    ],
+    "07.1": {
+        "length = cheapest.cost": r"square",
+        "length = lacks / (a @ sigma @ a)": r"root",
+        "length = (toy_log_alpha - a @ toy_start) / (a @ sigma @ a).sqrt()": r"biases",
+        "length = (0 - offset - a @ toy_start) / (a @ sigma @ a).sqrt()": r"log alpha is missing",
+        "length = straight.move.norm()": r"along a",
+        "length = cheapest.move.norm()": r"Euclidean length of the move",
+        "length = lacks": r"lack, in nats",
+        "length = toy_covariance.length(straight.move)": r"straight move",
+        "length = -lacks / (a @ sigma @ a).sqrt()": r"sign",
+        "length = cheapest.x": r"single number",
+        "length = lacks / (toy_points @ a).std()": r"shrunk a little",
+        "length = lacks / (toy_points @ a).std(correction=0)": r"1/n.*shrunk a little",
+    },
+    "07.2": {
+        NORMALS + "moved = x0 + a_rows * "
+        "((10 - log_odds).clamp(min=0) / (a_rows * a_rows).sum(-1))[:, None]": r"moving along a",
+        "moved = lrqp.intervene(x0, probe, test.orders, covariance, log_alpha=10.0).x": r"control",
+        NORMALS + "moved = x0 - slope * "
+        "((10 - log_odds).clamp(min=0) / (slope * a_rows).sum(-1))[:, None]": r"sign of the move",
+        NORMALS + "moved = x0 + slope * "
+        "((10 - log_odds).clamp(min=0) / (slope * a_rows).sum(-1).sqrt())[:, None]": r"not by its root",
+        NORMALS + "moved = slope * "
+        "((10 - log_odds).clamp(min=0) / (slope * a_rows).sum(-1))[:, None]": r"add the activations",
+        "moved = x0": r"as they were",
+        "moved = lrqp.intervene(x0, probe, opposite, covariance, alpha=10.0).x": r"alpha = 10\.",
+        NORMALS + "inverse_a = torch.linalg.solve(covariance.matrix, a_rows.T).T\n"
+        "size = (inverse_a * a_rows).sum(-1)\n"
+        "moved = x0 + inverse_a * ((10 - log_odds).clamp(min=0) / size)[:, None]": r"inverse of Sigma",
+        "one = probe.weights[1] - probe.weights[0]\n"
+        "gap = 10 - (x0 @ one + probe.bias[1] - probe.bias[0])\n"
+        "one_slope = covariance.matrix @ one\n"
+        "moved = x0 + gap.clamp(min=0)[:, None] * one_slope / (one @ one_slope)": r"same class",
+        "moved = [[1.0, 2.0]]": r"prompt d_model",
+        "inner = probing.fit_covariance(x, train.orders)\n"
+        "moved = lrqp.intervene(x0, probe, opposite, inner, log_alpha=10.0).x": r"not the one within classes",
+        "other = probing.fit_covariance(x0)\n"
+        "moved = lrqp.intervene(x0, probe, opposite, other, log_alpha=10.0).x": r"not of those of `test`",
+        "moved = lrqp.intervene(x0, probe, opposite, covariance, true=test.orders).x": r"default alpha",
+    },
+    "07.3": {
+        HOOK + "hooked = metrics.logit_diff(run(before, end, new), test)": r"at END",
+        HOOK
+        + "hooked = metrics.logit_diff(run(before, test.positions['S1'], new), test)": r"at S1",
+        HOOK + "hooked = -metrics.logit_diff(run(before, s2, new), test)": r"sign",
+        "def fill(stream, hook):\n"
+        "    return new[:, None].expand_as(stream)\n"
+        "hooks = [(f'blocks.{block}.hook_resid_pre', fill)]\n"
+        "logits = model.run_with_hooks(test.tokens, fwd_hooks=hooks)\n"
+        "hooked = metrics.logit_diff(logits, test)": r"every position",
+        HOOK + "after = f'blocks.{block}.hook_resid_post'\n"
+        "hooked = metrics.logit_diff(run(after, s2, new), test)": r"after\* the block|changed nothing",
+        "hooked = metrics.logit_diff(model(test.tokens), test)": r"changed nothing",
+        HOOK
+        + "hooked = metrics.logit_diff(run(before, s2, new), test, per_prompt=True)": r"single number",
+        HOOK + "hooked = metrics.logit_diff(run(before, s2[0], new), test)": r"first prompt's S2",
+        HOOK
+        + "hooked = metrics.logit_diff(run(before, s2, new), test) - clean.mean()": r"change from the clean run",
+        HOOK + "each = metrics.logit_diff(run(before, s2, new), test, per_prompt=True)\n"
+        "hooked = each.median()": r"median",
+        HOOK
+        + "hooked = metrics.logit_diff(run(before, s2, new), test, per_prompt=True).sum()": r"the sum",
+    },
+    "07.4": {
+        ALONE + "share = 1 - flipped(runs.logit_diffs(model, test, patterns(movers, "
+        "[injected])))": r"keeps the right answer|put in",
+        ALONE + "run = runs.logit_diffs(model, test, patterns(movers, [injected]))\n"
+        "share = 100 * (run < 0).double().mean() + 2": r"between 0 and 1",
+        ALONE
+        + "share = runs.logit_diffs(model, test, patterns(movers, [injected]))": r"single number",
+        'share = "most of them"': r"single number",
+        ALONE + "share = flipped(runs.logit_diffs(model, test, [injected, "
+        "*patterns(movers, [])]))": r"other way round",
+        "share = flipped(diffs['counterfactual'])": r"belief injected",
+        ALONE
+        + "share = flipped(runs.logit_diffs(model, test, patterns(movers, [])))": r"change nothing",
+        ALONE + "found = runs.attention_patterns(model, test, movers, 'END', [injected])\n"
+        "at = test.positions['S2']\n"
+        "put_in = [attention_edit(test, at, h, p) for h, p in found.items()]\n"
+        "share = flipped(runs.logit_diffs(model, test, put_in))": r"put in at END",
+        ALONE + "share = flipped(runs.logit_diffs(model, test, "
+        "patterns(movers[:1], [injected])))": r"all of `movers`",
+    },
+    "07.5": {
+        PRICE + "ratio = (normal @ normal) / "
+        "((normal @ inverse_normal) * (normal @ sigma_normal)).sqrt()": r"other way round",
+        PRICE + "ratio = (normal @ inverse_normal) * (normal @ sigma_normal) "
+        "/ (normal @ normal) ** 2": r"take the root",
+        PRICE
+        + "ratio = (normal @ sigma_normal) / (sigma_normal.norm() * normal.norm())": r"Euclidean",
+        PRICE + "lengths = covariance.length(torch.stack([normal, sigma_normal]))\n"
+        "ratio = lengths[0] / lengths[1]": r"Scale both",
+        "ratio = a_real": r"single number",
+    },
+    "07.6": {
+        TIMID + "found = lrqp.intervene(x0, timid, test.orders, covariance, "
+        "true=test.orders)\n"
+        "share = 1 - found.moved.double().mean()": r"left where they are",
+        TIMID + "found = lrqp.intervene(x0, timid, test.orders, covariance, "
+        "true=test.orders)\n"
+        "share = found.moved.sum()": r"between 0 and 1",
+        TIMID
+        + "share = lrqp.intervene(x0, timid, test.orders, covariance).moved": r"single number",
+        "share = lrqp.intervene(x0, probe, test.orders, covariance, "
+        "true=test.orders).moved.double().mean()": r"C = 1",
+        TIMID + "share = lrqp.intervene(x0, timid, opposite, covariance, "
+        "true=test.orders).moved.double().mean()": r"counterfactual",
+    },
+    "07.7": {
+        TRIO + "mu = r.clamp(min=0) / gram.diagonal()\n"
+        "ends = trio_starts + mu @ normals @ sigma3": r"one by one",
+        TRIO + "alone = r.clamp(min=0) / gram.diagonal()\n"
+        "worst = (r / gram.diagonal().sqrt()).argmax(dim=1)\n"
+        "mu = torch.zeros_like(r)\n"
+        "pick = torch.arange(len(r))\n"
+        "mu[pick, worst] = alone[pick, worst]\n"
+        "ends = trio_starts + mu @ normals @ sigma3": r"worst constraint",
+        TRIO + "mu = torch.linalg.solve(gram, r.T).T\n"
+        "ends = trio_starts + mu @ normals @ sigma3": r"equalities everywhere",
+        TRIO + "mu = torch.linalg.solve(gram, r.T).T.clamp(min=0)\n"
+        "ends = trio_starts + mu @ normals @ sigma3": r"set to zero",
+        "flat = torch.eye(2, dtype=torch.float64)\n"
+        "ends = lrqp.intervene(\n"
+        "    trio_starts, trio_probe, 'C', flat, log_alpha=trio_log_alpha\n"
+        ").x": r"Euclidean",
+        "ends = lrqp.intervene(\n"
+        "    trio_starts, trio_probe, 'C', trio_covariance, log_alpha=0.0\n"
+        ").x": r"boundary of C",
+        "ends = trio_starts": r"starts",
+        "try:\n"
+        "    found = lrqp.intervene(trio_starts, trio_probe, 'C', trio_covariance,\n"
+        "        solver='osqp', whiten=False, log_alpha=trio_log_alpha)\n"
+        "except lrqp.NotOptimal as refusal:\n"
+        "    found = refusal.solution\n"
+        "ends = found.x": r"entries are wrong",
+        "ends = trio.x.T": r"axes are swapped",
+    },
 }
