@@ -13,24 +13,31 @@ from ioi_helpers.ablation import ablate, ablation_effects
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.heads.repeats import RepeatScores, repeat_scores
 from ioi_helpers.metrics import Estimate, standard_error
-from ioi_helpers.names import existing_head, parse_head
+from ioi_helpers.names import HeadLike, existing_head, parse_head
+from ioi_helpers.runs import DEFAULT_MEMORY
 
 
 def backup_rise(
-    model: TransformerBridge, data: IOIDataset, ablated: str
+    model: TransformerBridge,
+    data: IOIDataset,
+    ablated: HeadLike,
+    *,
+    memory: int = DEFAULT_MEMORY,
+    progress: bool = True,
 ) -> Float[Tensor, "layer head batch"]:
     """How each head's direct attribution changes when one head is taken out at END.
 
     The head's output at END is taken from the prompt with three different names (``data.abc()``).
-    The final LayerNorm's scale is frozen at its value in the untouched run, so that what changes is
-    what heads write and not the yardstick. :func:`~ioi_helpers.ablation.ablation_effects` has the
-    rest of the story; as there, hooks on the model stay on, but what is put in is the output of the
+    The final norm's scale is frozen at its value in the untouched run, so that what changes is what
+    heads write and not the yardstick. :func:`~ioi_helpers.ablation.ablation_effects` has the rest
+    of the story; as there, hooks on the model stay on, but what is put in is the output of the
     model without them. Source: Wang et al. 2022, section 3.4.
 
     Args:
-        model: A GPT-2-style model.
+        model: A decoder whose logits are a sum of terms (:func:`~ioi_helpers.attribution.readout`).
         data: Prompts; they may differ in length.
         ablated: The head that is taken out, such as ``"L9H9"``.
+        memory, progress: As for :func:`~ioi_helpers.ablation.ablation_effects`.
 
     Returns:
         Attribution after minus before, in logits, for each prompt. Heads of the same layer and
@@ -40,7 +47,15 @@ def backup_rise(
         ValueError: The model has no such head.
     """
     place = existing_head(model, ablated)
-    effects = ablation_effects(model, data, (ablated, "END"), "resample", reference=data.abc())
+    effects = ablation_effects(
+        model,
+        data,
+        (ablated, "END"),
+        "resample",
+        reference=data.abc(),
+        memory=memory,
+        progress=progress,
+    )
     rise = effects.heads.clone()
     rise[place] = effects.direct
     return rise

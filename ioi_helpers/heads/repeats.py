@@ -162,6 +162,7 @@ def repeat_scores(
     length: int = 50,
     prepend_bos: bool | None = None,
     memory: int = DEFAULT_MEMORY,
+    progress: bool = True,
 ) -> RepeatScores:
     """Previous-token, duplicate-token and induction score of every head.
 
@@ -193,7 +194,7 @@ def repeat_scores(
         seeds, length: Of the tokens that are drawn.
         prepend_bos: Put BOS in front; by default only for the robust definition, where the
             tokenizer has one. The demo's has none.
-        memory: Bytes that the run may use; more sequences than fit are run in parts.
+        memory, progress: As for :func:`~ioi_helpers.runs.run_in_batches`.
 
     Hooks on the model stay on: inside ``with ablate(model, "L1H1", "zero"):`` the scores are those
     without that head.
@@ -242,7 +243,7 @@ def repeat_scores(
     lengths = torch.full((rows,), width)
     parts = [
         _run(model, whole[part], places, tokens.shape[1], norm)
-        for part in in_parts(lengths, at_once, what="sequences")
+        for part in in_parts(lengths, at_once, progress=progress, what="sequences")
     ]
     values = {name: torch.cat([part[name] for part in parts], dim=-1) for name in parts[0]}
     return RepeatScores(

@@ -153,16 +153,16 @@ def head_table(
         "layer": [parse_head(name)[0] for name in labels],
         "head": [parse_head(name)[1] for name in labels],
     }
-    columns |= _on_repeats(model, labels, seeds, length, seeds[:4] if large else seeds)
+    columns |= _on_repeats(model, labels, seeds, length, seeds[:4] if large else seeds, settings)
     looks, direct = _looks_and_writes(model, data, settings)
     for name, values in (*looks.items(), ("direct", direct)):
         columns |= _estimates(name, values, data)
     names = data[: max(copying_prompts, 1)]
-    columns["copying"], columns["negative copying"] = both_copying_scores(model, names)
+    columns["copying"], columns["negative copying"] = both_copying_scores(model, names, **settings)
     swept, total = _effects(model, first, labels, columns, settings)
     columns |= swept
     some = data[: min(48, len(data)) if large else len(data)]
-    rise, strongest = _backup(model, some, labels, columns)
+    rise, strongest = _backup(model, some, labels, columns, settings)
     columns |= rise | _reads(model, labels)
 
     table = pd.DataFrame(
@@ -203,21 +203,19 @@ def _on_repeats(
     seeds: Sequence[int],
     length: int,
     ablated_seeds: Sequence[int],
+    settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    length = min(length, (model.cfg.n_ctx - 1) // 2)
-    scores = repeat_scores(model, seeds=seeds, length=length)
+    settings = {**settings, "length": min(length, (model.cfg.n_ctx - 1) // 2)}
+    scores = repeat_scores(model, seeds=seeds, **settings)
     columns: dict[str, Any] = {}
     for name in PATTERNS:
         columns |= {name: scores[name], error_of(name): scores.stderr[name]}
     columns["repeated logit"] = scores.repeated_logit
     high = torch.stack([scores[name] for name in PATTERNS]).amax(dim=0) >= SCORES_AT_LEAST
     chosen = [name for name in labels if high[parse_head(name)]]
-    clean = (
-        scores
-        if ablated_seeds == seeds
-        else repeat_scores(model, seeds=ablated_seeds, length=length)
-    )
-    after = ablated_on_repeats(model, chosen, clean, seeds=ablated_seeds, length=length)
+    settings |= {"seeds": ablated_seeds}
+    clean = scores if ablated_seeds == seeds else repeat_scores(model, **settings)
+    after = ablated_on_repeats(model, chosen, clean, **settings)
     for what in ("repeat loss", "best induction"):
         found = [after[name][what] if name in after else None for name in labels]
         column = f"ablated: {what}"
@@ -288,9 +286,8 @@ def _effects(
         change = torch.full((*back.shape, len(data)), float("nan"))
         if chosen:
             swept = ablation_sweep(
-                model, data, chosen, how="resample", reference=abc, role=role,
-                progress=settings["progress"],
-            )  # fmt: skip
+                model, data, chosen, how="resample", reference=abc, role=role, **settings
+            )
             for name, values in zip(chosen, swept.effect().cpu(), strict=True):
                 change[parse_head(name)] = values
         found |= _estimates(f"{role}, other names", change, data)
@@ -303,6 +300,7 @@ def _backup(
     data: IOIDataset,
     labels: Sequence[str],
     columns: Mapping[str, Any],
+    settings: Mapping[str, Any],
 ) -> tuple[dict[str, Tensor], str]:
     """How direct attributions rise without the strongest head that looks at IO, and its name.
 
@@ -315,7 +313,7 @@ def _backup(
         empty = torch.full_like(columns["direct"], float("nan"))
         return {name: empty, error_of(name): empty}, ""
     strongest = labels[int(movers.argmax())]
-    found = _estimates(name, backup_rise(model, data, strongest), data)
+    found = _estimates(name, backup_rise(model, data, strongest, **settings), data)
     for column in found.values():
         column[parse_head(strongest)] = float("nan")
     return found, strongest

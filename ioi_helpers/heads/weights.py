@@ -38,6 +38,7 @@ def copying_scores(
     top: int = 5,
     roles: Sequence[str] = ("IO", "S1", "S2"),
     memory: int = DEFAULT_MEMORY,
+    progress: bool = True,
 ) -> Float[Tensor, "layer head"]:
     """How often a head's OV circuit brings the name that it reads among the first answers.
 
@@ -66,7 +67,7 @@ def copying_scores(
         negative: Turn the sign of what heads write.
         top: How far in front the name must be.
         roles: Where the names are read.
-        memory: As for :func:`~ioi_helpers.runs.run_in_batches`.
+        memory, progress: As for :func:`~ioi_helpers.runs.run_in_batches`.
 
     Returns:
         ``[layer head]``, the share of names, from 0 to 1.
@@ -79,7 +80,8 @@ def copying_scores(
         raise ValueError(f'roles must list one or more roles, such as ("IO", "S1"), not {roles!r}.')
     if not 1 <= top < model.cfg.d_vocab:
         raise ValueError(f"top must be from 1 to {model.cfg.d_vocab - 1}, not {top}.")
-    return _copied(model, data, roles, top, (-1.0,) if negative else (1.0,), memory)[0]
+    signs = (-1.0,) if negative else (1.0,)
+    return _copied(model, data, roles, top, signs, memory, progress)[0]
 
 
 def _copied(
@@ -89,19 +91,23 @@ def _copied(
     top: int,
     signs: Sequence[float],
     memory: int,
+    progress: bool,
 ) -> Float[Tensor, "sign layer head"]:
     """Share of names among the first ``top`` tokens, heads' output taken with each of the signs."""
     require_data(model, data)
     # The stream after block 0.
     hook = "blocks.1.hook_resid_pre" if model.cfg.n_layers > 1 else "blocks.0.hook_resid_post"
-    found = [activations_at(model, data, role, hook, memory=memory) for role in roles]
+    found = [
+        activations_at(model, data, role, hook, memory=memory, progress=progress) for role in roles
+    ]
     states = torch.cat(found).to(model.W_U.dtype)
     names = torch.cat([data.gather(data.tokens, role) for role in roles]).to(states.device)
     n_heads = model.cfg.n_heads
     hits = torch.zeros(len(signs), model.cfg.n_layers, n_heads, device=states.device)
     at_once = prompts_at_once(model, 1, memory, logits=2 * n_heads)
     starts = range(0, len(states), at_once)
-    with tqdm(total=len(starts) * len(model.blocks), desc="heads", leave=False, delay=5) as bar:
+    total = len(starts) * len(model.blocks)
+    with tqdm(total=total, desc="heads", disable=not progress, leave=False, delay=5) as bar:
         for start in starts:
             state, name = states[start : start + at_once], names[start : start + at_once]
             own_of = name.repeat(n_heads)[:, None]
@@ -140,10 +146,15 @@ def _logits_with_signs(
 
 @torch.no_grad()
 def both_copying_scores(
-    model: TransformerBridge, data: IOIDataset, top: int = 5, memory: int = DEFAULT_MEMORY
+    model: TransformerBridge,
+    data: IOIDataset,
+    top: int = 5,
+    *,
+    memory: int = DEFAULT_MEMORY,
+    progress: bool = True,
 ) -> Float[Tensor, "sign layer head"]:
     """:func:`copying_scores`, and those with ``negative=True``, at little more cost than one."""
-    return _copied(model, data, ("IO", "S1", "S2"), top, (1.0, -1.0), memory)
+    return _copied(model, data, ("IO", "S1", "S2"), top, (1.0, -1.0), memory, progress)
 
 
 @torch.no_grad()
