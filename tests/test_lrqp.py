@@ -6,7 +6,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -679,6 +679,47 @@ def test_the_comparison_shows_success_against_damage(
     assert table.length["LRQP"] == pytest.approx(solution.length.mean().item(), rel=1e-6)
     with pytest.raises(ValueError, match="but 3 true"):
         lrqp.compare(built, data, "S2", "L2.pre", {}, true=["ABBA"] * 3, target=data.orders)
+
+
+def test_the_comparisons_damage_is_what_plain_hooks_find() -> None:
+    """At the role itself, and at the tokens after it and before END: neither of the two counts."""
+    model = load_model("ioi-mini")
+    data = IOIDataset.generate(model.tokenizer, 6, prefixes="bundled", seed=8)
+    new = torch.randn(6, model.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    table = lrqp.compare(
+        model, data, "S2", "L2.pre", {"noise": Noise(new)}, true=data.orders, target=data.orders
+    ).set_index("intervention")
+    here, after, at_end = [], [], []
+    for row, (s2, end) in enumerate(zip(data.positions["S2"], data.positions["END"], strict=True)):
+        tokens = data.tokens[row : row + 1, : end + 1]
+
+        def put(stream: Tensor, hook: Any, s2: Tensor = s2, row: int = row) -> Tensor:
+            return stream.index_copy(1, s2[None], new[row][None, None])
+
+        with torch.no_grad():
+            clean = model(tokens)[0].log_softmax(-1)
+            edited = model.run_with_hooks(tokens, fwd_hooks=[("blocks.2.hook_resid_pre", put)])[0]
+        kl = (clean.exp() * (clean - edited.log_softmax(-1))).sum(-1)
+        here.append(kl[s2])
+        after += kl[s2 + 1 : end]
+        at_end.append(kl[end])
+    means = [torch.stack(part).mean().item() for part in (here, after, at_end)]
+    assert table.kl_here["noise"] == pytest.approx(means[0], rel=1e-3)
+    assert table.kl_after["noise"] == pytest.approx(means[1], rel=1e-3)
+    with_role = torch.stack([*here, *after]).mean().item()
+    for other in (means[2], with_role):  # what would be easy to mistake for either
+        assert abs(other - means[0]) > 0.05 * means[0]
+        assert abs(other - means[1]) > 0.05 * means[1]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """An intervention that puts in what it was made with."""
+
+    new: Tensor
+
+    def __call__(self, x0: Tensor, **_: Any) -> Tensor:
+        return self.new.to(x0)
 
 
 def test_the_comparison_of_a_single_prompt_has_no_errors(
