@@ -164,6 +164,8 @@ WRONG = {
     },
     "04.5": {
         CUT + "change = scored(queries_of(stream), keys_of(stream - output))": r"remains",
+        CUT + "change = old": r"before the cut",
+        CUT + "change = keys_of(stream - output)": r"single number",
         CUT + "change = old - scored(queries_of(stream), keys_of(stream - output))": r"sign",
         CUT
         + "change = scored(queries_of(stream - output), keys_of(stream)) - old": r"from the queries",

@@ -294,7 +294,7 @@ WRONG = {
         ")\n"
         "divergence = mean_kl(p, q)": r"another subject",
         SWAPPED + "own = runs.activations_at(model, sample, 'S2', point)\n"
-        "divergence = mean_kl(p, predict('S2', [residual_edit(sample, 'S2', point, own)]))": r"nothing changed at S2",
+        "divergence = mean_kl(p, predict('S2', [residual_edit(sample, 'S2', point, own)]))": r"hanging nothing at S2",
         # Put in at END: S2 comes before it.
         "new = runs.activations_at(model, sample.swap_order(), 'END', point)\n"
         "e = [residual_edit(sample, 'END', point, new)]\n"
