@@ -16,16 +16,8 @@ from torch import Tensor
 
 from ioi_helpers import heads, patching
 from ioi_helpers.dataset import IOIDataset
-from ioi_helpers.exercises.measure import (
-    Head,
-    clean,
-    correlation,
-    error,
-    head_writes,
-    hooked,
-    putting,
-    strongest,
-)
+from ioi_helpers.exercises import measure
+from ioi_helpers.exercises.measure import Head
 from ioi_helpers.exercises.registry import Context, exercise
 from ioi_helpers.exercises.verdicts import Key, array, number
 from ioi_helpers.names import head_name
@@ -65,7 +57,7 @@ def _cache(ctx: Context, what: str, data: IOIDataset) -> Any:
 def _parts(ctx: Context) -> Key:
     z, v, pattern = (_effect(ctx, site) for site in ("z", "v", "pattern"))
     truth = _leftover(ctx)
-    most = strongest(truth.abs())
+    most = measure.strongest(truth.abs())
     return array(
         truth,
         ("layer", "head"),
@@ -87,7 +79,7 @@ def _parts(ctx: Context) -> Key:
 
 @exercise("03.2")
 def _look_and_read(ctx: Context) -> Key:
-    layer, head = strongest(_leftover(ctx).abs())
+    layer, head = measure.strongest(_leftover(ctx).abs())
     cache = _cache(ctx, "demo", ctx.demo)
     corrupted = _cache(ctx, "demo corrupted", ctx.demo.swap_subject())
     change = cache["pattern", layer] - corrupted["pattern", layer]
@@ -128,7 +120,7 @@ def _look_and_read(ctx: Context) -> Key:
 def _copying_score(ctx: Context) -> Key:
     model, many = ctx.model, ctx.many
     scores = heads.copying_scores(model, many)
-    layer, head = strongest(scores)
+    layer, head = measure.strongest(scores)
     block = model.blocks[layer]
     run = _cache(ctx, "many", many)
     after = run["resid_post", 0]
@@ -184,7 +176,7 @@ def _copying_score(ctx: Context) -> Key:
 
 @exercise("03.4")
 def _nobody_favoured(ctx: Context) -> Key:
-    layer, head = strongest(head_writes(ctx, "many").mean(-1))
+    layer, head = measure.strongest(measure.head_writes(ctx, "many").mean(-1))
     abc = ctx.many.abc()
 
     def looks_and_writes(data: IOIDataset, role: str, scaled: bool) -> tuple[Tensor, Tensor]:
@@ -200,7 +192,7 @@ def _nobody_favoured(ctx: Context) -> Key:
     def pooled(data: IOIDataset, *roles: str, scaled: bool = True, ranks: bool = False) -> float:
         pairs = [looks_and_writes(data, role, scaled) for role in roles]
         x, y = (torch.cat(both) for both in zip(*pairs, strict=True))
-        return correlation(*(v.argsort().argsort() if ranks else v for v in (x, y)))
+        return measure.correlation(*(v.argsort().argsort() if ranks else v for v in (x, y)))
 
     names = ("IO", "S1", "S2")
     truth = pooled(abc, *names)
@@ -235,7 +227,7 @@ def _nobody_favoured(ctx: Context) -> Key:
 def _matching(ctx: Context) -> Key:
     model, many = ctx.model, ctx.many
     looks = heads.attention_by_role(model, many, query="S2", keys=("S1",))[..., 0]
-    layer, head = strongest(looks)
+    layer, head = measure.strongest(looks)
     attn = model.blocks[layer].attn
     ids = torch.tensor([model.to_single_token(f" {n}") for n in many.name_pool[:NAMES]])
     ids = ids.to(model.cfg.device)
@@ -311,12 +303,12 @@ def _signals(ctx: Context) -> Float[Tensor, "token position"]:
     def cell(token: str, position: bool) -> float:
         run = model.run_with_cache(many.flip(position=position, token=token).tokens)[1]
         changes = {
-            f"blocks.{layer}.attn.hook_z": putting(
+            f"blocks.{layer}.attn.hook_z": measure.putting(
                 run["z", layer], many, "END", [head for on, head in found if on == layer]
             )
             for layer, _ in found
         }
-        return float(hooked(model, many, changes).mean())
+        return float(measure.hooked(model, many, changes).mean())
 
     return torch.tensor([[cell(t, p) for p in (False, True)] for t in TOKENS])
 
@@ -376,9 +368,9 @@ def _strengths(ctx: Context) -> Key:
 @exercise("03.7")
 def _exchange(ctx: Context) -> Key:
     model, demo = ctx.model, ctx.demo
-    shares = head_writes(ctx, "demo").mean(-1)
-    layer, head = strongest(shares)
-    before = clean(ctx, "demo")
+    shares = measure.head_writes(ctx, "demo").mean(-1)
+    layer, head = measure.strongest(shares)
+    before = measure.clean(ctx, "demo")
     rows, at = torch.arange(len(demo)), demo.positions
 
     def drops(
@@ -391,21 +383,23 @@ def _exchange(ctx: Context) -> Key:
                 changed[rows, at[other], which] = values[rows, at[one], which]
             return changed
 
-        return before - hooked(model, demo, {f"blocks.{layer}.attn.hook_{site}": exchange})
+        return before - measure.hooked(model, demo, {f"blocks.{layer}.attn.hook_{site}": exchange})
 
     def drop(*places: str, **how: Any) -> float:
         return float(drops(*places, **how).mean())
 
     def silence(values: Tensor) -> Tensor:
-        return putting(0.0, demo, "S1", head)(putting(0.0, demo, "IO", head)(values))
+        return measure.putting(0.0, demo, "S1", head)(
+            measure.putting(0.0, demo, "IO", head)(values)
+        )
 
     whole, fall, share = float(before.mean()), drop(), float(shares[layer, head])
-    silenced = hooked(model, demo, {f"blocks.{layer}.attn.hook_v": silence})
+    silenced = measure.hooked(model, demo, {f"blocks.{layer}.attn.hook_v": silence})
     return number(
         fall,
         relative=3e-3,  # a head that looks at one of the two only makes some mistakes come close
         absolute=2e-3,
-        error=error(drops(), demo),
+        error=measure.error(drops(), demo),
         unit="logits",
         mistakes={
             "taking the logit difference after the exchange, not its drop": whole - fall,
