@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers import load_model, metrics
+from ioi_helpers import load_model, metrics, runs
 from ioi_helpers.ablation import ablate, ablation_effects, ablation_sweep
 from ioi_helpers.ablation.components import require_components
 from ioi_helpers.ablation.context import find_prompts
@@ -650,3 +650,20 @@ def test_requests_that_make_no_sense(random: TransformerBridge) -> None:
             ablation_sweep(random, data, how="zero")
     finally:
         random.eval()
+
+
+def test_equal_prompts_with_other_partners_are_told_apart_in_batches_by_length() -> None:
+    model = load_model("ioi-mini", device="cpu", verbose=False)
+    some = IOIDataset.generate(model.tokenizer, 12, prefixes="bundled", seed=5)
+    twice = some[[*range(12), *range(12)]]
+    reference = twice.abc()
+    assert any(
+        twice.prompts[i] == twice.prompts[i + 12]
+        and reference.prompts[i] != reference.prompts[i + 12]
+        for i in range(12)
+    )
+    head = ("L2H4", "END")
+    wanted = ablation_sweep(model, twice, [head], how="resample", reference=reference).values[0]
+    with ablate(model, head, "resample", reference=reference):
+        found = runs.logit_diffs(model, twice, memory=2**21)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)

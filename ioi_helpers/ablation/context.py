@@ -175,14 +175,17 @@ def find_prompts(data: IOIDataset, tokens: Int[Tensor, "batch pos"]) -> Int[Tens
     lengths = data.lengths.cpu()
     width = min(known.shape[1], given.shape[1])
     relevant = torch.arange(width) < lengths[:, None]
-    # Nearly always a run is some rows in order, which tells equal prompts apart, too.
-    same_as_first = ((known[:, :width] == given[0, :width]) | ~relevant).all(dim=1)
-    for start in same_as_first.nonzero()[:, 0].tolist():
-        rows = torch.arange(start, min(start + len(given), len(known)))
-        if len(rows) == len(given):
-            match = (known[rows, :width] == given[:, :width]) | ~relevant[rows]
-            if bool(match.all()):
-                return rows
+    # Nearly always a run is some rows in order, or in the order of their lengths, in which batches
+    # are made (runs.in_parts). That tells equal prompts apart, too, which may have other partners.
+    for order in (torch.arange(len(known)), lengths.argsort(stable=True)):
+        ordered, seen = known[order, :width], relevant[order]
+        same_as_first = ((ordered == given[0, :width]) | ~seen).all(dim=1)
+        for start in same_as_first.nonzero()[:, 0].tolist():
+            stop = start + len(given)
+            if stop <= len(known):
+                match = (ordered[start:stop] == given[:, :width]) | ~seen[start:stop]
+                if bool(match.all()):
+                    return order[start:stop]
     places: dict[tuple[int, ...], int] = {}
     sizes = lengths.clamp(max=width)
     for row in range(len(known) - 1, -1, -1):
