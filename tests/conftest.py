@@ -42,6 +42,13 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return "slow tests are left out: -m '' (make test-all) runs them" if left_out else None
 
 
+@pytest.fixture(scope="module")
+def built_through_mlp(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
+    """The same, but one of its signals passes through an MLP."""
+    folder = tmp_path_factory.mktemp("through-mlp")
+    return handbuilt.boot(handbuilt.save(folder, through_mlp=True))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep together what shares costly set-up, for pytest-xdist's `--dist loadgroup`.

@@ -18,6 +18,9 @@ How it does the task (END is the last " to", S and IO are the two names of the f
     L3H3 name mover        END -> IO    2 logits
     L4H1 backup            rests while names are written at END; else copies IO, 2 logits
 
+With `through_mlp` L2H1's bit reaches `end_order` only by way of MLP 2, which then writes: L2H1
+writes into `waiting_order`, and MLP2 copies it. A path that leads through an MLP shows there.
+
 It expects a prompt that starts with BOS and only knows the names in `NAMES`.
 """
 
@@ -104,7 +107,9 @@ CLEAR = 20.0
 class Layout:
     """Which dimensions of the residual stream hold which feature, by name."""
 
-    def __init__(self, token_bits: int, position_bits: int, n_names: int) -> None:
+    def __init__(
+        self, token_bits: int, position_bits: int, n_names: int, through_mlp: bool = False
+    ) -> None:
         widths = {
             "size": 2,  # see SIZE
             "balance": 1,  # minus the sum of all others: keeps the mean at zero; nobody reads it
@@ -124,6 +129,8 @@ class Layout:
             "end_name": n_names,  # the identity of S after S-inhibition has carried it to END
             "answer": n_names,  # what the unembedding reads
         }
+        if through_mlp:
+            widths["waiting_order"] = 1  # the bit at END before MLP2 has copied it
         self.dims: dict[str, list[int]] = {}
         start = 0
         for name, width in widths.items():
@@ -223,7 +230,8 @@ def circuit(layout: Layout) -> dict[str, Head]:
 
     for name in ("L2H1", "L2H3"):
         heads[name].look_for({"repeated_name": 2 * CLEAR, "rest": CLEAR})
-    heads["L2H1"].copy("order", "end_order")
+    on_the_way = "waiting_order" in layout.dims
+    heads["L2H1"].copy("order", "waiting_order" if on_the_way else "end_order")
     heads["L2H3"].copy("name", "end_name")
 
     for name, strength in COPY_STRENGTH.items():
@@ -254,12 +262,13 @@ def vocabulary(names: Sequence[str] = NAMES) -> list[str]:
     return [BOS, UNKNOWN, *sorted(words), *names, *(f" {name}" for name in names)]
 
 
-def residual_layout(names: Sequence[str] = NAMES) -> Layout:
+def residual_layout(names: Sequence[str] = NAMES, through_mlp: bool = False) -> Layout:
     """Where the model for these names keeps its features."""
     return Layout(
         token_bits=len(vocabulary(names)).bit_length(),
         position_bits=CONTEXT.bit_length() - 1,
         n_names=len(names),
+        through_mlp=through_mlp,
     )
 
 
@@ -267,9 +276,9 @@ def _binary(numbers: Tensor, bits: int) -> Float[Tensor, "number bits"]:
     return ((numbers[:, None] >> torch.arange(bits)) & 1) * 2.0 - 1.0
 
 
-def save(folder: Path, names: Sequence[str] = NAMES) -> Path:
+def save(folder: Path, names: Sequence[str] = NAMES, through_mlp: bool = False) -> Path:
     """Write the model and its tokenizer into `folder` and return it."""
-    tokens, layout = vocabulary(names), residual_layout(names)
+    tokens, layout = vocabulary(names), residual_layout(names, through_mlp)
     config = GPT2Config(
         vocab_size=len(tokens),
         n_positions=CONTEXT,
@@ -291,6 +300,8 @@ def save(folder: Path, names: Sequence[str] = NAMES) -> Path:
         _set_embeddings(model, layout, tokens, names)
         _set_layer_norms(model, layout)
         _set_heads(model, layout)
+        if through_mlp:
+            _set_mlp(model, layout)
     model.save_pretrained(folder)
     write_tokenizer(folder, tokens, _PIECE, CONTEXT, UNKNOWN)
     return folder
@@ -360,3 +371,13 @@ def _set_heads(model: GPT2LMHeadModel, layout: Layout) -> None:
         attention.c_attn.weight[:, own + 2 * d_model] = head.W_V
         attention.c_attn.bias[own] = head.b_Q
         attention.c_proj.weight[own] = layout.balanced(head.W_O)
+
+
+def _set_mlp(model: GPT2LMHeadModel, layout: Layout) -> None:
+    """MLP2 copies `waiting_order` into `end_order`: gelu(x) - gelu(-x) is x."""
+    mlp = model.transformer.h[2].mlp
+    out = layout.zeros(2)
+    for neuron, sign in enumerate((1.0, -1.0)):
+        mlp.c_fc.weight[layout["waiting_order"], neuron] = sign
+        out[neuron, layout["end_order"]] = sign
+    mlp.c_proj.weight[:2] = layout.balanced(out)

@@ -218,3 +218,17 @@ def test_save_is_deterministic(tmp_path: Path) -> None:
     first, second = handbuilt.save(tmp_path / "a"), handbuilt.save(tmp_path / "b")
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def test_through_an_mlp_it_does_the_same(tmp_path: Path) -> None:
+    """The bit takes a way round by MLP2; without that MLP identity alone is left."""
+    other = handbuilt.boot(handbuilt.save(tmp_path, through_mlp=True))
+    data = IOIDataset.generate(other.tokenizer, 20, prefixes="bundled", seed=1)
+    whole = metrics.logit_diff(other(data.tokens), data, per_prompt=True)
+    assert_all_close(whole, handbuilt.expected_logit_diff())
+    without = other.run_with_hooks(
+        data.tokens, fwd_hooks=[("blocks.2.hook_mlp_out", lambda value, hook: value * 0)]
+    )
+    assert_all_close(
+        metrics.logit_diff(without, data, per_prompt=True), handbuilt.expected_logit_diff(order=0.0)
+    )

@@ -35,6 +35,7 @@ from ioi_helpers import (
     lrqp,
     metrics,
     patching,
+    path_patching,
     probing,
     runs,
 )
@@ -300,6 +301,13 @@ MEASUREMENTS: dict[str, Callable[[TransformerBridge], Any]] = {
     "EdgeCircuits": run_as_edges,
     "scrub": scrubbed,
     "attention_edit": attention_put_back,
+    "path_patch": lambda m: path_patching.path_patch(
+        m, few(m), few(m).abc(), ("L1H0", "S2"), [("L2H4", "v", "S2")]
+    ),
+    "path_sweep": lambda m: path_patching.path_sweep(m, few(m), senders=["L4H4", "L2H4", "L5H0"]),
+    "edge_scores": lambda m: path_patching.edge_scores(m, few(m)[:2], method="EAP", steps=1),
+    "exact_edges": lambda m: path_patching.exact_edges(m, few(m)[:2], inputs=("final",)),
+    "every_input": lambda m: len(path_patching.every_input(m, ("q", "final"), "END")),
 }
 
 # What needs GPT-2's own architecture and says so.
@@ -381,6 +389,7 @@ NOT_MEASURED = {
     "edit_reaches_run require_reach pattern_reaches_run read_weights score_scales usable_weights "
     "weights_for": "they ask which form it is",
     "is_gpt2_small": "a name, no number",
+    "direct_path_sweep": "a run for every edge; it is path_sweep with other arguments",
 }
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import forward, runs
-from ioi_helpers.circuits.run import CircuitRun
+from ioi_helpers.circuits.run import CircuitRun, run_in_parts
 from ioi_helpers.dataset import ROLES, IOIDataset
 from ioi_helpers.graph import HEAD_INPUTS, Circuit, Edge, Node, Shape
 
@@ -293,24 +293,22 @@ class EdgeCircuits:
             raise ValueError("This circuit has no edges; run its nodes with Circuits.")
         return circuit.edges
 
+    @torch.no_grad()
     def _run(self, mask: EdgeMask) -> CircuitRun:
-        gpt, data = self._gpt, self.data
+        gpt, data, reference = self._gpt, self.data, self.reference
         width = int(data.lengths.max())
         mask = mask.to(gpt.device)
-        # A source a token: what a run of edges keeps is that much more than a plain run.
-        size = max(1, runs.prompts_at_once(self.model, width, self.memory // 4))
-        parts = []
-        for start in range(0, len(data), size):
-            rows = slice(start, start + size)
+
+        def logits(rows: Tensor) -> Float[Tensor, "batch vocab"]:
             tokens = data.tokens[rows, :width].to(gpt.device)
             last = data.lengths[rows].to(gpt.device) - 1
-            if self.reference is None:
+            if reference is None:
                 shape = (number_of_sources(self.shape), int((last + 1).sum()), gpt.W_E.shape[1])
                 instead = torch.zeros(shape, device=gpt.device, dtype=gpt.W_E.dtype)
             else:
-                other = self.reference.tokens[rows, :width].to(gpt.device)
-                instead = sources(gpt, other, last)
-            token_class = self._classes[rows][_whole(last).at]
-            final = run_edges(gpt, tokens, last, token_class, mask, instead)
-            parts.append(CircuitRun.of_logits(forward.unembed(gpt, final), data[rows]))
-        return CircuitRun.join(parts)
+                instead = sources(gpt, reference.tokens[rows, :width].to(gpt.device), last)
+            token_class = self._classes[rows.to(gpt.device)][_whole(last).at]
+            return forward.unembed(gpt, run_edges(gpt, tokens, last, token_class, mask, instead))
+
+        # What is kept of a run of edges is several times that of a plain run: a stream a source.
+        return run_in_parts(self.model, data, logits, max(1, self.memory // 4))

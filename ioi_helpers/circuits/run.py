@@ -8,7 +8,7 @@ what they now read (Wang et al. 2022, section 4).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,11 +48,12 @@ class CircuitRun:
         )
 
     @staticmethod
-    def join(parts: Iterable[CircuitRun]) -> CircuitRun:
-        """Part after part of the prompts."""
-        parts = list(parts)
+    def join(parts: Sequence[CircuitRun], rows: Sequence[Tensor] | None = None) -> CircuitRun:
+        """Part after part, or each at its rows of the prompts."""
+        rows = rows or [torch.arange(len(torch.cat([part.loss for part in parts])))]
         return CircuitRun(
-            torch.cat([part.logit_diff for part in parts]), torch.cat([part.loss for part in parts])
+            runs.in_order([part.logit_diff for part in parts], rows),
+            runs.in_order([part.loss for part in parts], rows),
         )
 
 
@@ -168,21 +169,14 @@ class Circuits:
         return self._run(kept)
 
     def _run(self, kept: Kept) -> CircuitRun:
-        return CircuitRun.join(
-            CircuitRun.of_logits(
-                self._logits(kept[:, rows], self._values.rows(rows), rows), self.data[rows]
-            )
-            for rows in self._parts()
-        )
+        def logits(rows: Tensor) -> Float[Tensor, "batch vocab"]:
+            here = rows.to(kept.device)
+            return self._logits(kept[:, here], self._values.rows(here), rows)
 
-    def _parts(self) -> Iterator[slice]:
-        width = int(self.data.lengths.max())
-        size = runs.prompts_at_once(self.model, width, self.memory)
-        for start in range(0, len(self.data), size):
-            yield slice(start, start + size)
+        return run_in_parts(self.model, self.data, logits, self.memory)
 
     @torch.no_grad()
-    def _logits(self, kept: Kept, values: Values, rows: slice) -> Float[Tensor, "batch vocab"]:
+    def _logits(self, kept: Kept, values: Values, rows: Tensor) -> Float[Tensor, "batch vocab"]:
         width, gpt = kept.shape[2], self._gpt
         if gpt is not None:
             tokens = self.data.tokens[rows, :width].to(gpt.device)
@@ -192,6 +186,26 @@ class Circuits:
         part = self.data[rows]
         with self.model.hooks(fwd_hooks=_hooks(kept, values)):
             return runs.logits_at_positions(self.model, part.tokens, part.positions["END"])
+
+
+def run_in_parts(
+    model: TransformerBridge,
+    data: IOIDataset,
+    logits: Callable[[Tensor], Float[Tensor, "batch vocab"]],
+    memory: int,
+) -> CircuitRun:
+    """What a run predicts, from the logits at END of some rows at a time.
+
+    Args:
+        logits: From row numbers of the data to the logits at their ENDs.
+        memory: Bytes that the activations of a part may take.
+    """
+    size = runs.prompts_at_once(model, int(data.lengths.max()), memory)
+    parts, rows = [], []
+    for part in runs.in_parts(data.lengths, size, progress=False):
+        parts.append(CircuitRun.of_logits(logits(part), data[part]))
+        rows.append(part)
+    return CircuitRun.join(parts, rows)
 
 
 def _editor(kept: Kept, values: Values) -> forward.Editor:

@@ -11,7 +11,7 @@ import warnings
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -32,7 +32,7 @@ class Values:
     z: Float[Tensor, "layer batch pos head d_head"]
     mlp_out: Float[Tensor, "layer batch pos d_model"]
 
-    def rows(self, rows: slice) -> Values:
+    def rows(self, rows: Int[Tensor, " rows"]) -> Values:
         """Those of some of the prompts."""
         return Values(self.z[:, rows], self.mlp_out[:, rows])
 
