@@ -311,7 +311,9 @@ MEASUREMENTS: dict[str, Callable[[TransformerBridge], Any]] = {
 }
 
 # What needs GPT-2's own architecture and says so.
-REFUSED = {(name, form) for name in ("scrub", "EdgeCircuits") for form in ("OPT", "GPT-Neo")}
+REFUSED = {
+    (name, form) for name in ("scrub", "EdgeCircuits", "edge_scores") for form in ("OPT", "GPT-Neo")
+}
 
 
 # --- how it is compared --------------------------------------------------------------------------

@@ -200,6 +200,15 @@ class HookRuns:
     def __init__(self, model: TransformerBridge, pair: Pair):
         self.model, self.pair = model, pair
         self.n_layers = model.cfg.n_layers
+        try:
+            with _edge_hook_flags(model):
+                pass
+        except NotImplementedError as error:
+            raise ValueError(
+                "Edge scores by gradients need hooks on each head's own q, k and v inputs, which "
+                f"TransformerLens does not have for {model.cfg.architecture}; use exact_edges, or "
+                "a GPT2LMHeadModel."
+            ) from error
         outputs = [f"blocks.{n}.{name}" for n in range(self.n_layers) for name in _OUTPUTS]
         self.base, base_diffs = self._run(pair.tokens, [_EMBEDDED, *outputs])
         self.other, other_diffs = self._run(pair.other, [_EMBEDDED, *outputs])
