@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers import IOIDataset, circuits, heads, load_model, metrics, runs
+from ioi_helpers import IOIDataset, circuits, heads, load_model, metrics, path_patching, runs
 from ioi_helpers.circuits import Circuits, EdgeCircuits
 from ioi_helpers.dataset import ROLES
 from ioi_helpers.graph import Circuit, Edge, Node, Shape, parse_node
@@ -492,3 +492,20 @@ def test_random_circuits_are_matched() -> None:
 def test_rank_counts_distance_from_one() -> None:
     rank = circuits.Rank(own=1.1, others=(0.95, 1.2, 0.0, 3.0), overlaps=(1, 1, 1, 1))
     assert rank.p == (1 + 1) / 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_every_precision_runs(dtype: torch.dtype) -> None:
+    model = load_model("ioi-mini", device="cpu", dtype=dtype, verbose=False)
+    data = prompts(6)
+    close_enough = 1e-3 if dtype == torch.float64 else 0.5
+    for found in (
+        circuits.Circuits(model, data).run_model(),
+        circuits.EdgeCircuits(model, data).run_model(),
+    ):
+        close(found.logit_diff.float(), model_logit_diffs(data).float(), close_enough)
+    nothing = circuits.scrub(model, data, circuits.Stream(), draws=1)
+    assert nothing.scrubbed.loss.isfinite().all()
+    sent = path_patching.path_sweep(model, data, senders=["L4H4", "L2H4"], progress=False)
+    exact = path_patching.path_sweep(mini(), data, senders=["L4H4", "L2H4"], progress=False)
+    close(sent.mean().float(), exact.mean().float(), close_enough)

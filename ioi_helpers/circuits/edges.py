@@ -126,7 +126,7 @@ def _whole(last: Int[Tensor, " batch"]) -> forward.Spans:
 def _written_by_heads(
     gpt: forward.GPT2, layer: int, z: Float[Tensor, "token head d_head"]
 ) -> list[Float[Tensor, "token d_model"]]:
-    W_O = gpt.blocks[layer].W_O.unflatten(0, (gpt.n_heads, -1))
+    W_O = gpt.blocks[layer].W_O.to(z.dtype).unflatten(0, (gpt.n_heads, -1))
     return list(torch.einsum("thd,hdm->htm", z, W_O))
 
 
@@ -171,7 +171,7 @@ def run_edges(
             ln1: forward.Norm = block.ln1,
         ) -> Float[Tensor, "token head d_head"]:
             inputs = stream + torch.einsum("hst,std->htd", gone[:, :n], change)
-            W_by_head = W.unflatten(1, (gpt.n_heads, -1))
+            W_by_head = W.to(inputs.dtype).unflatten(1, (gpt.n_heads, -1))
             read = torch.einsum("htm,mhd->thd", forward.layer_norm(ln1, inputs), W_by_head)
             return read + b.unflatten(0, (gpt.n_heads, -1))
 
@@ -304,7 +304,11 @@ class EdgeCircuits:
             last = data.lengths[rows].to(gpt.device) - 1
             if reference is None:
                 shape = (number_of_sources(self.shape), int((last + 1).sum()), gpt.W_E.shape[1])
-                instead = torch.zeros(shape, device=gpt.device, dtype=gpt.W_E.dtype)
+                instead = torch.zeros(
+                    shape,
+                    device=gpt.device,
+                    dtype=torch.promote_types(gpt.W_E.dtype, torch.float32),
+                )
             else:
                 instead = sources(gpt, reference.tokens[rows, :width].to(gpt.device), last)
             token_class = self._classes[rows.to(gpt.device)][_whole(last).at]

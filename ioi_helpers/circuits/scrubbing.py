@@ -238,7 +238,7 @@ class _Scrubber:
                 if (layer, head) in claimed:
                     z[:, head] = claimed[layer, head]
             block = gpt.blocks[layer]
-            x = x + torch.addmm(block.b_O, z.flatten(1), block.W_O)
+            x = x + forward.affine(block.b_O, z.flatten(1), block.W_O)
             x = x + forward.mlp(gpt, layer, x)
             found.append(x)
         return found
@@ -268,7 +268,7 @@ class _Scrubber:
             block = gpt.blocks[layer]
 
             def read(x: Tensor, W: Tensor, b: Tensor, ln1: forward.Norm = block.ln1) -> Tensor:
-                return gpt.heads(torch.addmm(b, forward.layer_norm(ln1, x), W))
+                return gpt.heads(forward.affine(b, forward.layer_norm(ln1, x), W))
 
             q = read(queries[layer], block.W_Q, block.b_Q)
             k, v = run["k"][layer].clone(), run["v"][layer].clone()

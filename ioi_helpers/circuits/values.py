@@ -69,7 +69,8 @@ def values_outside(
     shape = Shape.of(model)
     nodes = shape.nodes(mlps=mlps)
     n, width = len(data), int(data.lengths.max())
-    cfg, device, dtype = model.cfg, model.W_E.device, model.W_E.dtype
+    cfg, device = model.cfg, model.W_E.device
+    dtype = torch.promote_types(model.W_E.dtype, torch.float32)
     z = torch.zeros(cfg.n_layers, n, width, cfg.n_heads, cfg.d_head, device=device, dtype=dtype)
     mlp_out = torch.zeros(
         cfg.n_layers if mlps else 0, n, width, cfg.d_model, device=device, dtype=dtype

@@ -182,7 +182,8 @@ def _embedding_change(
     rows = paths.before(EMBEDDING_STAGE + 1)
     tokens, other = slots.take(pair.tokens), slots.take(pair.other)
     slot = paths.slot[:rows]
-    return gpt.W_E[other[slot]] - gpt.W_E[tokens[slot]]
+    wide = torch.promote_types(gpt.W_E.dtype, torch.float32)
+    return gpt.W_E[other[slot]].to(wide) - gpt.W_E[tokens[slot]].to(wide)
 
 
 def _members(
@@ -228,7 +229,7 @@ def _add_heads(
     if not len(path):
         return change
     dz = slots.take(other["z"][layer]) - slots.take(base["z"][layer])
-    W_O = gpt.blocks[layer].W_O.unflatten(0, (gpt.n_heads, -1))
+    W_O = gpt.blocks[layer].W_O.to(dz.dtype).unflatten(0, (gpt.n_heads, -1))
     for index in head.unique().tolist():
         here = head == index
         written = dz[:, index] @ W_O[index]
@@ -285,6 +286,6 @@ def _head_inputs(
         heads = sorted({r.node.head or 0 for r in receivers if r.input == name and r.node})
         weight, bias = weights[name]
         weight, bias = gpt.heads(weight)[:, heads].flatten(1), gpt.heads(bias)[heads].flatten()
-        values[name] = torch.addmm(bias, normed, weight).unflatten(1, (len(heads), -1))
+        values[name] = forward.affine(bias, normed, weight).unflatten(1, (len(heads), -1))
         columns[name] = {head: column for column, head in enumerate(heads)}
     return Reading(2 * layer, len(x), values, columns)

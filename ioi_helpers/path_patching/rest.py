@@ -225,7 +225,7 @@ class Patches:
             edited[self.tokens(receiver, self.spans)[0]] = True
         for role in self.roles(layer):
             edited |= self.spans.pos == self.arrivals.pair.at[role][self.spans.at[0]]
-        return change.flatten(1) @ W_O.flatten(0, 1), edited
+        return change.flatten(1) @ W_O.to(change.dtype).flatten(0, 1), edited
 
     # --- what is put in further up ---------------------------------------------------------------
 
