@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +291,36 @@ def test_sweep_equals_hooks_without_bos(random: TransformerBridge, how: str) -> 
     rows = torch.arange(len(data))
     assert clean[name][rows, first, 1].abs().min() > 0
     assert not ablated[name][rows, first, 1].any()
+
+
+def test_without_bos_the_first_token_is_ablated_as_well() -> None:
+    """With BOS what stands at position 0 is the same in every prompt, and so is its own mean."""
+    mini = load_model("ioi-mini", device="cpu", verbose=False)
+    template = "Then, [B] and [A] went to the [PLACE], and [B] gave a [OBJECT] to [A]"
+    data = prompts_for(mini, 24, prepend_bos=False, templates=template)
+    assert len(data.tokens[:, 0].unique()) > 2
+    options: dict[str, Any] = {"reference": data.abc()}
+    sets = [["L0H1"], ["MLP0"]]
+    fast, slow = (
+        ablation_sweep(mini, data, sets, engine=engine, **options) for engine in ("fast", "hooks")
+    )
+    torch.testing.assert_close(fast.values, slow.values, atol=1e-4, rtol=1e-5)
+    seen = []
+
+    def read(z: Tensor, hook: Any) -> None:
+        seen.append(z[:, 0, 1].clone())
+
+    runs: list[AbstractContextManager[Any]] = [
+        nullcontext(),
+        ablate(mini, "L0H1", "mean", **options),
+        ablate(mini, ("L0H1", "END"), "mean", **options),
+    ]
+    for run in runs:
+        with run:
+            mini.run_with_hooks(data.tokens, fwd_hooks=[("blocks.0.attn.hook_z", read)])
+    clean, everywhere, at_end = seen
+    assert (everywhere - clean).abs().max() > 1e-2
+    assert torch.equal(at_end, clean)
 
 
 @pytest.mark.parametrize("role", [None, "END", "S2"])

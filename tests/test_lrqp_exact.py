@@ -126,6 +126,22 @@ def test_the_way_between_two_nearly_opposed_classes_is_found(angle: float) -> No
         intervene(rows, np.array([1.0, 1.0, -0.5 / np.sin(half)]))
 
 
+def test_several_narrow_ways_at_once_are_no_contradiction() -> None:
+    """Pairs opposed but for a little of one common direction: far enough along it all are met."""
+    rng = np.random.default_rng(4)
+    said = []
+    for _ in range(400):
+        d, pairs = int(rng.integers(4, 9)), int(rng.integers(2, 5))
+        common, rows = np.eye(d)[0], []
+        for _ in range(pairs):
+            one = np.append(0.0, rng.normal(size=d - 1))
+            one /= np.linalg.norm(one)
+            rows += [way * one + common * 10 ** rng.uniform(-7, -5) for way in (1, -1)]
+        said.append(verdict(np.stack(rows), rng.normal(size=2 * pairs)))
+    assert "infeasible" not in said
+    assert said.count("feasible") > 100
+
+
 def test_what_is_lost_in_rounding_is_refused_and_not_made_up() -> None:
     """At an angle of 1e-9 the multipliers would be 1e18."""
     rows = np.array([[1.0, 0.0], [-1.0, 1e-9], [-1.0, -1.0]])
