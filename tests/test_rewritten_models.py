@@ -305,11 +305,15 @@ MEASUREMENTS: dict[str, Callable[[TransformerBridge], Any]] = {
         m, few(m), few(m).abc(), ("L1H0", "S2"), [("L2H4", "v", "S2")]
     ),
     "path_sweep": lambda m: path_patching.path_sweep(m, few(m), senders=["L4H4", "L2H4", "L5H0"]),
+    "edge_scores": lambda m: path_patching.edge_scores(m, few(m)[:2], method="EAP", steps=1),
+    "exact_edges": lambda m: path_patching.exact_edges(m, few(m)[:2], inputs=("final",)),
     "every_input": lambda m: len(path_patching.every_input(m, ("q", "final"), "END")),
 }
 
 # What needs GPT-2's own architecture and says so.
-REFUSED = {(name, form) for name in ("scrub", "EdgeCircuits") for form in ("OPT", "GPT-Neo")}
+REFUSED = {
+    (name, form) for name in ("scrub", "EdgeCircuits", "edge_scores") for form in ("OPT", "GPT-Neo")
+}
 
 
 # --- how it is compared --------------------------------------------------------------------------
