@@ -354,12 +354,13 @@ def markdown(report: dict[str, Any]) -> str:
         low, high = value["least"], value["greatest"]
         return f"{value['median']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
+    threads = f"{report['threads']} thread{'s' if report['threads'] > 1 else ''}"
     lines = [
         "# Speed of path patching",
         "",
         "Written by `python benchmarks/path_patching_speed.py`; see there for how it is measured. "
         f"GPT-2 small's shape, large random weights, the demo's 8 prompts with BOS, ABC as the "
-        f"reference, CPU, {report['threads']} thread{'s' * (report['threads'] > 1)}, torch {report['torch']}, TransformerLens "
+        f"reference, CPU, {threads}, torch {report['torch']}, TransformerLens "
         f"{report['transformer_lens']}. Median of {report['rounds']} rounds, in brackets the least "
         f"and the greatest. {report['remark']}".rstrip(),
         "",
