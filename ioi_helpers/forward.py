@@ -145,11 +145,18 @@ ENGINES: tuple[str, ...] = ("auto", "fast", "hooks")
 _said: WeakKeyDictionary[TransformerBridge, set[str]] = WeakKeyDictionary()
 
 
-def weights_for(model: TransformerBridge, engine: str) -> GPT2 | None:
+def weights_for(
+    model: TransformerBridge,
+    engine: str,
+    slowly: str = "Sweeps go through hooks, one run of the model for each entry",
+) -> GPT2 | None:
     """The weights if a sweep is to be run by the equations above, None if by the model itself.
 
     With ``engine="auto"`` a model that cannot be run here is run itself, which is slow; a printed
     line says why, once for each model and cause.
+
+    Args:
+        slowly: What the printed line says is done.
 
     Raises:
         ValueError: The engine is unknown, or it is ``"fast"`` and the model cannot be run here.
@@ -161,9 +168,22 @@ def weights_for(model: TransformerBridge, engine: str) -> GPT2 | None:
     gpt, obstacle = usable_weights(model)
     if gpt is None and engine == "fast":
         raise ValueError(f"The fast path cannot run this model: {obstacle}; use engine='auto'.")
-    if gpt is None and obstacle not in _said.setdefault(model, set()):
-        _said[model].add(obstacle)
-        print(f"Sweeps go through hooks, one run of the model for each entry: {obstacle}.")
+    said, notice = _said.setdefault(model, set()), f"{slowly}: {obstacle}."
+    if gpt is None and notice not in said:
+        said.add(notice)
+        print(notice)
+    return gpt
+
+
+def require_weights(model: TransformerBridge, what: str) -> GPT2:
+    """The weights, for what is computed by the equations above only.
+
+    Raises:
+        ValueError: The model cannot be run here.
+    """
+    gpt, obstacle = usable_weights(model)
+    if gpt is None:
+        raise ValueError(f"{what} a GPT-2-style model: {obstacle}.")
     return gpt
 
 

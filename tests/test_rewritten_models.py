@@ -386,10 +386,10 @@ NOT_MEASURED = {
     "edited hooks_off": "edits are measured through those who make them",
     "gather_activations hooks_of hooks_on_pairs logits_at_positions point_hook prompts_at_once "
     "run_in_batches run_rows_in_batches": "every run passes there",
-    "known_hooks refuse_too_long refuse_training require_component require_data require_model "
+    "known_hooks refuse_too_long require_component require_data require_model "
     "require_node existing_head": "they say yes or no",
     "edit_reaches_run require_reach pattern_reaches_run read_weights score_scales usable_weights "
-    "weights_for": "they ask which form it is",
+    "weights_for require_weights": "they ask which form it is",
     "is_gpt2_small": "a name, no number",
     "direct_path_sweep": "a run for every edge; it is path_sweep with other arguments",
 }

@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import attribution, forward
@@ -23,7 +22,13 @@ from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.graph import Node, NodeLike
 from ioi_helpers.metrics import error_label, standard_error
 from ioi_helpers.names import head_name
-from ioi_helpers.runs import DEFAULT_MEMORY, logit_diffs, refuse_too_long, require_data
+from ioi_helpers.runs import (
+    DEFAULT_MEMORY,
+    logit_diffs,
+    progress_bar,
+    refuse_too_long,
+    require_data,
+)
 
 
 @dataclass(frozen=True)
@@ -229,7 +234,7 @@ def _fast(
     parts: list[dict[str, Tensor]] = []
     at_once = fast.prompts_at_once(gpt, int(data.lengths.max()), memory)
     starts = range(0, len(data), at_once)
-    for start in tqdm(starts, desc="ablating", disable=not progress, leave=False, delay=2):
+    for start in progress_bar("ablating", starts, show=progress):
         rows = slice(start, start + at_once)
         tokens, base = fast.clean_run(gpt, data, rows)
         diffs = partial(

@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import forward
@@ -21,7 +20,13 @@ from ioi_helpers.ablation.replacements import Replacement, replacements
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.graph import Node, NodeLike, Shape
 from ioi_helpers.patching import SweepResult, sweep_result
-from ioi_helpers.runs import DEFAULT_MEMORY, logit_diffs, refuse_too_long, require_data
+from ioi_helpers.runs import (
+    DEFAULT_MEMORY,
+    logit_diffs,
+    progress_bar,
+    refuse_too_long,
+    require_data,
+)
 
 Components = NodeLike | Iterable[NodeLike]
 
@@ -142,7 +147,7 @@ def _fast(
     at_once = fast.prompts_at_once(gpt, width, memory)
     most = min(forward.MOST_TOKENS, max(1, memory // 2 // gpt.bytes_per_token(width)))
     starts = range(0, len(data), at_once)
-    with _bar(len(starts) * len(sets), progress) as bar:
+    with progress_bar("ablating", show=progress, total=len(starts) * len(sets)) as bar:
         for start in starts:
             rows = slice(start, start + at_once)
             tokens, base = fast.clean_run(gpt, data, rows)
@@ -182,12 +187,8 @@ def _by_hooks(
     require_arrival(model, {value.component for entry in sets for value in entry})
     diffs = partial(logit_diffs, model, data, memory=memory, progress=False)
     values = []
-    with _bar(len(sets), progress) as bar:
+    with progress_bar("ablating", show=progress, total=len(sets)) as bar:
         for entry in sets:
             values.append(diffs([Ablation(tuple(entry))]))
             bar.update(1)
     return torch.stack(values), diffs()
-
-
-def _bar(total: int, progress: bool) -> tqdm:
-    return tqdm(total=total, desc="ablating", disable=not progress, leave=False, delay=2)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from ioi_helpers.circuits.run import Circuits
 from ioi_helpers.graph import Circuit, Node, Shape
+from ioi_helpers.runs import progress_bar
 
 Match = Literal["layer and role", "size"]
 
@@ -107,7 +107,7 @@ def rank(
     """Hold a circuit's faithfulness against that of others, such as `random_circuits`."""
     total = float(circuits.run_model().logit_diff.mean())
     ratios, overlaps = [], []
-    for other in tqdm(others, desc="circuits", disable=not progress, leave=False, delay=2):
+    for other in progress_bar("circuits", others, show=progress):
         ratios.append(float(circuits.run(other).logit_diff.mean()) / total)
         overlaps.append(len(circuit & other))
     own = float(circuits.run(circuit).logit_diff.mean()) / total

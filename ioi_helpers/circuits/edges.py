@@ -246,13 +246,10 @@ class EdgeCircuits:
         how: Literal["resample", "zero"] = "resample",
         memory: int = runs.DEFAULT_MEMORY,
     ) -> None:
-        runs.refuse_training(model)
         runs.require_data(model, data)
         if how not in ("resample", "zero"):
             raise ValueError(f"how must be 'resample' or 'zero' for edges, not {how!r}.")
-        gpt, obstacle = forward.usable_weights(model)
-        if gpt is None:
-            raise ValueError(f"Circuits of edges need a GPT-2-style model: {obstacle}.")
+        gpt = forward.require_weights(model, "Circuits of edges need")
         self.model, self.data, self.how = model, data, how
         self.shape = Shape.of(model)
         self.reference = data.abc() if reference is None and how == "resample" else reference

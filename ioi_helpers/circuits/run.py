@@ -91,25 +91,19 @@ class Circuits:
         how: Literal["mean", "resample", "zero"] = "mean",
         group: Literal["template and order", "template", "all"] = "template and order",
         mlps: Literal["kept", "nodes"] = "kept",
-        engine: Literal["auto", "fast", "hooks"] = "auto",
+        engine: forward.Engine = "auto",
         memory: int = runs.DEFAULT_MEMORY,
     ) -> None:
-        runs.refuse_training(model)
         runs.require_data(model, data)
         if mlps not in ("kept", "nodes"):
             raise ValueError(f"mlps must be 'kept' or 'nodes', not {mlps!r}.")
-        if engine not in ("auto", "fast", "hooks"):
-            raise ValueError(f"engine must be 'auto', 'fast' or 'hooks', not {engine!r}.")
         self.model, self.data = model, data
         self.shape, self.how, self.group, self.mlps = Shape.of(model), how, group, mlps
         self.reference = data.abc() if reference is None and how != "zero" else reference
         self.memory = memory
-        gpt, obstacle = (None, "") if engine == "hooks" else forward.usable_weights(model)
-        if gpt is None and engine == "fast":
-            raise ValueError(f"The fast path cannot run this model: {obstacle}; use engine='auto'.")
-        if gpt is None and engine == "auto":
-            print(f"Circuits are run with TransformerLens' hooks: {obstacle}.")
-        self._gpt = gpt
+        self._gpt = forward.weights_for(
+            model, engine, "Circuits are run with TransformerLens' hooks"
+        )
         self._values = values_outside(model, data, self.reference, how, group, mlps=mlps == "nodes")
 
     # --- what is kept -----------------------------------------------------------------------------

@@ -23,7 +23,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ioi_helpers.circuits.run import CircuitRun, Circuits
 from ioi_helpers.graph import Circuit, Node, NodeLike, parse_node
@@ -32,6 +31,7 @@ from ioi_helpers.metrics import (
     error_label,
     standard_error,
 )
+from ioi_helpers.runs import progress_bar
 
 Subset = Iterable[NodeLike]
 
@@ -232,9 +232,7 @@ def completeness(
     """
     named = class_subsets(circuit) if subsets is None else subsets
     rows = []
-    for nodes in tqdm(
-        named.values(), desc="completeness", disable=not progress, leave=False, delay=2
-    ):
+    for nodes in progress_bar("completeness", named.values(), show=progress):
         without = _part_of(circuit, nodes)
         rows.append(_compare(circuits, circuit, without))
     return pd.DataFrame(rows, index=pd.Index(list(named), name="K"))
@@ -311,7 +309,7 @@ def greedy_incompleteness(
 
     best, best_value = frozenset[Node](), incompleteness(frozenset())
     history = []
-    for _ in tqdm(range(restarts), desc="greedy", disable=not progress, leave=False, delay=2):
+    for _ in progress_bar("greedy", range(restarts), show=progress):
         chosen, largest = frozenset[Node](), incompleteness(frozenset())
         for _ in range(iterations):
             left = [node for node in nodes if node not in chosen]
@@ -368,9 +366,7 @@ def minimality(
         return cache[nodes]
 
     rows, names = [], []
-    for spec, witness in tqdm(
-        chosen.items(), desc="minimality", disable=not progress, leave=False, delay=2
-    ):
+    for spec, witness in progress_bar("minimality", chosen.items(), show=progress):
         node = parse_node(spec)
         K = _part_of(circuit, witness).nodes - {node}
         _part_of(circuit, [node])

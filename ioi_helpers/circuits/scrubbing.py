@@ -139,11 +139,8 @@ def scrub(
         ValueError: Prompts of one template differ in length; the hypothesis names heads that the
             model lacks, at several roles at once, or layers out of order; another architecture.
     """
-    runs.refuse_training(model)
     runs.require_data(model, data)
-    gpt, obstacle = forward.usable_weights(model)
-    if gpt is None:
-        raise ValueError(f"Causal scrubbing needs a GPT-2-style model: {obstacle}.")
+    gpt = forward.require_weights(model, "Causal scrubbing needs")
     lengths = data.lengths.cpu()
     templates = data.template_ids.cpu()
     for template in templates.unique():

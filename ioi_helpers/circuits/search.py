@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tqdm.auto import tqdm
-
 from ioi_helpers.circuits.run import CircuitRun, Circuits
 from ioi_helpers.graph import Circuit, Node, NodeLike
+from ioi_helpers.runs import progress_bar
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def prune(
         )
 
     steps: list[Step] = []
-    bar = tqdm(total=len(circuit), desc="pruning", disable=not progress, leave=False, delay=2)
+    bar = progress_bar("pruning", show=progress, total=len(circuit))
     with bar:
         while len(circuit):
             tried = sorted(

@@ -17,10 +17,10 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from ioi_helpers.circuits.edges import EdgeCircuits
 from ioi_helpers.graph import Circuit, Edge, Node, Shape
+from ioi_helpers.runs import progress_bar
 
 SHARES: tuple[float, ...] = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """The shares of all edges at which MIB looks."""
@@ -206,7 +206,7 @@ def size_curve(
     numbers = tuple(round(share * len(scores)) for share in shares)
     pick = top_edges if method == "top" else greedy_edges
     values = []
-    for n in tqdm(numbers, desc="circuits", disable=not progress, leave=False, delay=2):
+    for n in progress_bar("circuits", numbers, show=progress):
         found = circuits.run(pick(scores, n, by=by))
         values.append((float(found.logit_diff.mean()) - empty) / (model - empty))
     return SizeCurve(shares, numbers, tuple(values), empty, model)

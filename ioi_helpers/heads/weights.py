@@ -14,7 +14,6 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers.dataset import IOIDataset
@@ -22,6 +21,7 @@ from ioi_helpers.heads.repeats import random_tokens
 from ioi_helpers.runs import (
     DEFAULT_MEMORY,
     activations_at,
+    progress_bar,
     prompts_at_once,
     require_data,
     require_model,
@@ -107,7 +107,7 @@ def _copied(
     at_once = prompts_at_once(model, 1, memory, logits=2 * n_heads)
     starts = range(0, len(states), at_once)
     total = len(starts) * len(model.blocks)
-    with tqdm(total=total, desc="heads", disable=not progress, leave=False, delay=5) as bar:
+    with progress_bar("heads", show=progress, total=total) as bar:
         for start in starts:
             state, name = states[start : start + at_once], names[start : start + at_once]
             own_of = name.repeat(n_heads)[:, None]

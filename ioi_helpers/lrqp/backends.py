@@ -20,10 +20,10 @@ import scipy.sparse
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ioi_helpers.lrqp.exact import solve_exact
 from ioi_helpers.lrqp.problem import Problem
+from ioi_helpers.runs import progress_bar
 
 # Settings at which a solver's answer passes the optimality check. Solvers that are not listed are
 # exact by construction (active-set methods) or run on their defaults.
@@ -90,7 +90,7 @@ def solve_qp(
     start = np.zeros((len(short), basis.shape[1])) if whiten else problem.x0.cpu().numpy()
     found_at, multipliers = start.copy(), np.zeros_like(short)
     gave_up = []
-    for row in tqdm(range(len(short)), desc=solver, leave=False, delay=5):
+    for row in progress_bar(solver, range(len(short))):
         if not (short[row] > 0).any():
             continue
         normals = constraints[slots[row]]

@@ -17,7 +17,8 @@ from torch import Tensor
 from ioi_helpers import forward
 from ioi_helpers.patching.pair import Pair
 from ioi_helpers.patching.request import HEAD_SITES, Cells
-from ioi_helpers.patching.score import Scorer, Values, patching_bar
+from ioi_helpers.patching.score import Scorer, Values
+from ioi_helpers.runs import progress_bar
 
 
 class _Site(NamedTuple):
@@ -77,7 +78,7 @@ def fast_sweep(
     shape = (len(scorer.metrics), len(cells), len(pair))
     patched = torch.empty(shape, dtype=gpt.dtype, device=gpt.device)
     unpatched = torch.empty(shape[0], 2, len(pair), dtype=gpt.dtype, device=gpt.device)
-    with patching_bar(len(starts) * len(cells), site, progress) as bar:
+    with progress_bar(f"patching {site}", show=progress, total=len(starts) * len(cells)) as bar:
         for start in starts:
             rows = slice(start, start + at_once)
             part = _Part.of(gpt, site, pair.part(rows))

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities import get_act_name
 
@@ -26,6 +25,7 @@ from ioi_helpers.runs import (
     in_parts,
     known_hooks,
     logits_at_positions,
+    progress_bar,
     prompts_at_once,
 )
 
@@ -111,7 +111,7 @@ def attribution_patch_sweep(
         at_once = len(pair)
     effects, unpatched, order = [], [], []
     parts = list(in_parts(pair.base_last, at_once, progress=False))
-    for rows in tqdm(parts, desc="attribution", disable=not progress, leave=False, delay=2):
+    for rows in progress_bar("attribution", parts, show=progress):
         here = pair.part(rows.to(pair.base_last.device))
         part = scorer.part(rows)
         effect = _by_gradient(model, site, here, part)

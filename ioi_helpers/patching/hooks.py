@@ -15,8 +15,8 @@ from transformer_lens.utilities import get_act_name
 from ioi_helpers.edits import attend, pattern_reaches_run, require_reach
 from ioi_helpers.patching.pair import Pair
 from ioi_helpers.patching.request import STREAM_SITES, Cells
-from ioi_helpers.patching.score import Scorer, Values, patching_bar
-from ioi_helpers.runs import Hook, in_parts, logits_at_positions, prompts_at_once
+from ioi_helpers.patching.score import Scorer, Values
+from ioi_helpers.runs import Hook, in_parts, logits_at_positions, progress_bar, prompts_at_once
 
 # Where a patch of each site must show, in the same block; None: in the logits.
 _SHOWS_AT: dict[str, str | None] = {
@@ -59,7 +59,7 @@ def hooks_sweep(
         at_once = len(pair)
     parts = list(in_parts(pair.base_last, at_once, progress=False))
     results: list[Values] = []
-    with patching_bar(len(parts) * len(cells), site, progress) as bar:
+    with progress_bar(f"patching {site}", show=progress, total=len(parts) * len(cells)) as bar:
         for rows in parts:
             here, score = pair.part(rows), scorer.part(rows).score
             base, source = patch.unpatched(here)

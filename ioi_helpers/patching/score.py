@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.metrics import logit_diff
@@ -122,8 +121,3 @@ def _per_prompt(metric: Metric) -> dict[str, bool]:
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
     known = any(p.name == "per_prompt" for p in parameters)
     return {"per_prompt": True} if takes_any or known else {}
-
-
-def patching_bar(total: int, site: str, progress: bool) -> tqdm:
-    """A bar of the cells that are done, where there is something to wait for."""
-    return tqdm(total=total, desc=f"patching {site}", disable=not progress, leave=False, delay=2)

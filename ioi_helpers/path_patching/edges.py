@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float
 from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from ioi_helpers import forward
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.graph import EMBEDDING, HEAD_INPUTS, Edge, Node, Shape, parse_node
 from ioi_helpers.patching.result import SweepResult, sweep_result
@@ -34,8 +34,8 @@ from ioi_helpers.path_patching.language import (
     why_impossible,
 )
 from ioi_helpers.path_patching.pair import Pair, pair_of
-from ioi_helpers.path_patching.sweep import Engine, path_sweep, usable
-from ioi_helpers.runs import DEFAULT_MEMORY, require_model
+from ioi_helpers.path_patching.sweep import path_sweep
+from ioi_helpers.runs import DEFAULT_MEMORY, progress_bar, require_model
 
 METHODS: tuple[str, ...] = ("EAP", "EAP-IG", "EAP-IG activations")
 POINTS: tuple[str, ...] = ("midpoint", "paper", "library", "trapezoid")
@@ -167,7 +167,7 @@ def exact_edges(
     roles: Sequence[str] | None = None,
     inputs: Sequence[str] = INPUTS,
     direction: Literal["noising", "denoising"] | str = "noising",
-    engine: Engine | str = "auto",
+    engine: forward.Engine | str = "auto",
     memory: int = DEFAULT_MEMORY,
     progress: bool = True,
     file: str | os.PathLike[str] | None = None,
@@ -237,7 +237,7 @@ def edge_scores(
     direction: Literal["noising", "denoising"] | str = "noising",
     roles: Sequence[str] | None = None,
     inputs: Sequence[str] = INPUTS,
-    engine: Engine | str = "auto",
+    engine: forward.Engine | str = "auto",
     memory: int = DEFAULT_MEMORY,
     progress: bool = True,
 ) -> SweepResult:
@@ -291,7 +291,7 @@ def edge_scores(
             "In this model several heads share one key and value, so there are no edges into the k "
             "and v of single heads; use path_patch with q."
         )
-    gpt = usable(model, engine, "edge scores are made with hooks, on the whole model")
+    gpt = forward.weights_for(model, engine, "Edge scores are made with hooks, on the whole model")
     if memory < 1:
         raise ValueError(f"memory must be a positive number of bytes, not {memory}.")
     grid = _Grid.of(model, roles, inputs)
@@ -312,11 +312,8 @@ def edge_scores(
     scores = torch.zeros(shape, dtype=dtype)
     found: list[tuple[Tensor, Tensor]] = []
     at_once = _prompts_at_once(model, pair, grid, memory)
-    bar = tqdm(
-        total=len(weights) * len(groups) * len(pair), desc=method, disable=not progress,
-        leave=False, delay=2,
-    )  # fmt: skip
-    with bar:
+    total = len(weights) * len(groups) * len(pair)
+    with progress_bar(method, show=progress, total=total) as bar:
         for start in range(0, len(pair), at_once):
             rows = slice(start, start + at_once)
             part = pair.part(rows)

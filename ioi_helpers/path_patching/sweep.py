@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import forward
@@ -28,9 +27,8 @@ from ioi_helpers.path_patching.language import (
 )
 from ioi_helpers.path_patching.pair import Pair, pair_of
 from ioi_helpers.path_patching.parts import Parts
-from ioi_helpers.runs import DEFAULT_MEMORY, require_model
+from ioi_helpers.runs import DEFAULT_MEMORY, progress_bar, require_model
 
-Engine = Literal["auto", "fast", "hooks"]
 MLPs = Literal["recomputed", "frozen"]
 METHOD = "path patching"
 
@@ -44,7 +42,7 @@ def path_patch(
     *,
     mlps: MLPs | str = "recomputed",
     direction: Literal["noising", "denoising"] | str = "noising",
-    engine: Engine | str = "auto",
+    engine: forward.Engine | str = "auto",
     memory: int = DEFAULT_MEMORY,
     progress: bool = True,
 ) -> SweepResult:
@@ -158,7 +156,7 @@ def path_sweep(
     *,
     mlps: MLPs | str = "recomputed",
     direction: Literal["noising", "denoising"] | str = "noising",
-    engine: Engine | str = "auto",
+    engine: forward.Engine | str = "auto",
     memory: int = DEFAULT_MEMORY,
     progress: bool = True,
     file: str | os.PathLike[str] | None = None,
@@ -211,7 +209,7 @@ def direct_path_sweep(
     corrupted: IOIDataset,
     input: Literal["q", "k", "v"] | str = "q",
     *,
-    engine: Engine | str = "auto",
+    engine: forward.Engine | str = "auto",
     memory: int = DEFAULT_MEMORY,
     progress: bool = True,
     file: str | os.PathLike[str] | None = None,
@@ -319,16 +317,14 @@ def _answer(
     progress: bool,
     file: str | os.PathLike[str] | None = None,
 ) -> SweepResult:
-    gpt = usable(model, engine, "path patching runs the whole model for each pass")
+    gpt = forward.weights_for(model, engine, "Path patching runs the whole model for each pass")
     if memory < 1:
         raise ValueError(f"memory must be a positive number of bytes, not {memory}.")
     pair, sending, receiving = request.pair, request.sending, request.receiving
     dtype = torch.promote_types(model.W_E.dtype, torch.float32)
     parts = Parts(len(receiving), len(sending), len(pair), dtype)
     question = None if file is None else _question(model, request)
-    bar = tqdm(
-        total=len(receiving) * len(pair), desc=METHOD, disable=not progress, leave=False, delay=2
-    )
+    bar = progress_bar(METHOD, show=progress, total=len(receiving) * len(pair))
     with bar, parts.kept_in(file, question):
         how = {"mlps_frozen": request.mlps == "frozen", "memory": memory, "bar": bar}
         if gpt is not None:
@@ -351,27 +347,6 @@ def _answer(
     )
     result.index_df["possible"] = [not reason for row in request.reasons for reason in row]
     return result
-
-
-def usable(model: TransformerBridge, engine: str, slowly: str) -> forward.GPT2 | None:
-    """The weights for the fast path; None where hooks must do, with a notice, or shall.
-
-    Args:
-        slowly: What is printed where hooks must do.
-
-    Raises:
-        ValueError: An unknown engine, or the fast one for a model that it cannot run.
-    """
-    if engine not in ("auto", "fast", "hooks"):
-        raise ValueError(f"engine must be 'auto', 'fast' or 'hooks', not {engine!r}.")
-    if engine == "hooks":
-        return None
-    gpt, obstacle = forward.usable_weights(model)
-    if gpt is None and engine == "fast":
-        raise ValueError(f"The fast path cannot run this model: {obstacle}; use engine='auto'.")
-    if gpt is None:
-        print(f"{slowly[0].upper()}{slowly[1:]}: {obstacle}.")
-    return gpt
 
 
 def _question(model: TransformerBridge, request: _Request) -> dict[str, Any]:

@@ -19,7 +19,6 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers.dataset import ROLES, IOIDataset
@@ -27,7 +26,13 @@ from ioi_helpers.metrics import Estimate, mean_and_stderr
 from ioi_helpers.probing.activations import require_activations
 from ioi_helpers.probing.labels import encode_labels, labels_of
 from ioi_helpers.probing.probes import class_counts, fit_probe
-from ioi_helpers.runs import DEFAULT_MEMORY, activations_at, require_data, residual_points
+from ioi_helpers.runs import (
+    DEFAULT_MEMORY,
+    activations_at,
+    progress_bar,
+    require_data,
+    residual_points,
+)
 
 HELD_OUT: tuple[str, ...] = ("prompt", "names", "template")
 """What may be shared by no training and no test row, by default."""
@@ -459,8 +464,7 @@ def probe_table(
     for role in roles:
         grouped = groups(data, role)
         at = activations_at(model, data, role, points, memory=memory, progress=progress)
-        bar = tqdm(at.items(), desc=f"probes at {role}", disable=not progress, leave=False, delay=5)
-        for point, values in bar:
+        for point, values in progress_bar(f"probes at {role}", at.items(), show=progress):
             score = evaluate_probe(
                 values, labels, grouped, n_folds=n_folds, hold_out=hold_out,
                 n_controls=n_controls, C=C, standardize=standardize, seed=seed,

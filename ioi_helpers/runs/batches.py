@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypedDict, TypeVar, Unpack
 
 import torch
@@ -50,6 +50,7 @@ def hooks_of(model: TransformerBridge, edits: Sequence[Edit]) -> list[Hook]:
 
 
 Read = TypeVar("Read", Tensor, dict[Any, Tensor])
+Item = TypeVar("Item")
 
 
 class BatchSettings(TypedDict, total=False):
@@ -91,6 +92,13 @@ def prompts_at_once(
     return max(1, min(memory // (numbers * size), MOST_TOKENS // width))
 
 
+def progress_bar(
+    what: str, items: Iterable[Item] | None = None, *, show: bool = True, total: int | None = None
+) -> tqdm[Item]:
+    """A bar that counts something, shown only once it has taken two seconds."""
+    return tqdm(items, desc=what, total=total, disable=not show, leave=False, delay=2)
+
+
 def in_parts(
     lengths: Int[Tensor, " batch"],
     at_once: int,
@@ -107,8 +115,7 @@ def in_parts(
     if len(rows) > at_once:
         rows = lengths.cpu().argsort(stable=True)
     starts = range(0, len(rows), at_once)
-    hidden = not progress or len(starts) < 2
-    for start in tqdm(starts, desc=what, disable=hidden, leave=False, delay=5):
+    for start in progress_bar(what, starts, show=progress and len(starts) > 1):
         yield rows[start : start + at_once]
 
 

@@ -19,7 +19,10 @@ from ioi_helpers.dataset import IOIDataset
 
 
 def require_model(model: Any) -> None:
-    """Refuse what is no model that can be run, and one in training mode.
+    """Refuse what is no model that can be run, and one in training mode, where dropout is random.
+
+    Also one whose wrapped model is, or a single block of that: ``model.training`` says nothing
+    about them.
 
     Raises:
         ValueError: It is no bridge, or some part of it is in training mode.
@@ -29,18 +32,6 @@ def require_model(model: Any) -> None:
             "The model must be a TransformerBridge, as load_model() returns it, not "
             f"{_kind(model)}."
         )
-    refuse_training(model)
-
-
-def refuse_training(model: TransformerBridge) -> None:
-    """Refuse a model any part of which is in training mode, where dropout is random.
-
-    Also one whose wrapped model is, or a single block of that: ``model.training`` says nothing
-    about them.
-
-    Raises:
-        ValueError: Something is in training mode; names it.
-    """
     require_eval_mode(model, operation="A run")
 
 
