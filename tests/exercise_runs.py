@@ -169,7 +169,14 @@ class NotebookSession:
             for place, cell in enumerate(self._cells)
             if "exercise" in tags(cell)
         }
-        stop = len(self._cells) if identifier is None else stops[identifier]
+        self._run(len(self._cells) if identifier is None else stops[identifier])
+
+    def namespace_after(self, cells: int) -> dict[str, Any]:
+        """A copy of what a reader has after the notebook's first so many code cells."""
+        self._run(cells)
+        return dict(self._namespace)
+
+    def _run(self, stop: int) -> None:
         if stop < self._next:
             self._restart()
         for place in range(self._next, stop):

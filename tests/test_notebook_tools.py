@@ -327,10 +327,12 @@ def test_a_notebook_without_title() -> None:
     assert heading(notebook(text("words"))) == ("untitled", "")
 
 
-def test_reading_time_leaves_out_solutions() -> None:
-    words = text("one two <b>three</b> [four](http://example.org/five)")
+def test_reading_time_counts_prose_and_printed_sentences() -> None:
+    words = text("one two <b>three</b> [four](http://example.org/five)\n```python\nx = 1\n```")
     hidden = text("a b c d e f g", ["solution"])
+    said = code("f()", [printed("L0H1 alone writes 0.52 logits.\n"), printed("no", "stderr")])
     assert budgets.reading_words(notebook(words, hidden)) == 4
+    assert budgets.reading_words(notebook(words, hidden, said)) == 4 + 4
 
 
 def test_streams_are_merged_and_progress_dropped() -> None:

@@ -408,6 +408,35 @@ def test_page_scripts_are_complete_and_offline() -> None:
     assert "CircuitsVis" in plotting.offline_scripts()._repr_html_()
 
 
+def test_details_are_folded_into_the_note() -> None:
+    figure = plotting.head_heatmap(np.eye(2), "Heads").with_note("A note.", "On <8> prompts.")
+    assert figure.summary.splitlines()[1] == "A note."
+    assert figure.summary.splitlines()[-1] == "On <8> prompts."
+    notes = {n["text"]: n.get("hovertext") for n in figure._plotly_json()["layout"]["annotations"]}
+    assert notes == {"Heads": None, "A note.": "On &lt;8&gt; prompts."}
+    assert figure._arrangement == figure.with_note("A note.")._arrangement
+
+
+def test_small_tables_have_their_numbers_written_in() -> None:
+    small = plotting.heatmap([[1.0, -0.001], [0.25, float("nan")]])
+    assert small._plotly_json()["data"][0]["customdata"] == [["1.00", "0.00"], ["0.25", ""]]
+    plain = plotting.heatmap([[1.0, -0.001], [0.25, float("nan")]], numbers=False)
+    assert "customdata" not in plain._plotly_json()["data"][0]
+    assert not np.array_equal(pixels(small.png()), pixels(plain.png()))
+    assert plotting.head_heatmap(np.zeros((12, 12))).panels[0].numbers is None
+    assert plotting.heatmap(np.zeros((6, 6)), numbers=True).panels[0].numbers is not None
+
+
+def test_points_that_must_be_named_are() -> None:
+    crowd = [0.0, 1.0, 2.0, *[0.01] * 9]
+    pictures = [
+        plotting.scatter(crowd, crowd, list("abcdefghijkl"), named=named).png()
+        for named in ((), ("f",), ("none",))
+    ]
+    assert not np.array_equal(pixels(pictures[0]), pixels(pictures[1]))
+    assert np.array_equal(pixels(pictures[0]), pixels(pictures[2]))
+
+
 def test_with_note_changes_only_the_note() -> None:
     figure = plotting.head_heatmap(np.eye(2), "Heads")
     noted = figure.with_note("Read this.")

@@ -73,6 +73,7 @@ def heatmap(
     unit: str = "",
     limit: float | None = None,
     cell: str | None = None,
+    numbers: bool | None = None,
     top: int = 5,
 ) -> Figure:
     """A heat map of `values` [row column], the first row on top; NaN is drawn grey.
@@ -84,6 +85,7 @@ def heatmap(
             nothing is negative).
         cell: how a cell is called when hovered over and in the summary, from its labels; default
             "{y}, {x}" with numbers called by the axis' title, as in "layer 9, John(2)".
+        numbers: write each value into its cell; by default where there are no more than a dozen.
         top: how many of the largest and smallest the summary names.
 
     Raises:
@@ -104,6 +106,7 @@ def heatmap(
         unit=unit,
         values=array,
         cells=cells,
+        numbers=_written(array) if (array.size <= SMALL if numbers is None else numbers) else None,
         limit=limit,
     )
     return Figure(title, (panel,), top=top)
@@ -174,6 +177,7 @@ def scatter(
     x_title: str = "",
     y_title: str = "",
     groups: Sequence[str] | None = None,
+    named: Sequence[str] = (),
     diagonal: bool = False,
     square: bool = False,
     top: int = 5,
@@ -184,6 +188,7 @@ def scatter(
 
     Args:
         groups: names the group, and with it the colour, of each point.
+        named: labels of points that it names wherever they lie.
         diagonal: draw y = x.
         square: x and y on one range in a square, so that y = x stands at 45 degrees.
         top: how many of the largest and smallest y the summary names, in each group.
@@ -205,6 +210,7 @@ def scatter(
         x=Axis(x_title),
         y=Axis(y_title),
         series=tuple(series),
+        named=tuple(named),
         diagonal=diagonal,
         square=square,
     )
@@ -326,11 +332,13 @@ def side_by_side(
     title: str = "",
     *,
     note: str = "",
+    details: str = "",
     share_scale: bool = True,
 ) -> Figure:
     """Several figures as one, each under its name, on one scale (colour or y) unless told not to.
 
-    For the reader's result beside a published one, use `published.compare`.
+    `note` is a line below the title, `details` what hovering over it shows. For the reader's result
+    beside a published one, use `published.compare`.
     """
     if not figures:
         raise ValueError("side_by_side needs at least one figure.")
@@ -340,7 +348,9 @@ def side_by_side(
             label = f"{name}: {panel.title}" if len(figure.panels) > 1 else name
             panels.append(replace(panel, title=label))
     top = max(figure.top for figure in figures.values())
-    return Figure(title, tuple(panels), note=note, share_scale=share_scale, top=top)
+    return Figure(
+        title, tuple(panels), note=note, details=details, share_scale=share_scale, top=top
+    )
 
 
 def offline_scripts() -> OfflineScripts:
@@ -349,6 +359,14 @@ def offline_scripts() -> OfflineScripts:
     It puts circuitsvis' script (over a megabyte) into the cell's output; clear it before saving.
     """
     return OfflineScripts()
+
+
+SMALL = 12  # cells, up to which a heat map is a table with its numbers written in
+
+
+def _written(values: Float[np.ndarray, "row column"]) -> tuple[tuple[str, ...], ...]:
+    """Two decimals a cell, and nothing where there is no value."""
+    return tuple(tuple(f"{v:z.2f}" if np.isfinite(v) else "" for v in row) for row in values)
 
 
 def _called(names: tuple[str, ...], axis_title: str) -> tuple[str, ...]:

@@ -26,7 +26,8 @@ STATIC_VARIABLE = "IOI_STATIC_FIGURES"
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure. `note` is a line below the title; `top` how many extremes the summary names.
+    """A figure. `note` is a line below the title, and `details` what it says when hovered over (and
+    the end of the summary); `top` how many extremes the summary names.
 
     Attention figures also carry `attention` (what circuitsvis draws) and `words`, their own
     summary; every other figure is summarised from its panels.
@@ -35,6 +36,7 @@ class Figure:
     title: str
     panels: tuple[Panel, ...]
     note: str = ""
+    details: str = ""
     share_scale: bool = True
     top: int = 5
     attention: dict[str, Any] | None = None
@@ -45,15 +47,16 @@ class Figure:
         """A few lines of text: title, axes, rounded numbers."""
         if self.words is not None:
             return self.words
-        return describe(self.title, self.panels, self.note, self.top)
+        words = describe(self.title, self.panels, self.note, self.top)
+        return f"{words}\n{self.details}" if self.details else words
 
     @cached_property
     def _arrangement(self) -> Arrangement:
         return arrange(self.panels, self.title, self.note, self.share_scale)
 
-    def with_note(self, note: str) -> Self:
-        """The same figure with another line below its title."""
-        return replace(self, note=note)
+    def with_note(self, note: str, details: str = "") -> Self:
+        """The same figure with another line below its title, and what hovering over it says."""
+        return replace(self, note=note, details=details)
 
     def plotly(self) -> go.Figure:
         """A plotly figure to change further or to save as a page (`.write_html`)."""
@@ -124,7 +127,7 @@ class Figure:
         return data, {}
 
     def _plotly_json(self) -> dict[str, Any]:
-        return interactive.plotly_json(self.panels, self._arrangement)
+        return interactive.plotly_json(self.panels, self._arrangement, self.details)
 
     @property
     def _height(self) -> float:

@@ -39,14 +39,17 @@ CIRCUITSVIS_CDN = "https://unpkg.com/circuitsvis@{version}/dist/cdn/esm.js"
 CONFIG = {"displayModeBar": False}
 
 
-def plotly_json(panels: Sequence[Panel], arrangement: Arrangement) -> dict[str, Any]:
+def plotly_json(
+    panels: Sequence[Panel], arrangement: Arrangement, details: str = ""
+) -> dict[str, Any]:
     """The figure as plotly's JSON (`data` and `layout`), ready for `plotly.graph_objects.Figure`.
 
     Values are rounded to five significant digits of the largest: what the eye and the hover label
-    can use, and a stored notebook does not change when noise does.
+    can use, and a stored notebook does not change when noise does. Hovering over the lines below
+    the title shows `details`.
     """
     layout = _layout(arrangement, all(p.kind == "heatmap" for p in panels))
-    annotations = _title_lines(arrangement)
+    annotations = _title_lines(arrangement, details)
     data: list[dict[str, Any]] = []
     shapes: list[dict[str, Any]] = []
     in_legend: set[str] = set()
@@ -248,6 +251,9 @@ def _heatmap(panel: Panel, place: Place, whole: Arrangement) -> dict[str, Any]:
         "ygap": gap(panel),
         "showscale": place.colour_bar,
     }
+    if panel.numbers is not None:
+        trace["texttemplate"] = "%{customdata}"
+        trace["customdata"] = [list(row) for row in panel.numbers]
     if place.colour_bar:
         trace["colorbar"] = {
             "x": (place.left + place.width + 8) / whole.width,
@@ -329,16 +335,17 @@ def diagonal_ends(panel: Panel, place: Place) -> tuple[float, float]:
     return (float(low), float(high)) if low < high else (0.0, 0.0)
 
 
-def _title_lines(whole: Arrangement) -> list[dict[str, Any]]:
+def _title_lines(whole: Arrangement, details: str = "") -> list[dict[str, Any]]:
     """Title and note as lines of text: plotly's own title places several lines unevenly."""
     made = []
     y = 4.0
-    for lines, size, step in (
-        (whole.title_lines, style.TITLE_SIZE, TITLE_LINE),
-        (whole.note_lines, style.FONT_SIZE, LINE),
+    for lines, size, step, hover in (
+        (whole.title_lines, style.TITLE_SIZE, TITLE_LINE, ""),
+        (whole.note_lines, style.FONT_SIZE, LINE, details),
     ):
         for line in lines:
-            made.append(_text(line, 0.01, 1 - y / whole.height, "left", "top", size))
+            text = _text(line, 0.01, 1 - y / whole.height, "left", "top", size)
+            made.append(text | ({"hovertext": plain(hover)} if hover else {}))
             y += step
     return made
 

@@ -92,9 +92,10 @@ class Panel:
     """One pair of axes.
 
     A heat map fills `values` (first row drawn on top) and `cells`, the name of every cell, by which
-    hovering and the summary call it. The other kinds fill `series`; a histogram keeps the raw
-    values as well, in `samples`, because its summary speaks of them and not of bins. A diagram has
-    a `drawing` only.
+    hovering and the summary call it, and `numbers`, what is written into each, where it is to be
+    read as a table. The other kinds fill `series`; a histogram keeps the raw values as well, in
+    `samples`, because its summary speaks of them and not of bins. The points of a scatter plot
+    whose labels are in `named` have their name beside them. A diagram has a `drawing` only.
     """
 
     kind: Kind
@@ -104,9 +105,11 @@ class Panel:
     unit: str = ""
     values: Float[np.ndarray, "row column"] | None = None
     cells: tuple[tuple[str, ...], ...] | None = None
+    numbers: tuple[tuple[str, ...], ...] | None = None
     limit: float | None = None
     series: tuple[Series, ...] = ()
     samples: tuple[Float[np.ndarray, " value"], ...] = ()
+    named: tuple[str, ...] = ()
     diagonal: bool = False
     square: bool = False  # x and y on one range, in an area as high as it is wide
     drawing: Drawing | None = None

@@ -144,6 +144,12 @@ def _heatmap(figure: Figure, axes: Axes, panel: Panel, place: Place, whole: Arra
         hairline = {"colors": [style.MISSING], "linewidths": 0.5}
         axes.vlines(np.arange(1, columns) - 0.5, -0.5, rows - 0.5, **hairline)
         axes.hlines(np.arange(1, rows) - 0.5, -0.5, columns - 0.5, **hairline)
+    for y, row in enumerate(panel.numbers or ()):
+        for x, text in enumerate(row):
+            value = panel.values[y, x]
+            strong = abs(value) > style.STRONG * max(abs(low), abs(high))
+            colour = "white" if strong else "black"
+            axes.text(x, y, text, ha="center", va="center", color=colour, fontsize=_points(11))
     if place.colour_bar:
         left, bottom, width, height = _box(place, whole)
         box = (left + width + 8 / whole.width, bottom, 12 / whole.width, height)
@@ -208,7 +214,8 @@ def _series(axes: Axes, panel: Panel, place: Place) -> None:
 
 
 def _name_points(axes: Axes, panel: Panel, place: Place, most: int = 10) -> None:
-    """Names of the points furthest from the middle, since nothing can be hovered over here."""
+    """Names of the points that must have one and of those furthest from the middle, since nothing
+    can be hovered over here."""
     points = [
         (float(x), float(y), label)
         for series in panel.series
@@ -222,9 +229,12 @@ def _name_points(axes: Axes, panel: Panel, place: Place, most: int = 10) -> None
     where = (where - np.median(where, axis=0)) / np.maximum(spread, 1e-12)
     low, high = axes.get_xlim()
     named: list[int] = []
-    for i in np.argsort(-np.hypot(*where.T), kind="stable"):
+    distance = np.hypot(*where.T)
+    distance[[i for i, point in enumerate(points) if point[2] in panel.named]] += 1e6
+    for i in np.argsort(-distance, kind="stable"):
         apart = [np.abs(where[i] - where[j]) for j in named]
-        if len(named) < most and all(dx > 0.09 or dy > 0.06 for dx, dy in apart):
+        wanted = points[i][2] in panel.named
+        if wanted or (len(named) < most and all(dx > 0.09 or dy > 0.06 for dx, dy in apart)):
             named.append(i)
             x, y, label = points[i]
             # Near the right edge the name goes to the left, or it would be cut off.

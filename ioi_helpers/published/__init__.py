@@ -121,12 +121,15 @@ class Comparison:
     """A published result beside the reader's own. Jupyter displays it as a figure or a table.
 
     `agrees` is True or False on GPT-2 small and None on any other model, where nothing is checked.
+    `caption` is the line below the title: where it was published, and what the check found;
+    `details` is folded away below it: on which prompts, and why nothing was checked.
     """
 
     published: Published
     yours: Float[np.ndarray, " *axes"]
     agrees: bool | None
-    verdict: str
+    caption: str
+    details: str
     figure: plotting.Figure | None
 
     def __repr__(self) -> str:
@@ -141,9 +144,9 @@ class Comparison:
             f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
             for name, value in self._rows()
         )
-        lines = (self.published.title, self.verdict, _origin(self.published))
-        caption = "<br>".join(html.escape(line) for line in lines)
-        table = f"<table><caption>{caption}</caption>{cells}</table>"
+        caption = "<br>".join(html.escape(line) for line in (self.published.title, self.caption))
+        folded = f"<details><summary>setup</summary>{html.escape(self.details)}</details>"
+        table = f"<table><caption>{caption}</caption>{cells}</table>{folded}"
         return {"text/plain": self._table(), "text/html": table}, {}
 
     def _rows(self) -> list[tuple[str, str]]:
@@ -155,7 +158,7 @@ class Comparison:
 
     def _table(self) -> str:
         rows = [f"{name}: {value}" for name, value in self._rows()]
-        return "\n".join([self.published.title, *rows, self.verdict, _origin(self.published)])
+        return "\n".join([self.published.title, *rows, self.caption, self.details])
 
 
 def compare(
@@ -164,7 +167,7 @@ def compare(
     """Show the published result `name` beside `yours`, which has the same axes.
 
     `model` is the model that gave `yours` (or True or False: whether it is GPT-2 small). On GPT-2
-    small every entry is checked against the published one within its tolerance, and the verdict
+    small every entry is checked against the published one within its tolerance, and the caption
     says so; elsewhere the shapes differ and both are shown, without subtracting. `labels` names the
     places along the last axis of `yours` where they differ from the published ones.
 
@@ -174,8 +177,14 @@ def compare(
     values = to_numpy(yours, published.values.ndim, f"your {name}")
     is_subject = model if isinstance(model, bool) else is_gpt2_small(model)
     agrees, verdict = _verdict(published, values) if is_subject else (None, NOT_CHECKED)
-    figure = _figure(published, values, verdict, labels) if values.ndim else None
-    return Comparison(published, values, agrees, verdict, figure)
+    caption = f"Published: {published.source}."
+    if agrees is not None:
+        caption += f" {verdict}"
+    details = f"{LABEL}: on {published.setup}."
+    if agrees is None:
+        details += f" {verdict}"
+    figure = _figure(published, values, caption, details, labels) if values.ndim else None
+    return Comparison(published, values, agrees, caption, details, figure)
 
 
 NOT_CHECKED = "Not checked: yours is not GPT-2 small, so the two need not agree."
@@ -204,10 +213,6 @@ def _verdict(published: Published, yours: Float[np.ndarray, " *axes"]) -> tuple[
     )
 
 
-def _origin(published: Published) -> str:
-    return f"Published: {published.source}; on {published.setup}."
-
-
 def _place(published: Published, flat_index: int) -> str:
     if not published.axes:
         return ""
@@ -224,13 +229,13 @@ def _place(published: Published, flat_index: int) -> str:
 def _figure(
     published: Published,
     yours: Float[np.ndarray, " *axes"],
-    verdict: str,
+    caption: str,
+    details: str,
     labels: Sequence[str] | None,
 ) -> plotting.Figure:
     own_labels = dict(published.labels) if yours.shape == published.values.shape else {}
     if labels is not None:
         own_labels[published.axes[-1]] = tuple(labels)
-    note = f"{verdict} {_origin(published)}"
     if yours.ndim == 1 and yours.shape == published.values.shape:
         pair = {"yours": yours, LABEL: published.values}
         axis = published.axes[0]
@@ -242,14 +247,15 @@ def _figure(
             x_title=axis,
             y_title=published.unit,
         )
-        return figure.with_note(note)
+        return figure.with_note(caption, details)
     return plotting.side_by_side(
         {
             "yours": _draw(yours, published.axes, own_labels, published.unit),
             LABEL: _draw(published.values, published.axes, published.labels, published.unit),
         },
         published.title,
-        note=note,
+        note=caption,
+        details=details,
     )
 
 

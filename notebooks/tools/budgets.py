@@ -22,6 +22,7 @@ import nbformat
 from nbformat import NotebookNode
 from tqdm import tqdm
 
+from notebooks.tools.compare import joined
 from notebooks.tools.execution import CellFailed, Execution, execute, find_notebooks
 from notebooks.tools.stored_outputs import code_cells, read, tags
 from notebooks.tools.tasks import tasks
@@ -67,12 +68,20 @@ def reading_rows(notebook: NotebookNode) -> list[str]:
 
 
 def reading_words(notebook: NotebookNode) -> int:
-    """Words in the notebook's Markdown, without the budget card and the exercises' solutions."""
+    """Words in the notebook's Markdown and in what its cells print.
+
+    Not counted: the budget card, solutions and code; and of what is printed, versions, untouched
+    exercises, and what has no letter in it.
+    """
     count = 0
     for cell in notebook.cells:
         if cell.cell_type == "markdown" and not {"budget", "solution"} & set(tags(cell)):
-            prose = re.sub(r"<[^>]+>|\]\([^)]*\)|https?://\S+", " ", cell.source)
+            prose = re.sub(r"```.*?```", " ", cell.source, flags=re.DOTALL)
+            prose = re.sub(r"<[^>]+>|\]\([^)]*\)|https?://\S+", " ", prose)
             count += len(re.findall(r"\b[\w'’-]+\b", prose))
+        elif cell.cell_type == "code" and not {"versions", "exercise"} & set(tags(cell)):
+            printed = [output.text for output in cell.outputs if output.get("name") == "stdout"]
+            count += len(re.findall(r"\b(?=\S*[^\W\d_])[\w'’-]+\b", joined(printed)))
     return count
 
 
