@@ -2,8 +2,9 @@
 
 In reading order: `values` (what stands in for what is left out), `run` (the model as a circuit),
 `edges` (the same with edges), `scores` (faithfulness, completeness, minimality), `baselines`
-(random circuits), `search` (a circuit found by leaving out), `sizes` (size against faithfulness)
-and `scrubbing` (a hypothesis tried by resampling all that it calls idle).
+(random circuits), `search` (a circuit found by leaving out), `known` (those that are on record),
+`sizes` (size against faithfulness) and `scrubbing` (a hypothesis tried by resampling all that it
+calls idle).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ioi_helpers.circuits.baselines import (
     rank,
 )
 from ioi_helpers.circuits.edges import EdgeCircuits
+from ioi_helpers.circuits.known import circuit_of, naive_circuit, paper_circuit
 from ioi_helpers.circuits.run import CircuitRun, Circuits
 from ioi_helpers.circuits.scores import (
     Faithfulness,
@@ -55,6 +57,7 @@ __all__ = [
     "SizeCurve",
     "Step",
     "Stream",
+    "circuit_of",
     "class_subsets",
     "class_witnesses",
     "completeness",
@@ -64,7 +67,9 @@ __all__ = [
     "greedy_incompleteness",
     "ioi_hypothesis",
     "minimality",
+    "naive_circuit",
     "number_of_matched",
+    "paper_circuit",
     "possible_edges",
     "prune",
     "random_circuits",

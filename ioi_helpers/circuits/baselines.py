@@ -28,30 +28,36 @@ def random_circuits(
     """Random circuits of heads that are like one circuit in something.
 
     Args:
-        circuit: The one they are held against; heads at roles.
+        circuit: The one they are held against; heads, at roles or everywhere.
         shape: The model's.
         roles: The roles that nodes may have, for ``match="size"``.
         n: How many.
-        match: ``"layer and role"``: as many heads of each layer at each role. They share many
-            members with it by chance alone, see :func:`expected_overlap`. ``"size"``: as many
-            (head, role) pairs, any.
+        match: ``"layer and role"``: as many heads of each layer at each role (and everywhere).
+            They share many members with it by chance alone, see :func:`expected_overlap`.
+            ``"size"``: as many (head, role) pairs, any; and as many heads everywhere.
         seed: Seeds the draws.
 
     Raises:
-        ValueError: The circuit has nodes that are no heads at roles, or an unknown ``match``.
+        ValueError: The circuit has nodes that are no heads, or an unknown ``match``.
     """
     for node in circuit:
-        if not node.is_head or node.role is None:
-            raise ValueError(f"{node} is no head at a role; random circuits are made of these.")
+        if not node.is_head:
+            raise ValueError(f"{node} is no head; random circuits are made of heads.")
     if match not in ("layer and role", "size"):
         raise ValueError(f"match must be 'layer and role' or 'size', not {match!r}.")
     rng = np.random.default_rng(seed)
-    everyone = shape.nodes(roles)
+    everywhere = sum(node.role is None for node in circuit)
+    kinds = ((shape.nodes(roles), len(circuit) - everywhere), (shape.nodes(), everywhere))
     groups = _group_sizes(circuit)
     for _ in range(n):
         if match == "size":
-            drawn = rng.choice(len(everyone), len(circuit), replace=False)
-            yield Circuit(frozenset(everyone[i] for i in drawn))
+            yield Circuit(
+                frozenset(
+                    nodes[i]
+                    for nodes, size in kinds
+                    for i in rng.choice(len(nodes), size, replace=False)
+                )
+            )
             continue
         yield Circuit(
             frozenset(

@@ -18,8 +18,9 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import forward, metrics, runs
+from ioi_helpers.circuits.roles import Outside, final_stream
 from ioi_helpers.circuits.values import Values, values_outside
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import ROLES, IOIDataset
 from ioi_helpers.graph import Circuit, Node, NodeLike, Shape
 
 Kept = Bool[Tensor, "layer batch pos component"]
@@ -105,6 +106,7 @@ class Circuits:
             model, engine, "Circuits are run with TransformerLens' hooks"
         )
         self._values = values_outside(model, data, self.reference, how, group, mlps=mlps == "nodes")
+        self._outside: Outside | None = None
 
     # --- what is kept -----------------------------------------------------------------------------
 
@@ -152,6 +154,8 @@ class Circuits:
         """
         inside = self._checked(circuit)
         left = inside - self._checked(without)
+        if self._only_roles(left):
+            return self._run_at_roles(left)
         kept = self._nothing()
         self._mark(kept, left, True)
         return self._run(kept)
@@ -161,6 +165,64 @@ class Circuits:
         kept = ~self._nothing()
         self._mark(kept, self._checked(without), False)
         return self._run(kept)
+
+    def _only_roles(self, circuit: Circuit) -> bool:
+        """Whether tokens at roles are enough: see :mod:`ioi_helpers.circuits.roles`."""
+        if self._gpt is None or self.mlps == "nodes" or any(node.role is None for node in circuit):
+            return False
+        # Keys and values of the run with nothing kept are as large as the values twice.
+        z = self._values.z
+        if 2 * z.numel() * z.element_size() > self.memory:
+            return False
+        at = torch.stack(list(self._at().values()), dim=1).sort(dim=1).values
+        return bool((at.diff(dim=1) > 0).all())
+
+    def _at(self) -> dict[str, Tensor]:
+        return {
+            role: runs.role_positions(self.data, role).to(self._values.z.device) for role in ROLES
+        }
+
+    def _run_at_roles(self, circuit: Circuit) -> CircuitRun:
+        gpt, data, at = self._gpt, self.data, self._at()
+        assert gpt is not None
+        width = int(data.lengths.max())
+        if self._outside is None:
+            self._outside = self._nothing_kept()
+        outside = self._outside
+
+        def logits(rows: Tensor) -> Float[Tensor, "batch vocab"]:
+            here = rows.to(gpt.device)
+            tokens = data.tokens[rows, :width].to(gpt.device)
+            final = final_stream(
+                gpt,
+                tokens,
+                {role: positions[here] for role, positions in at.items()},
+                circuit,
+                outside.rows(here),
+                self._values.z[:, here],
+            )
+            return forward.unembed(gpt, final)
+
+        return run_in_parts(self.model, data, logits, self.memory)
+
+    def _nothing_kept(self) -> Outside:
+        gpt, data, values = self._gpt, self.data, self._values
+        assert gpt is not None
+        width = int(data.lengths.max())
+        k, v = torch.zeros_like(values.z), torch.zeros_like(values.z)
+        final = values.z.new_zeros(len(data), gpt.W_E.shape[1])
+        size = runs.prompts_at_once(self.model, width, self.memory)
+        nothing = self._nothing()
+        for rows in runs.in_parts(data.lengths, size, progress=False):
+            here = rows.to(gpt.device)
+            tokens = data.tokens[rows, :width].to(gpt.device)
+            last = data.lengths[rows].to(gpt.device) - 1
+            edit = _editor(nothing[:, here], values.rows(here))
+            run = forward.run(gpt, tokens, last, ("k", "v"), edit=edit)
+            k[:, here] = torch.stack(run["k"]).to(k)
+            v[:, here] = torch.stack(run["v"]).to(v)
+            final[here] = run.final.to(final)
+        return Outside(k, v, final)
 
     def _run(self, kept: Kept) -> CircuitRun:
         def logits(rows: Tensor) -> Float[Tensor, "batch vocab"]:
