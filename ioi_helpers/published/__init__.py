@@ -24,7 +24,7 @@ from ioi_helpers import plotting
 from ioi_helpers.models import is_gpt2_small
 from ioi_helpers.names import head_name
 from ioi_helpers.plotting.panels import Array, to_numpy
-from ioi_helpers.published.catalogue import ENTRIES
+from ioi_helpers.published.catalogue import ENTRIES, Keys
 
 __all__ = [
     "Comparison",
@@ -45,6 +45,7 @@ class Published:
 
     `labels` names the places of some axes. `tolerance`, in `unit`, is how far an exact repetition
     on GPT-2 small may lie from any entry. `setup` says on which prompts, with or without BOS.
+    `logits` is how many logits one unit is, where that is known: see `in_logits`.
     """
 
     name: str
@@ -56,6 +57,19 @@ class Published:
     setup: str
     source: str
     tolerance: float
+    logits: float | None = None
+
+    def in_logits(self) -> Float[np.ndarray, " *axes"]:
+        """The values in logits, where their unit is a share of a logit difference.
+
+        Sources take other shares (of the clean logit difference, or of clean minus corrupted), so
+        their numbers compare in logits only.
+
+        Raises ValueError where they are no such share.
+        """
+        if self.logits is None:
+            raise ValueError(f"{self.name} is in {self.unit}, which is no share of logits.")
+        return self.values * self.logits
 
     def __repr__(self) -> str:
         shape = " x ".join(f"{n} {a}" for n, a in zip(self.values.shape, self.axes, strict=True))
@@ -86,8 +100,7 @@ def load(name: str) -> Published:
     if entry.shape is not None:
         values = values.reshape(entry.shape)
     labels = {
-        axis: tuple(_head_name(str(v)) for v in _follow(data, keys))
-        for axis, keys in entry.labels.items()
+        axis: tuple(_label(v) for v in _follow(data, keys)) for axis, keys in entry.labels.items()
     }
     return Published(
         name=name,
@@ -99,6 +112,7 @@ def load(name: str) -> Published:
         setup=entry.setup,
         source=entry.source,
         tolerance=entry.tolerance,
+        logits=entry.logits,
     )
 
 
@@ -188,7 +202,7 @@ def compare(
 
 
 NOT_CHECKED = "Not checked: yours is not GPT-2 small, so the two need not agree."
-LINE_AXES = ("residual stream", "rank")  # ordered, so drawn as a line and not as bars
+LINE_AXES = ("residual stream", "rank", "edges")  # ordered, so drawn as a line and not as bars
 
 
 def _verdict(published: Published, yours: Float[np.ndarray, " *axes"]) -> tuple[bool, str]:
@@ -289,11 +303,19 @@ def _row_name(
     return " ".join(labels[a][i] if a in labels else f"{a} {i}" for a, i in named)
 
 
-def _follow(data: Any, keys: Sequence[str | int]) -> Any:
-    """Walk down nested lists and mappings; "*" maps over what is left, "keys" lists the keys."""
+def _follow(data: Any, keys: Keys) -> Any:
+    """Walk down nested lists and mappings.
+
+    "*" maps over what is left, several names over these; "keys" lists the keys (those named after
+    it, if any are); "=" is followed by what is asked for itself.
+    """
+    if keys[:1] == ("=",):
+        return keys[1]
     for depth, key in enumerate(keys):
+        if isinstance(key, tuple):
+            return [_follow(data[name], keys[depth + 1 :]) for name in key]
         if key == "keys" and isinstance(data, dict) and "keys" not in data:
-            return list(data)
+            return keys[depth + 1] if keys[depth + 1 :] else list(data)
         if key == "*":
             items = data.values() if isinstance(data, dict) else data
             return [_follow(item, keys[depth + 1 :]) for item in items]
@@ -301,10 +323,12 @@ def _follow(data: Any, keys: Sequence[str | int]) -> Any:
     return data
 
 
-def _head_name(label: str) -> str:
-    """The paper writes heads as 9.9; here they are called L9H9."""
-    head = re.fullmatch(r"(\d+)\.(\d+)", label)
-    return f"L{head[1]}H{head[2]}" if head else label
+def _label(value: Any) -> str:
+    """A label as text. The paper writes heads as "9.9"; here they are called L9H9."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    head = re.fullmatch(r"(\d+)\.(\d+)", str(value))
+    return f"L{head[1]}H{head[2]}" if head else str(value)
 
 
 @cache

@@ -32,8 +32,20 @@ ATTRIBUTION = "TransformerLens@7d74a5a, demos/Attribution_Patching_Demo.ipynb"
 SVD = "TransformerLens 4.3.0, demos/SVD_Circuits_Demo.ipynb"
 DIRECT_PATH = "TransformerLens 4.3.0, demos/direct_path_patching_ioi.ipynb"
 WANG = "Wang et al. 2022, arXiv:2211.00593v1, "
+# Of others; the notebooks, and what was run anew from them, are not peer reviewed.
+REPLICATION = "goodfire-ai/causalab@8e8d5d1, demos/papers/artifacts/ioi_fig3b, not peer reviewed"
+ARENA = "ccccsy04/Transformer-Interpretability@ead3542, ARENA 1.4.1 as run, not peer reviewed"
+PYVENE = "stanfordnlp/pyvene@9e33390, tutorials/advanced_tutorials/IOI_Replication.ipynb"
+AUTO_CIRCUIT = (
+    "UFO-101/auto-circuit@98db58c, tests/test_experiment_utils.py (Miller et al. 2024, "
+    "arXiv:2407.08734)"
+)
+HANNA = "Hanna et al. 2024, arXiv:2403.17806, hannamw/eap-ig-faithfulness@d42fea6, results/"
 
-Keys = tuple[str | int, ...]
+ARENA_PROMPTS = "the 25 prompts that the file lists, no BOS"
+EDGE_PROMPTS = "prompts of data/ioi/gpt2.csv in its repository; whether with BOS is not stated"
+
+Keys = tuple[str | int | tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,7 @@ class Entry:
     source: str
     labels: Mapping[str, Keys] = field(default_factory=dict)
     shape: tuple[int, ...] | None = None  # where the file flattens the axes
+    logits: float | None = None  # logits in one unit, where that is a share of logits
 
 
 def _demo(
@@ -96,21 +109,39 @@ def _sweep(
 
 def _paper(
     title: str,
-    *keys: str | int,
+    *keys: str | int | tuple[str, ...],
     axes: tuple[str, ...] = (),
     unit: str,
     tolerance: float,
     where: str,
     labels: Mapping[str, Keys] | None = None,
+    logits: float | None = None,
 ) -> Entry:
-    source = WANG + where
-    return Entry(title, "ioi_paper.json", keys, axes, unit, PAPER, tolerance, source, labels or {})
+    file, source = "ioi_paper.json", WANG + where
+    return Entry(
+        title, file, keys, axes, unit, PAPER, tolerance, source, labels or {}, logits=logits
+    )
+
+
+def _edges(method: str, group: str, key: str) -> Entry:
+    return Entry(
+        f"Faithfulness of circuits of edges found by {method}, by the number of edges asked for",
+        "eap_ig_ioi_faithfulness.json",
+        (group, f"faithfulness_{key}"),
+        ("edges",),
+        "fraction of clean minus corrupted",
+        EDGE_PROMPTS,
+        0.15,  # other prompts; the curves are rough, neighbouring points differ by as much
+        HANNA,
+        {"edges": (group, "edges")},
+    )
 
 
 HEADS = ("layer", "head")
 PLACES = ("layer", "position")
 ATTENTION = ("head", "destination", "source")
 TOKENS_0 = ("prompt_tokens", 0)
+ADVERSARIAL = ("p_IOI", "extra_S", "extra_IO")
 IO_NAMES = ("answers_correct_incorrect", "*", 0)  # they tell the 8 prompts apart
 
 ENTRIES: dict[str, Entry] = {
@@ -361,6 +392,7 @@ ENTRIES: dict[str, Entry] = {
         tolerance=0.06,  # read off a figure drawn from 100 prompts; a repetition differs by 0.044
         where="Fig. 3b",
         labels={"layer": ("fig3b_direct_effect_on_logits", "paper_decoded_layers7_11", "keys")},
+        logits=3.56,  # the paper's mean logit difference, of another sample
     ),
     "paper.minimality": _paper(
         "Minimality score of each head of the circuit",
@@ -374,6 +406,125 @@ ENTRIES: dict[str, Entry] = {
         where="App. K, Fig. 20",
         labels={"circuit head": ("minimality", "rows", "*", "v")},
     ),
+    **{
+        f"paper.adversarial_{name}": _paper(
+            f"{title} without and with a distracting sentence",
+            "adversarial",
+            ADVERSARIAL,
+            key,
+            axes=("prompts",),
+            unit=unit,
+            tolerance=tolerance,  # the paper's sentences, on other prompts
+            where="sec. 4.4, Fig. 8",
+            labels={"prompts": ("adversarial", "keys", ADVERSARIAL)},
+        )
+        for name, title, key, unit, tolerance in (
+            ("logit_diff", "Mean logit difference", "logit_diff", "logits", 0.3),
+            ("io_probability", "Mean probability of IO", "IO_prob", "probability", 0.05),
+            ("s_over_io", "Share of prompts with S above IO", "S_over_IO", "fraction", 0.05),
+        )
+    },
+    # Path patching and circuits, by others
+    "path_patching.to_logits_n5000": Entry(
+        "Path patching of each head's direct effect on the logits, layers 7 to 11, 5000 prompts",
+        "ioi_paper.json",
+        ("fig3b_direct_effect_on_logits", "replication_n5000_layers7_11", "*"),
+        HEADS,
+        "relative change of the mean logit difference",
+        PAPER,
+        0.04,  # its own error is 0.005; a repetition on 100 prompts has up to 0.035
+        REPLICATION,
+        {"layer": ("fig3b_direct_effect_on_logits", "replication_n5000_layers7_11", "keys")},
+        logits=3.4735,
+    ),
+    "path_patching.to_logits": Entry(
+        "Path patching of every head to the logits",
+        "path_patching_arena.json",
+        ("head_to_logits_12x12",),
+        HEADS,
+        "fraction of clean minus corrupted",
+        ARENA_PROMPTS,
+        2e-3,
+        ARENA,
+        logits=3.5751,
+    ),
+    "path_patching.to_s_inhibition_values": Entry(
+        "Path patching of every head to the values of the S-inhibition heads, all positions",
+        "path_patching_arena.json",
+        ("head_to_s_inhibition_values_12x12",),
+        HEADS,
+        "fraction of clean minus corrupted",
+        ARENA_PROMPTS,
+        2e-3,
+        ARENA,
+        logits=3.5751,
+    ),
+    "path_patching.to_logits_mlps_frozen": Entry(
+        "Path patching of each head to the logits with MLPs frozen, layers 8 to 11",
+        "path_patching_pyvene.json",
+        ("relative_change_4x12",),
+        HEADS,
+        "relative change of the mean logit difference",
+        "50 prompts of its own, no BOS",
+        0.1,  # other prompts, and few
+        PYVENE,
+        {"layer": ("rows", "layers")},
+        logits=3.75625,
+    ),
+    "circuit.faithfulness_by_template": Entry(
+        "Logit difference of the 26 heads alone, percent of the model's, by template",
+        "faithfulness_per_template_auto_circuit.json",
+        ("percent", "*"),
+        ("order and BOS", "template"),
+        "percent",
+        "50 prompts of each of the paper's 15 templates, in both orders, with BOS and without",
+        20.0,  # 50 other prompts a cell: names alone move a cell by about 7
+        AUTO_CIRCUIT,
+        {"order and BOS": ("percent", "keys")},
+    ),
+    "circuit.faithfulness_by_order": Entry(
+        "Logit difference of the 26 heads alone, percent of the model's, mean over templates",
+        "faithfulness_per_template_auto_circuit.json",
+        ("summary", ("bos_ABBA", "bos_BABA", "no_bos_ABBA", "no_bos_BABA"), "mean"),
+        ("order and BOS",),
+        "percent",
+        "50 prompts of each of the paper's 15 templates, in both orders, with BOS and without",
+        7.0,
+        AUTO_CIRCUIT,
+        {"order and BOS": ("percent", "keys")},
+    ),
+    "circuit.minimality": Entry(
+        "Minimality of each head of the circuit",
+        "arena_circuit_evaluation.json",
+        ("minimality", "score_primary", "*"),
+        ("circuit head",),
+        "fraction of the model's logit difference",
+        ARENA_PROMPTS,
+        0.03,  # under two prompts a mean: the choice of means shows; another copy differs by 0.014
+        ARENA,
+        {"circuit head": ("minimality", "score_primary", "keys")},
+        logits=2.8052,
+    ),
+    **{
+        f"circuit.copying{suffix}": Entry(
+            f"Copying score of each head{of}, layers 1 to 11",
+            "arena_circuit_evaluation.json",
+            ("copying_scores", f"{sign}_11x12"),
+            HEADS,
+            "fraction of names",
+            "109 names by themselves: embedding and MLP 0 without attention; no prompt and no BOS",
+            0.05,  # five names
+            ARENA,
+            {"layer": ("=", tuple(str(layer) for layer in range(1, 12)))},
+        )
+        for suffix, of, sign in (
+            ("", "", "positive"),
+            ("_negative", " with the opposite sign", "negative"),
+        )
+    },
+    "edges.EAP": _edges("EAP", "gpt2", "EAP"),
+    "edges.EAP-IG": _edges("EAP-IG (5 steps)", "gpt2", "EAP-IG"),
+    "edges.exact": _edges("exact patching of each edge", "gpt2_real_edge_patching", "real"),
     # Smaller demos
     "svd.ov_singular_values": Entry(
         "First singular values of L9H9's OV circuit",
