@@ -38,7 +38,7 @@ NAMED_PREFIXES = (
     "Mary had a good day.",
     "After the lunch, Tom and John were working at the store.",
 )
-FEW = ("John", "Mary", "Tom", "James", "Dan", "Amy")
+FEW = ("John", "Mary", "Tom", "James", "Dan", "Amy", "Paul")  # ABC prompts need five more
 SLOW = settings(
     max_examples=15,
     deadline=None,
@@ -387,14 +387,14 @@ def test_identities_of_counterfactuals(bpe: Any, seed: int) -> None:
 
 
 def test_abc_names_are_unrelated(bpe: Any) -> None:
-    data = IOIDataset.generate(bpe, 2000, names=FEW)
+    data = IOIDataset.generate(bpe, 2000, names=FEW[:6])
     abc = data.abc(seed=7)
     for new, old in zip(abc.names, data.names, strict=True):
         assert len({*new, *old}) == 5
     # Six names, two of them taken: the other four stand equally often at each role.
     for role in range(3):
         counts = Counter(name[role] for name in abc.names)
-        assert set(counts) == set(FEW)
+        assert set(counts) == set(FEW[:6])
         assert all(250 < count < 420 for count in counts.values())
     assert abc.orders == data.orders
     assert all(torch.equal(abc.positions[role], data.positions[role]) for role in ROLES)
@@ -470,6 +470,81 @@ def test_adversarial_sentences_are_drawn(bpe: Any) -> None:
     assert len(combinations) == 25
     assert data.adversarial("S", seed=1).prompts == data.adversarial("S", seed=1).prompts
     check_dataset(double[:40])
+
+
+# --- inserted words ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "wanted"),
+    [
+        ("[A] was tired.", "middle", "Then, Mary and John went. Mary was tired. John said to"),
+        ("It was so.", "middle", "Then, Mary and John went. It was so. John said to"),
+        ("[B] met [A].", "middle", "Then, Mary and John went. John met Mary. John said to"),
+        (", like [A],", "after S2", "Then, Mary and John went. John, like Mary, said to"),
+        ("and [B]", "after S2", "Then, Mary and John went. John and John said to"),
+        ("After that [B] was tired.", "start",
+         "After that John was tired. Then, Mary and John went. John said to"),
+    ],
+)  # fmt: skip
+def test_words_are_inserted_and_roles_stay(word: Any, text: str, where: str, wanted: str) -> None:
+    template = "Then, [A] and [B] went. [B] said to"
+    data = IOIDataset.from_prompts(
+        word,
+        ["Then, Mary and John went. John said to", "Then, John and Mary went. Mary said to"],
+        [("Mary", "John"), ("John", "Mary")],
+        pair_ids=[0, 0],
+    )
+    assert template.replace("[A]", "Mary").replace("[B]", "John") == data.prompts[0]
+    new = data.insert(text, where)
+    assert new.prompts[0] == wanted
+    check_dataset(new)
+    assert new.clean is new and new.names == data.names
+    fields = re.findall(r"\[([AB])\]", text)
+    names = [[{"A": n.IO, "B": n.S1}[field] for field in fields] for n in new.names]
+    assert [
+        [new.str_tokens(i)[k].strip() for k in row] for i, row in enumerate(new.mentions)
+    ] == names
+    for name in fields:
+        # In ABC prompts nothing is repeated, in prompts with other names the same is.
+        for other, distinct in ((new.abc(), 3 + len(fields)), (new.random_names(), 2)):
+            check_counterfactual(other, new)
+            standing = {other.str_tokens(0)[k] for k in other.mentions[0].tolist()}
+            assert len(standing | {f" {n}" for n in other.names[0]}) == distinct, name
+
+
+def test_a_third_name_is_one_for_a_pair_and_none_of_its_own(bpe: Any) -> None:
+    data = IOIDataset.generate(bpe, 200, prefixes="bundled")
+    for new in (
+        data.insert("[C] had a good day. [C] was tired."),
+        data.insert("[C] had a good day.").insert("Then [C] was tired.", "start"),
+    ):
+        check_dataset(new[:20])
+        third = [{new.str_tokens(i)[k] for k in row} for i, row in enumerate(new.mentions.tolist())]
+        assert all(len(names) == 1 for names in third)
+        assert third[::2] == third[1::2] and len({name for names in third for name in names}) > 20
+        for i, names in enumerate(third):
+            assert not names & {f" {name}" for name in new.names[i]}
+        for other in (new.random_names(3), new.redraw(seed=3), new.abc(3)):
+            again = [
+                [other.str_tokens(i)[k] for k in r] for i, r in enumerate(other.mentions.tolist())
+            ]
+            own = [{f" {name}" for name in names} for names in other.names]
+            assert all(not set(a) & b for a, b in zip(again, own, strict=True))
+    assert data.insert("[C] slept.", seed=1).prompts != data.insert("[C] slept.").prompts
+
+
+def test_what_is_inserted_twice_keeps_its_places(bpe: Any) -> None:
+    data = IOIDataset.generate(bpe, 40, seed=2)
+    for new in (
+        data.insert("[A] was tired.").insert("Then [B] was tired.", "start"),
+        data.insert("[A] was tired.").insert("[B] was tired."),
+        data.insert(", a friend of [A],", "after S2").insert("[B] was tired."),
+    ):
+        check_dataset(new)
+        for i, (first, second) in enumerate(new.mentions.tolist()):
+            found = new.str_tokens(i)[first], new.str_tokens(i)[second]
+            assert found == (f" {new.names[i].IO}", f" {new.names[i].S1}")
 
 
 # --- prefixes ------------------------------------------------------------------------------------
@@ -724,6 +799,24 @@ REFUSALS: dict[str, tuple[Callable[[Any], Any], str]] = {
             t, 4, templates=["Then [A] and [B] met and [B] said to"]
         ).adversarial(),
         "no full stop or comma",
+    ),
+    "inserted nothing": (lambda t: demo_of(t).insert(" "), "some words"),
+    "inserted somewhere": (lambda t: demo_of(t).insert("so", "end"), "'start', 'middle' or"),
+    "inserted field": (lambda t: demo_of(t).insert("[D] was tired."), r"\[C\] \(a third name\)"),
+    "inserted letters": (lambda t: demo_of(t).insert("x[A] was"), "a word of its own"),
+    "inserted name at the start": (
+        lambda t: demo_of(t).insert("[A] was tired.", "start"),
+        "begins with a name",
+    ),
+    "inserted into a counterfactual": (
+        lambda t: demo_of(t).swap_order().insert("So it was."),
+        "clean prompts only",
+    ),
+    "no third name": (
+        lambda t: (
+            IOIDataset.generate(t, 4, names=["Mary", "John", "Tom"]).insert("[C] slept.").abc()
+        ),
+        "only 3 names",
     ),
     "prompt without a second S": (
         lambda t: IOIDataset.from_prompts(t, ["Then John told Mary to"], [("Mary", "John")]),

@@ -18,7 +18,7 @@ from jaxtyping import Int
 from ioi_helpers.dataset.pieces import check_names, check_words, name_pieces
 from ioi_helpers.dataset.prompts import TokenisedPrompts
 from ioi_helpers.dataset.roles import IO, S1, S2
-from ioi_helpers.dataset.rows import Rows, insert_sentences
+from ioi_helpers.dataset.rows import Rows, insert
 from ioi_helpers.dataset.sampling import choose, draw_distinct
 from ioi_helpers.stimuli import ADVERSARIAL_SENTENCES
 
@@ -76,7 +76,10 @@ class PromptsWithCounterfactuals(TokenisedPrompts):
         Raises:
             ValueError: Too few names to draw three new ones, or a name that is not one token.
         """
-        return self._derive(f"abc(seed={seed})", self._rows.rename(self._fresh_names(seed, names)))
+        mentions = self._rows.mentions.shape[1]
+        fresh = self._fresh_names(seed, names, count=3 + mentions)
+        rows = self._rows.rename(fresh[:, :3], fresh[:, 3:])
+        return self._derive(f"abc(seed={seed})", rows)
 
     def random_names(self, seed: int = 0, names: Iterable[str] | None = None) -> Self:
         """Every name replaced by a new one, the same wherever it occurs ("random name flip").
@@ -87,12 +90,19 @@ class PromptsWithCounterfactuals(TokenisedPrompts):
 
         Arguments and errors are those of ``abc``.
         """
-        old, fresh = self._rows.names(), self._fresh_names(seed, names)
+        old, strangers = self._rows.names(), self._rows.strangers()
+        fresh = self._fresh_names(seed, names, count=3 + bool((strangers >= 0).any()))
+        fresh, stranger = fresh[:, :3], fresh[:, 3:]
         # In an IOI row S2 repeats S1; in an ABC row it is a third name of its own.
         for other in (IO, S1):
             repeats = old[:, S2] == old[:, other]
             fresh[repeats, S2] = fresh[repeats, other]
-        return self._derive(f"random_names(seed={seed})", self._rows.rename(fresh))
+        rows = self._rows.rename(fresh)
+        if stranger.size:
+            again = rows.mentioned()
+            again = np.where(self._rows.mentioned() == strangers[:, None], stranger, again)
+            rows = rows.rename(fresh, again)
+        return self._derive(f"random_names(seed={seed})", rows)
 
     def redraw(
         self,
@@ -144,7 +154,12 @@ class PromptsWithCounterfactuals(TokenisedPrompts):
         if len(pool) < 2:
             raise ValueError("A prompt needs two names; pass a longer list as names=.")
         if free:
-            taken = number_of[drawn[:, kept]] if kept else np.empty((len(self), 0), dtype=np.int64)
+            strangers = base.strangers()
+            if (strangers >= 0).any():
+                taken = number_of[np.concatenate([drawn[:, kept], strangers[:, None]], axis=1)]
+                taken[strangers < 0, -1] = -1
+            else:
+                taken = number_of[drawn[:, kept]].reshape(len(self), len(kept))
             drawn[:, free] = pool_pieces[draw_distinct(rng, len(free), len(pool), taken)]
         drawn[:, S2] = drawn[:, S1]
         return self._derive(
@@ -204,7 +219,79 @@ class PromptsWithCounterfactuals(TokenisedPrompts):
             flipped = flipped.swap_order()
         return self._derive(f"flip(position={position}, token={token!r})", flipped._rows)
 
-    # --- a corruption that is no counterfactual --------------------------------------------------
+    # --- corruptions that are no counterfactuals -------------------------------------------------
+
+    def insert(
+        self,
+        text: str,
+        where: Literal["start", "middle", "after S2"] | str = "middle",
+        *,
+        seed: int = 0,
+    ) -> Self:
+        """The prompts with more words in them, which may name people: variants to break a model by.
+
+        ::
+
+            data.insert("[A] had a good day.")         # IO named once more
+            data.insert("[C] had a good day.")         # its control: as long, a third name
+            data.insert("Everyone had a good day.")    # as long, no name
+            data.insert(", a friend of [A],", "after S2")
+
+        Roles are those of the original names; where the new names stand is in ``mentions``. Prompts
+        get longer, so this is not a counterfactual: the result is its own ``.clean``. Several
+        calls insert several texts.
+
+        Args:
+            text: The words, with [A] for IO's name, [B] for S's and [C] for a third one: one third
+                name a prompt, the same for the prompts of a pair.
+            where: ``"start"``: before the prompt (after a prefix sentence). ``"middle"``: after
+                the clause break between the first clause and S2, the last full stop there, or else
+                the last comma. ``"after S2"``: directly behind S2.
+            seed: Seeds the draw of the third name.
+
+        Raises:
+            ValueError: A text that is empty or has another field than these three, or a letter
+                next to one; at the start, a text that begins with a name, whose token has a space
+                before it; no clause break; too few names; or a counterfactual dataset.
+        """
+        if where not in ("start", "middle", "after S2"):
+            raise ValueError(f"where must be 'start', 'middle' or 'after S2', not {where!r}.")
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"The text to insert must hold some words, not {text!r}.")
+        if self._clean is not None:
+            raise ValueError(
+                "Text goes into clean prompts only; call insert() first and make counterfactuals "
+                "of its result."
+            )
+        text = " ".join(text.split())
+        parts = re.split(r"(?:(?<=\s)|^)\[([ABC])\](?!\w)", text)
+        if any("[" in part or "]" in part for part in parts[::2]):
+            raise ValueError(
+                f"The text {text!r} may hold the fields [A] (IO), [B] (S) and [C] (a third name), "
+                "each a word of its own, and no other brackets."
+            )
+        if where == "start" and not parts[0]:
+            raise ValueError(
+                f"The text {text!r} begins with a name, but at the start of a prompt a name is "
+                "another token; put a word before it, such as 'Then'."
+            )
+        own = self._rows.names()
+        people = {"A": own[:, IO], "B": own[:, S1]}
+        if "C" in parts[1::2]:
+            people["C"] = self._third_names(seed)
+        columns, named = [], []
+        for place, part in enumerate(parts):
+            if place % 2:
+                named.append(len(columns))
+                columns.append(people[part])
+            elif part.strip():
+                # Words carry the space before them; punctuation, and the first words of all, none.
+                first = not columns and (where != "start" or bool(self._rows.layout[:, 0].any()))
+                spaced = part[0].isalnum() and (first or part.startswith(" "))
+                words = f"{' ' * spaced}{part.strip()}" if not columns else part.rstrip()
+                columns.append(np.full(len(self), self._pieces.add_one(words)))
+        rows = insert(self._pieces, self._rows, np.stack(columns, axis=1), named, where)
+        return self._inserted(rows, f"insert({text!r}, where={where!r})")
 
     def adversarial(
         self,
@@ -213,15 +300,14 @@ class PromptsWithCounterfactuals(TokenisedPrompts):
         pairs: bool = False,
         seed: int = 0,
     ) -> Self:
-        """The prompts with a distracting sentence about IO or S (IOI paper, section 4.4).
+        """The prompts with one of several sentences about IO or S (IOI paper, section 4.4).
 
         A sentence such as "Mary had a good day." goes in after the clause break between the first
         clause and S2 (the last full stop there, or else the last comma). About IO, it makes IO
         a repeated name as well, which the circuit takes for the sign of a subject: GPT-2 small
         then prefers S on 23.4 % of prompts (0.7 % without; 0.4 % with a sentence about S).
 
-        Roles are those of the original names: the mention in the inserted sentence is none of
-        them. Prompts get longer, so this is not a counterfactual: the result is its own ``.clean``.
+        ``insert`` puts the same text into every prompt, and has controls.
 
         Args:
             about: "IO" or "S".
@@ -246,24 +332,62 @@ class PromptsWithCounterfactuals(TokenisedPrompts):
             if not re.fullmatch(r"(?:[^\[\]]* )?\[A\](?:[^\w\[\]][^\[\]]*)?", sentence):
                 raise ValueError(f"The sentence {sentence!r} must hold [A], as a word, just once.")
         rng = np.random.default_rng(seed)
-        picks = [choose(rng, len(self), len(chosen)) for _ in range(2 if pairs else 1)]
-        rows = insert_sentences(
-            self._pieces,
-            self._rows,
-            [[chosen[i] for i in pick] for pick in picks],
-            self._rows.names()[:, IO if about == "IO" else S1],
-        )
-        data = self._replace(
-            rows=rows, width=0, history=(*self.history, f"adversarial(about={about!r})")
-        )
-        data._check_assembly()
-        return data
+        name = self._rows.names()[:, IO if about == "IO" else S1]
+        columns: list[Int[np.ndarray, " batch"]] = []
+        for _ in range(2 if pairs else 1):
+            picks = choose(rng, len(self), len(chosen))
+            parts = [chosen[pick].split("[A]") for pick in picks]
+            before = [f" {words.rstrip()}" if words else "" for words, _ in parts]
+            columns += [
+                self._pieces.add(before),
+                name,
+                self._pieces.add([after for _, after in parts]),
+            ]
+        named = range(1, len(columns), 3)
+        rows = insert(self._pieces, self._rows, np.stack(columns, axis=1), named, "middle")
+        return self._inserted(rows, f"adversarial(about={about!r})")
 
     # --- what the methods share ------------------------------------------------------------------
 
     def _derive(self, label: str, rows: Rows) -> Self:
         """A counterfactual of the clean dataset, made of ``rows``."""
         return self._replace(rows=rows, clean=self.clean, history=(*self.history, label))
+
+    def _inserted(self, rows: Rows, label: str) -> Self:
+        """A longer dataset, its own clean one, checked."""
+        data = self._replace(rows=rows, width=0, history=(*self.history, label))
+        data._check_assembly()
+        return data
+
+    def _third_names(self, seed: int) -> Int[np.ndarray, " batch"]:
+        """The piece of a name that is none of the row's own; the same for the rows of a pair.
+
+        Where a third name stands in the prompts already, it is that one.
+        """
+        strangers = self._rows.strangers()
+        if (strangers >= 0).all():
+            return strangers
+        own = np.concatenate([self._rows.names()[:, :2], self._rows.mentioned()], axis=1)
+        pool = name_pieces(self._pieces, self.name_pool)
+        number_of = np.full(len(self._pieces.texts), -1, dtype=np.int64)
+        number_of[pool] = np.arange(len(pool))
+        _, first, pair = np.unique(self._rows.pair_ids, return_index=True, return_inverse=True)
+        most = int(np.bincount(pair).max())
+        taken = np.full((len(first), most * own.shape[1]), -1, dtype=np.int64)
+        filled = np.zeros(len(first), dtype=np.int64)
+        for row, group in enumerate(pair.tolist()):
+            at = filled[group] * own.shape[1]
+            taken[group, at : at + own.shape[1]] = number_of[own[row]]
+            filled[group] += 1
+        taken = np.sort(taken, axis=1)
+        taken[:, 1:][taken[:, 1:] == taken[:, :-1]] = -1
+        if len(pool) <= int((taken >= 0).sum(axis=1).max()):
+            raise ValueError(
+                f"There are only {len(pool)} names, too few for a third one; make the dataset with "
+                "a longer list as names=."
+            )
+        drawn = draw_distinct(np.random.default_rng(seed), 1, len(pool), taken)[:, 0]
+        return pool[drawn][pair]
 
     def _need_subject(self, method: str) -> None:
         names = self._rows.names()
@@ -273,20 +397,21 @@ class PromptsWithCounterfactuals(TokenisedPrompts):
                 "(is this an ABC dataset?); use data.clean."
             )
 
-    def _fresh_names(self, seed: int, names: Iterable[str] | None) -> Int[np.ndarray, "batch 3"]:
+    def _fresh_names(
+        self, seed: int, names: Iterable[str] | None, count: int = 3
+    ) -> Int[np.ndarray, "batch count"]:
         """Pieces of names that differ from one another and from the row's own."""
-        old = self._rows.names()
+        old = np.concatenate([self._rows.names(), self._rows.mentioned()], axis=1)
         pool = self.name_pool if names is None else check_names(self._pieces, names)
         pool_pieces = name_pieces(self._pieces, pool)
         number_of = np.full(len(self._pieces.texts), -1, dtype=np.int64)
         number_of[pool_pieces] = np.arange(len(pool))
-        taken = number_of[old]
         # One entry for each name, or the same name would be stepped over twice.
-        repeated = (old[:, S2] == old[:, S1]) | (old[:, S2] == old[:, IO])
-        taken[repeated, S2] = -1
-        if len(pool) - int((taken >= 0).sum(axis=1).max()) < 3:
+        taken = np.sort(number_of[old], axis=1)
+        taken[:, 1:][taken[:, 1:] == taken[:, :-1]] = -1
+        if len(pool) - int((taken >= 0).sum(axis=1).max()) < count:
             raise ValueError(
-                f"There are only {len(pool)} names, too few to give a row 3 new ones; "
+                f"There are only {len(pool)} names, too few to give a row {count} new ones; "
                 "pass a longer list as names=."
             )
-        return pool_pieces[draw_distinct(np.random.default_rng(seed), 3, len(pool), taken)]
+        return pool_pieces[draw_distinct(np.random.default_rng(seed), count, len(pool), taken)]

@@ -49,6 +49,8 @@ class IOIDataset(PromptsWithCounterfactuals):
         orders: "ABBA" where IO is named first, "BABA" where S is.
         positions: Role -> Int[batch], for ``ROLES``.
         names: The names at IO, S1 and S2 of each row.
+        mentions: Int[batch mention], positions of the names in sentences that ``insert`` and
+            ``adversarial`` put in; none of them is a role.
         template_ids: Int[batch], index into ``templates``.
         pair_ids: Int[batch]; rows with the same number were generated together (the same sentence
             with the names exchanged). Keep them together when you split rows for a probe.

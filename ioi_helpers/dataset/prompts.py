@@ -91,6 +91,9 @@ class TokenisedPrompts:
                 "END": tensor(lengths - 1),
             }
         )
+        self.mentions: Int[Tensor, "batch mention"] = tensor(
+            np.take_along_axis(offsets, self._rows.mentions, axis=1)
+        )
         self.template_ids: Int[Tensor, " batch"] = tensor(self._rows.template_ids)
         self.pair_ids: Int[Tensor, " batch"] = tensor(self._rows.pair_ids)
         before = self._rows.columns[:, IO] < self._rows.columns[:, S1]

@@ -24,7 +24,7 @@ class Rows:
     """What prompts are made of.
 
     ``layout`` holds piece numbers, left to right; ``columns`` says in which of its columns IO, S1
-    and S2 stand, and ``mentions`` in which further names do (those of adversarial sentences).
+    and S2 stand, and ``mentions`` in which further names do (those of inserted sentences).
     """
 
     layout: Int[np.ndarray, "batch width"]
@@ -53,13 +53,36 @@ class Rows:
         np.put_along_axis(layout, columns, names, axis=1)
         return replace(self, layout=layout, columns=columns)
 
-    def rename(self, names: Int[np.ndarray, "batch 3"]) -> Rows:
-        """The rows with other names in the same columns, mentions included."""
-        layout, old = self.layout.copy(), self.names()
-        rows = np.arange(len(layout))
-        for column in self.mentions.T:
-            about_io = layout[rows, column] == old[:, IO]
-            layout[rows, column] = np.where(about_io, names[:, IO], names[:, S1])
+    def mentioned(self) -> Int[np.ndarray, "batch mentions"]:
+        """The names that stand in inserted sentences."""
+        return np.take_along_axis(self.layout, self.mentions, axis=1)
+
+    def strangers(self) -> Int[np.ndarray, " batch"]:
+        """The name in each row's inserted sentences that is neither IO's nor S's; -1 for none."""
+        own = self.names()[:, :, None] == self.mentioned()[:, None]
+        strange = np.where(own.any(axis=1), -1, self.mentioned())
+        return strange.max(axis=1, initial=-1)
+
+    def rename(
+        self,
+        names: Int[np.ndarray, "batch 3"],
+        mentioned: Int[np.ndarray, "batch mentions"] | None = None,
+    ) -> Rows:
+        """The rows with other names in the same columns.
+
+        Args:
+            names: For IO, S1 and S2.
+            mentioned: For the mentions. None: a mention of IO or S gets that one's new name, and
+                any other stays.
+        """
+        old = self.names()
+        if mentioned is None:
+            mentioned = self.mentioned()
+            for role in (S1, IO):
+                own = self.mentioned() == old[:, [role]]
+                mentioned = np.where(own, names[:, [role]], mentioned)
+        layout = self.layout.copy()
+        np.put_along_axis(layout, self.mentions, mentioned, axis=1)
         return replace(self, layout=layout).place(names, self.columns)
 
 
@@ -118,57 +141,76 @@ def lay_out(
     return Rows(layout, columns, no_mentions, template_ids, pair_ids)
 
 
-def insert_sentences(
+def insert(
     pieces: Pieces,
     rows: Rows,
-    sentences: Sequence[Sequence[str]],
-    mentioned: Int[np.ndarray, " batch"],
+    inserted: Int[np.ndarray, "batch inserted"],
+    named: Sequence[int],
+    where: str,
 ) -> Rows:
-    """Insert sentences after the clause break between the first clause and S2.
+    """Insert pieces into every row.
 
     Args:
-        sentences: One or more lists with a text for each row, [A] standing for the name.
-        mentioned: The piece of the name that each row's sentences are about.
+        inserted: What goes in, left to right.
+        named: Which of its columns hold names: they become mentions.
+        where: "start" (before the template, after a prefix sentence), "middle" (after the clause
+            break between the first clause and S2) or "after S2".
 
     Raises:
-        ValueError: A prompt has neither a full stop nor a comma there.
+        ValueError: A prompt has neither a full stop nor a comma in the middle.
     """
     batch, width = rows.layout.shape
-    # A sentence is three pieces (before, name, after), and one piece of the template is cut in two.
-    added = 3 * len(sentences) + 1
+    # In the middle a piece of the template is cut in two.
+    added = inserted.shape[1] + (where == "middle")
     layout = np.zeros((batch, width + added), dtype=np.int64)
-    columns = rows.columns.copy()
-    mentions = np.zeros((batch, len(sentences)), dtype=np.int64)
+    columns, mentions = rows.columns.copy(), rows.mentions.copy()
+    new = np.zeros((batch, len(named)), dtype=np.int64)
     for template_id in np.unique(rows.template_ids):
         here = np.flatnonzero(rows.template_ids == template_id)
-        # Rows of a template differ in names, places and objects, none of which holds a break.
-        old, names = rows.layout[here], rows.columns[here[0]]
-        between = range(int(names[:S2].max()) + 1, int(names[S2]))
-        cut = None
-        for mark in (".", ","):
-            with_mark = [c for c in between if mark in pieces.texts[old[0, c]]]
-            if with_mark:
-                cut = with_mark[-1]
-                head, _, tail = pieces.texts[old[0, cut]].rpartition(mark)
-                break
-        if cut is None:
-            prompt = "".join(pieces.texts[piece] for piece in old[0])
-            raise ValueError(
-                f"The prompt {prompt!r} has no full stop or comma between the names and S2, so "
-                "there is no place for another sentence."
-            )
+        old = rows.layout[here].copy()
+        tail = 0
+        if where == "start":
+            cut = 1
+            # What was the first word of the text needs a space now.
+            for row, piece in enumerate(old[:, 1].tolist()):
+                old[row, 1] = pieces.add_one(f" {pieces.texts[piece].lstrip()}")
+        elif where == "after S2":
+            cut = int(columns[here[0], S2]) + 1
+        else:
+            cut, head, end = _clause_break(pieces, old[0], columns[here[0]])
+            # Rows of a template differ in names, places and objects, none of which holds a break.
+            old[:, cut], tail = pieces.add_one(head), pieces.add_one(end)
+            cut += 1
         layout[here, :cut] = old[:, :cut]
-        layout[here, cut] = pieces.add_one(head + mark)
-        for k, texts in enumerate(sentences):
-            parts = [texts[row].split("[A]") for row in here.tolist()]
-            at = cut + 1 + 3 * k
-            layout[here, at] = pieces.add(
-                [f" {before.rstrip()}" if before else "" for before, _ in parts]
-            )
-            layout[here, at + 1] = mentioned[here]
-            layout[here, at + 2] = pieces.add([after for _, after in parts])
-            mentions[here, k] = at + 1
-        layout[here, cut + added] = pieces.add_one(tail)
-        layout[here, cut + added + 1 :] = old[:, cut + 1 :]
-        columns[here, S2] += added
-    return Rows(layout, columns, mentions, rows.template_ids, rows.pair_ids)
+        layout[here, cut : cut + inserted.shape[1]] = inserted[here]
+        if where == "middle":
+            layout[here, cut + added - 1] = tail
+        layout[here, cut + added :] = old[:, cut:]
+        for places in (columns, mentions):
+            moved = places[here]
+            places[here] = np.where(moved >= cut, moved + added, moved)
+        new[here] = cut + np.array(named, dtype=np.int64)
+    return replace(
+        rows, layout=layout, columns=columns, mentions=np.concatenate([mentions, new], axis=1)
+    )
+
+
+def _clause_break(
+    pieces: Pieces, layout: Int[np.ndarray, " width"], columns: Int[np.ndarray, " 3"]
+) -> tuple[int, str, str]:
+    """The column of the last full stop, or else comma, before S2, and its text cut in two there.
+
+    Raises:
+        ValueError: There is none.
+    """
+    between = range(int(columns[:S2].max()) + 1, int(columns[S2]))
+    for mark in (".", ","):
+        with_mark = [c for c in between if mark in pieces.texts[layout[c]]]
+        if with_mark:
+            head, _, tail = pieces.texts[layout[with_mark[-1]]].rpartition(mark)
+            return with_mark[-1], head + mark, tail
+    prompt = "".join(pieces.texts[piece] for piece in layout)
+    raise ValueError(
+        f"The prompt {prompt!r} has no full stop or comma between the names and S2, so there is no "
+        "place for another sentence."
+    )
