@@ -279,7 +279,8 @@ class PromptsWithCounterfactuals(TokenisedPrompts):
         people = {"A": own[:, IO], "B": own[:, S1]}
         if "C" in parts[1::2]:
             people["C"] = self._third_names(seed)
-        columns, named = [], []
+        columns: list[Int[np.ndarray, " batch"]] = []
+        named: list[int] = []
         for place, part in enumerate(parts):
             if place % 2:
                 named.append(len(columns))
