@@ -213,9 +213,13 @@ def _series(axes: Axes, panel: Panel, place: Place) -> None:
         axes.plot([low, high], [low, high], color=style.TEXT, linewidth=1, linestyle=":")
 
 
+LABEL_SIZE = (6.5, 11.0)  # pixels: width of a character of a point's name, and its height
+BESIDE = ((6, 2, "left"), (-6, 2, "right"), (6, -13, "left"), (-6, -13, "right"))
+
+
 def _name_points(axes: Axes, panel: Panel, place: Place, most: int = 10) -> None:
     """Names of the points that must have one and of those furthest from the middle, since nothing
-    can be hovered over here."""
+    can be hovered over here. None covers another name or, where it can be helped, a point."""
     points = [
         (float(x), float(y), label)
         for series in panel.series
@@ -226,21 +230,29 @@ def _name_points(axes: Axes, panel: Panel, place: Place, most: int = 10) -> None
         return
     where = np.array([point[:2] for point in points])
     spread = np.ptp(where, axis=0) if place.both is None else np.ptp(place.both)
-    where = (where - np.median(where, axis=0)) / np.maximum(spread, 1e-12)
-    low, high = axes.get_xlim()
-    named: list[int] = []
-    distance = np.hypot(*where.T)
-    distance[[i for i, point in enumerate(points) if point[2] in panel.named]] += 1e6
-    for i in np.argsort(-distance, kind="stable"):
-        apart = [np.abs(where[i] - where[j]) for j in named]
-        wanted = points[i][2] in panel.named
-        if wanted or (len(named) < most and all(dx > 0.09 or dy > 0.06 for dx, dy in apart)):
-            named.append(i)
-            x, y, label = points[i]
-            # Near the right edge the name goes to the left, or it would be cut off.
-            right = (x - low) > 0.9 * (high - low)
-            offset = {"xytext": (-4 if right else 4, 3), "textcoords": "offset points"}
-            axes.annotate(label, (x, y), fontsize=8, ha="right" if right else "left", **offset)
+    far = np.hypot(*((where - np.median(where, axis=0)) / np.maximum(spread, 1e-12)).T)
+    low, high = np.array([axes.get_xlim(), axes.get_ylim()]).T
+    size = np.array([place.width, place.height])
+    pixels = (where - low) / (high - low) * size
+    must = np.array([label in panel.named for *_, label in points])
+    taken: list[np.ndarray] = []
+    for i in np.lexsort((-far, ~must)):
+        if len(taken) >= max(most, must.sum()):
+            break
+        extent = np.array([LABEL_SIZE[0] * len(points[i][2]), LABEL_SIZE[1]])
+        free: list[tuple[int, int, int, int, str, np.ndarray]] = []
+        for right, up, side in BESIDE:
+            corner = pixels[i] + (right - extent[0] if side == "right" else right, up)
+            box = np.array([corner, corner + extent])
+            inside = (box[0] > -8).all() and (box[1] < size + 8).all()
+            if inside and not any((box[0] < b[1]).all() and (b[0] < box[1]).all() for b in taken):
+                covered = int(((box[0] - 3 < pixels) & (pixels < box[1] + 3)).all(axis=1).sum())
+                free.append((covered, len(free), right, up, side, box))
+        if free and (must[i] or min(free)[0] == 0):
+            _, _, right, up, side, box = min(free, key=lambda f: f[:2])
+            taken.append(box)
+            offset = {"xytext": (_points(right), _points(up)), "textcoords": "offset points"}
+            axes.annotate(points[i][2], points[i][:2], fontsize=8, ha=side, **offset)
 
 
 def _legend(figure: Figure, arrangement: Arrangement) -> None:
