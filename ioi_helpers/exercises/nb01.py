@@ -403,11 +403,11 @@ def _what_it_writes(value: float, within: list[float]) -> str:
     return f"On prompts where it looks at a name, {does}. {said}{end}"
 
 
-# --- 01.7 Silence the strongest head --------------------------------------------------------------
+# --- 01.7 Zero-ablate the strongest head ----------------------------------------------------------
 
 
 @exercise("01.7")
-def _silence(ctx: Context) -> Key:
+def _without_the_head(ctx: Context) -> Key:
     model, demo = ctx.model, ctx.demo
     layer, head = _best_head(ctx)
     name = f"blocks.{layer}.attn.hook_z"
@@ -434,10 +434,10 @@ def _silence(ctx: Context) -> Key:
             "subtracting what attribution predicts, which says what would be left": (
                 whole - predicted
             ),
-            "silencing the head at all positions, not at END only": drop(None),
-            "silencing all heads of the layer": drop(which=slice(None)),
-            "silencing the head at S2, not at END": drop("S2"),
-            "silencing another head of that layer": drop(which=(head + 1) % model.cfg.n_heads),
+            "zero-ablating the head at all positions, not at END only": drop(None),
+            "zero-ablating all heads of the layer": drop(which=slice(None)),
+            "zero-ablating the head at S2, not at END": drop("S2"),
+            "zero-ablating another head of that layer": drop(which=(head + 1) % model.cfg.n_heads),
             "putting in the head's mean output at END, not zero": drop(
                 new=cache[name].mean(0).expand_as(cache[name])
             ),

@@ -388,13 +388,13 @@ def _exchange(ctx: Context) -> Key:
     def drop(*places: str, **how: Any) -> float:
         return float(drops(*places, **how).mean())
 
-    def silence(values: Tensor) -> Tensor:
+    def zeroed(values: Tensor) -> Tensor:
         return measure.putting(0.0, demo, "S1", head)(
             measure.putting(0.0, demo, "IO", head)(values)
         )
 
     whole, fall, share = float(before.mean()), drop(), float(shares[layer, head])
-    silenced = measure.hooked(model, demo, {f"blocks.{layer}.attn.hook_v": silence})
+    ablated = measure.hooked(model, demo, {f"blocks.{layer}.attn.hook_v": zeroed})
     return number(
         fall,
         relative=3e-3,  # a head that looks at one of the two only makes some mistakes come close
@@ -408,7 +408,7 @@ def _exchange(ctx: Context) -> Key:
             "replacing only S1's value, so that both places hold IO's": drop(
                 "S1", "IO", back=False
             ),
-            "setting the values to zero, not exchanging them": float((before - silenced).mean()),
+            "setting the values to zero, not exchanging them": float((before - ablated).mean()),
             "exchanging the keys, which changes where the head looks, not the values": drop(
                 site="k"
             ),

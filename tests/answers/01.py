@@ -40,7 +40,7 @@ def correlate(x, y):
     return torch.corrcoef(torch.stack([x, y]))[0, 1]
 """
 
-SILENCE = """\
+WITHOUT = """\
 layer, head = best
 def run_without(positions, heads_off=head, block=layer):
     def zero(z, hook):
@@ -123,7 +123,7 @@ RIGHT = {
         "correlation = float((x * y).sum() / (len(x) - 1))",
     ],
     "01.7": [
-        SILENCE + "drop = demo_diff - run_without(-1)",
+        WITHOUT + "drop = demo_diff - run_without(-1)",
         # The head's output in the stream instead of its z.
         "layer, head = best\n"
         "def without(attn_out, hook):\n"
@@ -132,10 +132,10 @@ RIGHT = {
         "    attn_out[:, -1] -= cache['z', layer][:, -1, head] @ w\n"
         "    return attn_out\n"
         "hooks = [(f'blocks.{layer}.hook_attn_out', without)]\n"
-        "silenced = metrics.logit_diff(model.run_with_hooks(demo.tokens, fwd_hooks=hooks), demo)\n"
-        "drop = metrics.logit_diff(model(demo.tokens), demo) - silenced",
+        "ablated = metrics.logit_diff(model.run_with_hooks(demo.tokens, fwd_hooks=hooks), demo)\n"
+        "drop = metrics.logit_diff(model(demo.tokens), demo) - ablated",
         # Every prompt on its own, then the mean of the drops.
-        SILENCE + "def zero(z, hook):\n"
+        WITHOUT + "def zero(z, hook):\n"
         "    z[:, -1, head] = 0\n"
         "    return z\n"
         "drops = []\n"
@@ -223,16 +223,16 @@ WRONG = {
         "correlation = 3.0": r"between -1 and 1",
     },
     "01.7": {
-        SILENCE + "drop = run_without(-1) - demo_diff": r"sign",
-        SILENCE + "drop = run_without(-1)": r"without the head",
+        WITHOUT + "drop = run_without(-1) - demo_diff": r"sign",
+        WITHOUT + "drop = run_without(-1)": r"without the head",
         "drop = by_head[best]": r"predicts",
-        SILENCE + "drop = demo_diff - run_without(-1, slice(None))": r"all heads",
-        # In the last layer no other position can matter, so there all heads are silenced instead.
-        SILENCE + "last = layer == n_layers - 1\n"
+        WITHOUT + "drop = demo_diff - run_without(-1, slice(None))": r"all heads",
+        # In the last layer no other position can matter, so there all heads are ablated instead.
+        WITHOUT + "last = layer == n_layers - 1\n"
         "after = run_without(-1, slice(None)) if last else run_without(slice(None))\n"
         "drop = demo_diff - after": r"all positions|all heads",
-        SILENCE + "drop = (demo_diff - run_without(-1)) / demo_diff": r"share",
-        SILENCE
+        WITHOUT + "drop = (demo_diff - run_without(-1)) / demo_diff": r"share",
+        WITHOUT
         + "drop = demo_diff - run_without(-1, (head + 1) % n_heads)": r"another head|nothing",
         "drop = demo_diff - by_head[best]": r"would be left",
         "drop = 0.0": r"Almost nothing.*block",
