@@ -133,137 +133,115 @@ class Reading:
         return values[:, self.columns[receiver.input][receiver.node.head]]
 
 
-def readings(
-    gpt: forward.GPT2,
-    base: forward.Run,
-    other: forward.Run,
-    pair: Pair,
-    senders: Sequence[Senders],
-    slots: Slots,
-    paths: Paths,
-    receivers: Sequence[Receiver],
-    mlps_frozen: bool,
-) -> Iterator[Reading]:
-    """What the receivers would read, one stage after the other.
+@dataclass(frozen=True)
+class Chain:
+    """Pass C for some sets of senders on a batch of prompts.
 
-    Args:
+    Attributes:
         base: The unpatched run, with :data:`KEEP`.
         other: The run that senders are taken from, with :data:`KEEP_OTHER`.
-        receivers: All that are wanted.
     """
-    by_stage: dict[int, list[Receiver]] = {}
-    for receiver in receivers:
-        by_stage.setdefault(receiver.stage, []).append(receiver)
-    last_stage = max(by_stage)
-    change = _embedding_change(gpt, pair, slots, paths)
-    for layer in range(gpt.n_layers):
-        if 2 * layer > last_stage:
-            return
-        if wanted := by_stage.get(2 * layer):
-            rows = paths.before(2 * layer)
-            x = slots.take(base["resid_pre"][layer])[paths.slot[:rows]] + change[:rows]
-            yield _head_inputs(gpt, layer, x, wanted)
-        change = _add_heads(gpt, layer, base, other, pair, senders, slots, paths, change)
-        wanted = by_stage.get(2 * layer + 1)
-        change, mlp_out = _add_mlp(
-            gpt, layer, base, other, pair, senders, slots, paths, change, mlps_frozen, bool(wanted)
-        )
-        if wanted:
-            yield Reading(2 * layer + 1, len(mlp_out), {"in": mlp_out}, {})
-    if wanted := by_stage.get(FINAL_STAGE):
-        x = slots.take(base["resid_pre"][gpt.n_layers])[paths.slot] + change
-        yield Reading(FINAL_STAGE, len(x), {"final": x}, {})
 
+    gpt: forward.GPT2
+    base: forward.Run
+    other: forward.Run
+    pair: Pair
+    senders: Sequence[Senders]
+    slots: Slots
+    paths: Paths
 
-def _embedding_change(
-    gpt: forward.GPT2, pair: Pair, slots: Slots, paths: Paths
-) -> Float[Tensor, "path d_model"]:
-    """d at block 0, for the paths on which the embedding sends."""
-    rows = paths.before(EMBEDDING_STAGE + 1)
-    tokens, other = slots.take(pair.tokens), slots.take(pair.other)
-    slot = paths.slot[:rows]
-    wide = torch.promote_types(gpt.W_E.dtype, torch.float32)
-    return gpt.W_E[other[slot]].to(wide) - gpt.W_E[tokens[slot]].to(wide)
+    def readings(self, receivers: Sequence[Receiver], mlps_frozen: bool) -> Iterator[Reading]:
+        """What the receivers would read, one stage after the other."""
+        gpt, slots, paths = self.gpt, self.slots, self.paths
+        by_stage: dict[int, list[Receiver]] = {}
+        for receiver in receivers:
+            by_stage.setdefault(receiver.stage, []).append(receiver)
+        last_stage = max(by_stage)
+        change = self._embedding_change()
+        for layer in range(gpt.n_layers):
+            if 2 * layer > last_stage:
+                return
+            if wanted := by_stage.get(2 * layer):
+                rows = paths.before(2 * layer)
+                x = slots.take(self.base["resid_pre"][layer])[paths.slot[:rows]] + change[:rows]
+                yield _head_inputs(gpt, layer, x, wanted)
+            change = self._add_heads(layer, change)
+            wanted = by_stage.get(2 * layer + 1)
+            change, mlp_out = self._add_mlp(layer, change, mlps_frozen, bool(wanted))
+            if wanted:
+                yield Reading(2 * layer + 1, len(mlp_out), {"in": mlp_out}, {})
+        if wanted := by_stage.get(FINAL_STAGE):
+            x = slots.take(self.base["resid_pre"][gpt.n_layers])[paths.slot] + change
+            yield Reading(FINAL_STAGE, len(x), {"final": x}, {})
 
+    def _embedding_change(self) -> Float[Tensor, "path d_model"]:
+        """d at block 0, for the paths on which the embedding sends."""
+        rows = self.paths.before(EMBEDDING_STAGE + 1)
+        tokens, other = self.slots.take(self.pair.tokens), self.slots.take(self.pair.other)
+        slot, W_E = self.paths.slot[:rows], self.gpt.W_E
+        return W_E[other[slot]].to(self.gpt.dtype) - W_E[tokens[slot]].to(self.gpt.dtype)
 
-def _members(
-    senders: Sequence[Senders], layer: int, heads: bool, slots: Slots, paths: Paths, pair: Pair
-) -> tuple[Int[Tensor, " write"], Int[Tensor, " write"], Int[Tensor, " write"]]:
-    """For heads or MLPs of one layer that send: the path, the head and the slot of each write."""
-    found = []
-    places: dict[str | None, Tensor] = {}
-    for row, members in enumerate(senders):
-        for node in members.nodes:
-            if node.layer == layer and node.is_head == heads:
-                if node.role not in places:
-                    places[node.role] = standing(node, slots, pair).nonzero()[:, 0]
-                slot = places[node.role]
-                head = torch.full_like(slot, node.head or 0)
-                found.append((paths.number[row, slot], head, slot))
-    if not found:
-        nothing = paths.slot[:0]
-        return nothing, nothing, nothing
-    path, head, slot = (torch.cat(column) for column in zip(*found, strict=True))
-    return path, head, slot
+    def _members(
+        self, layer: int, heads: bool
+    ) -> tuple[Int[Tensor, " write"], Int[Tensor, " write"], Int[Tensor, " write"]]:
+        """For heads or MLPs of one layer that send: path, head and slot of each write."""
+        found = []
+        places: dict[str | None, Tensor] = {}
+        for row, members in enumerate(self.senders):
+            for node in members.nodes:
+                if node.layer == layer and node.is_head == heads:
+                    if node.role not in places:
+                        here = standing(node, self.slots, self.pair)
+                        places[node.role] = here.nonzero()[:, 0]
+                    slot = places[node.role]
+                    head = torch.full_like(slot, node.head or 0)
+                    found.append((self.paths.number[row, slot], head, slot))
+        if not found:
+            nothing = self.paths.slot[:0]
+            return nothing, nothing, nothing
+        path, head, slot = (torch.cat(column) for column in zip(*found, strict=True))
+        return path, head, slot
+
+    def _add_heads(
+        self, layer: int, change: Float[Tensor, "path d_model"]
+    ) -> Float[Tensor, "longer d_model"]:
+        """d_mid from d: what this layer's sending heads write on the reference, and not here."""
+        change = _grown(change, self.paths.before(2 * layer + 1))
+        path, head, slot = self._members(layer, True)
+        if not len(path):
+            return change
+        dz = self.slots.take(self.other["z"][layer]) - self.slots.take(self.base["z"][layer])
+        W_O = self.gpt.blocks[layer].W_O.to(dz.dtype).unflatten(0, (self.gpt.n_heads, -1))
+        for index in head.unique().tolist():
+            here = head == index
+            written = dz[:, index] @ W_O[index]
+            change.index_add_(0, path[here], written[slot[here]])
+        return change
+
+    def _add_mlp(
+        self, layer: int, change: Float[Tensor, "path d_model"], frozen: bool, read: bool
+    ) -> tuple[Float[Tensor, "longer d_model"], Float[Tensor, "path_before d_model"]]:
+        """d from d_mid; and the MLP's output on the paths that have begun before it."""
+        slots, paths = self.slots, self.paths
+        before = slots.take(self.base["mlp_out"][layer])
+        slot = paths.slot[: len(change)]
+        mlp_out = change[:0]
+        added = torch.zeros_like(change)
+        if len(change) and (read or not frozen):
+            middle = slots.take(self.base["resid_mid"][layer])[slot]
+            mlp_out = forward.mlp(self.gpt, layer, middle + change)
+            if not frozen:
+                added = mlp_out - before[slot]
+        rows = paths.before(2 * layer + 2)
+        change, added = _grown(change, rows), _grown(added, rows)
+        path, _, at = self._members(layer, False)
+        added[path] = (slots.take(self.other["mlp_out"][layer]) - before)[at]
+        return change + added, mlp_out
 
 
 def _grown(change: Float[Tensor, "path d_model"], rows: int) -> Float[Tensor, "longer d_model"]:
     """Room for paths that begin here, whose change is zero so far."""
     return torch.cat([change, change.new_zeros(rows - len(change), change.shape[1])])
-
-
-def _add_heads(
-    gpt: forward.GPT2,
-    layer: int,
-    base: forward.Run,
-    other: forward.Run,
-    pair: Pair,
-    senders: Sequence[Senders],
-    slots: Slots,
-    paths: Paths,
-    change: Float[Tensor, "path d_model"],
-) -> Float[Tensor, "path d_model"]:
-    """d_mid from d: what this layer's sending heads write on the reference, and not here."""
-    change = _grown(change, paths.before(2 * layer + 1))
-    path, head, slot = _members(senders, layer, True, slots, paths, pair)
-    if not len(path):
-        return change
-    dz = slots.take(other["z"][layer]) - slots.take(base["z"][layer])
-    W_O = gpt.blocks[layer].W_O.to(dz.dtype).unflatten(0, (gpt.n_heads, -1))
-    for index in head.unique().tolist():
-        here = head == index
-        written = dz[:, index] @ W_O[index]
-        change.index_add_(0, path[here], written[slot[here]])
-    return change
-
-
-def _add_mlp(
-    gpt: forward.GPT2,
-    layer: int,
-    base: forward.Run,
-    other: forward.Run,
-    pair: Pair,
-    senders: Sequence[Senders],
-    slots: Slots,
-    paths: Paths,
-    change: Float[Tensor, "path d_model"],
-    frozen: bool,
-    read: bool,
-) -> tuple[Float[Tensor, "path d_model"], Float[Tensor, "path_before d_model"]]:
-    """d from d_mid; and the MLP's output on the paths that have begun before it."""
-    before = slots.take(base["mlp_out"][layer])
-    slot = paths.slot[: len(change)]
-    mlp_out = change[:0]
-    added = torch.zeros_like(change)
-    if len(change) and (read or not frozen):
-        mlp_out = forward.mlp(gpt, layer, slots.take(base["resid_mid"][layer])[slot] + change)
-        if not frozen:
-            added = mlp_out - before[slot]
-    rows = paths.before(2 * layer + 2)
-    change, added = _grown(change, rows), _grown(added, rows)
-    path, _, at = _members(senders, layer, False, slots, paths, pair)
-    added[path] = (slots.take(other["mlp_out"][layer]) - before)[at]
-    return change + added, mlp_out
 
 
 def _head_inputs(

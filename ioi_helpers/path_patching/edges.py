@@ -7,10 +7,9 @@ backward passes; `exact_edges` computes them, one edge at a time. Both have the 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from jaxtyping import Float
@@ -34,7 +33,7 @@ from ioi_helpers.path_patching.language import (
     why_impossible,
 )
 from ioi_helpers.path_patching.pair import Pair, pair_of
-from ioi_helpers.path_patching.sweep import path_sweep
+from ioi_helpers.path_patching.sweep import SweepSettings, path_sweep
 from ioi_helpers.runs import DEFAULT_MEMORY, progress_bar, require_model
 
 METHODS: tuple[str, ...] = ("EAP", "EAP-IG", "EAP-IG activations")
@@ -167,10 +166,7 @@ def exact_edges(
     roles: Sequence[str] | None = None,
     inputs: Sequence[str] = INPUTS,
     direction: Literal["noising", "denoising"] | str = "noising",
-    engine: forward.Engine | str = "auto",
-    memory: int = DEFAULT_MEMORY,
-    progress: bool = True,
-    file: str | os.PathLike[str] | None = None,
+    **settings: Unpack[SweepSettings],
 ) -> SweepResult:
     """The effect of every edge: at one receiver only, one sender's contribution is replaced.
 
@@ -178,14 +174,15 @@ def exact_edges(
     32,491 edges.
 
     Args:
-        model, data, reference, engine, memory, progress, file: As for
-            :func:`~ioi_helpers.path_patching.path_sweep`.
+        model, data, reference: As for :func:`~ioi_helpers.path_patching.path_sweep`.
         roles: The tokens at which an edge is cut, each on its own: for k and v that of the key.
             None cuts it at all tokens at once.
         inputs: Which inputs of receivers: some of ``q``, ``k``, ``v``, ``in`` and ``final``.
         direction: ``"noising"`` runs the data and puts the reference's contribution in (EAP's and
             ACDC's convention); ``"denoising"`` runs the reference and puts the data's in
             (TransformerLens'). The two differ, and so do their estimates: compare like with like.
+        settings: ``engine``, ``memory``, ``progress`` and ``file`` of
+            :func:`~ioi_helpers.path_patching.path_sweep`.
 
     Returns:
         ``values`` ``[role? sender receiver batch]``, logit differences; ``effect()`` is what the
@@ -206,8 +203,7 @@ def exact_edges(
     }
     found = path_sweep(
         model, data, reference, "all", {str(place): receiver for place, receiver in asked.items()},
-        mlps="frozen", direction=direction, engine=engine, memory=memory, progress=progress,
-        file=file,
+        mlps="frozen", direction=direction, **settings,
     )  # fmt: skip
     assert found.baseline is not None
     assert found.corrupted is not None

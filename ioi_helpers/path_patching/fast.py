@@ -12,30 +12,22 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ioi_helpers import forward
-from ioi_helpers.path_patching.chain import KEEP, KEEP_OTHER, Paths, Reading, Slots, readings
+from ioi_helpers.path_patching.chain import KEEP, KEEP_OTHER, Chain, Paths, Reading, Slots
 from ioi_helpers.path_patching.language import FINAL_STAGE, Receivers, Senders
 from ioi_helpers.path_patching.pair import Pair
 from ioi_helpers.path_patching.parts import Parts
+from ioi_helpers.path_patching.request import Request
 from ioi_helpers.path_patching.rest import Arrivals, Patches, in_chunks, patches, run_together
 
 
 @torch.no_grad()
-def sweep(
-    gpt: forward.GPT2,
-    pair: Pair,
-    senders: Sequence[Senders],
-    receivers: Sequence[Receivers],
-    parts: Parts,
-    *,
-    mlps_frozen: bool,
-    memory: int,
-    bar: tqdm,
-) -> None:
+def sweep(gpt: forward.GPT2, request: Request, parts: Parts, memory: int, bar: tqdm) -> None:
     """Fill in the logit difference of every set of receivers, set of senders and prompt.
 
     The paper's four passes: A and B once for a batch of prompts, C (`chain`) once for each set of
     senders, whatever the number of receivers, and D (`rest`) once for each pair of sets.
     """
+    pair, senders, receivers = request.pair, request.senders, request.receivers
     at_once = prompts_at_once(gpt, pair, senders, receivers, memory)
     most = min(forward.MOST_TOKENS, max(1, memory // 2 // gpt.bytes_per_token(pair.width)))
     for start in range(0, len(pair), at_once):
@@ -47,7 +39,7 @@ def sweep(
             continue
         batch = _Batch(gpt, pair.part(rows), senders, most)
         parts.put_runs(rows, *batch.runs)
-        for number, values in batch.values(receivers, wanted, mlps_frozen):
+        for number, values in batch.values(receivers, wanted, request.mlps_frozen):
             parts.put(number, rows, values)
             bar.update(size)
 
@@ -136,10 +128,8 @@ class _Batch:
         slots = Slots.of(read_at & (positions >= self.first[:, None]))
         paths = Paths.of(self.senders, slots, self.pair)
         kept: list[Reading] = []
-        for reading in readings(
-            self.gpt, self.base, self.other, self.pair, self.senders, slots, paths, inputs,
-            mlps_frozen,
-        ):  # fmt: skip
+        chain = Chain(self.gpt, self.base, self.other, self.pair, self.senders, slots, paths)
+        for reading in chain.readings(inputs, mlps_frozen):
             kept.append(reading)
             here = {
                 n: Arrivals(several, self.pair, slots, paths)

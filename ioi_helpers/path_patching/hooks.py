@@ -21,24 +21,16 @@ from ioi_helpers.graph import HEAD_INPUTS, Node
 from ioi_helpers.path_patching.language import FINAL, Receiver, Receivers, Senders, why_impossible
 from ioi_helpers.path_patching.pair import Pair
 from ioi_helpers.path_patching.parts import Parts
+from ioi_helpers.path_patching.request import Request
 
 Values = Mapping[str, Tensor]
 """Activations by the name of their hook."""
 
 
 @torch.no_grad()
-def sweep(
-    model: TransformerBridge,
-    pair: Pair,
-    senders: Sequence[Senders],
-    receivers: Sequence[Receivers],
-    parts: Parts,
-    *,
-    mlps_frozen: bool,
-    memory: int,
-    bar: tqdm,
-) -> None:
+def sweep(model: TransformerBridge, request: Request, parts: Parts, memory: int, bar: tqdm) -> None:
     """As :func:`ioi_helpers.path_patching.fast.sweep`, for any model."""
+    pair, senders, receivers = request.pair, request.senders, request.receivers
     n_layers = model.cfg.n_layers
     live = [several.live(n_layers) for several in receivers]
     layers = range(n_layers)
@@ -62,7 +54,7 @@ def sweep(
                 assert batch is not None
                 value = batch.logit_diffs[0]
                 if not why_impossible(sending, receivers[n], n_layers, batch.pair.coincide):
-                    found = found or batch.pass_c(sending, read, mlps_frozen)
+                    found = found or batch.pass_c(sending, read, request.mlps_frozen)
                     reads = FINAL in live[n].inputs
                     value = found[1] if reads else batch.pass_d(live[n], found[0])
                 parts.put(n, rows, value, i)

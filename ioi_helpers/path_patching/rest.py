@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -56,6 +56,18 @@ class Arrivals:
         positions = torch.arange(self.pair.width, device=wanted.device)
         beyond = self.pair.last[:, None] + 1
         return torch.where(wanted, positions, beyond).amin(dim=1)
+
+
+@dataclass(frozen=True)
+class HeadInputs:
+    """Queries, keys and values of some heads of a layer."""
+
+    layer: int
+    heads: list[int]
+    q: Float[Tensor, "query head d_head"]
+    k: Float[Tensor, "token head d_head"]
+    v: Float[Tensor, "token head d_head"]
+    queries: forward.Spans
 
 
 @dataclass(frozen=True)
@@ -112,25 +124,18 @@ class Patches:
         return list(dict.fromkeys(r.node.role for r in restricted if r.node and r.node.role))
 
     def put_in_for_queries(
-        self,
-        gpt: forward.GPT2,
-        layer: int,
-        z: Float[Tensor, "query head d_head"],
-        q: Float[Tensor, "query head d_head"],
-        k: Float[Tensor, "token head d_head"],
-        v: Float[Tensor, "token head d_head"],
-        queries: forward.Spans,
-        heads: list[int],
+        self, gpt: forward.GPT2, inputs: HeadInputs, z: Float[Tensor, "query head d_head"]
     ) -> Float[Tensor, "query head d_head"]:
         """z, where some keys and values are for the query of one token only."""
+        layer, heads, queries = inputs.layer, inputs.heads, inputs.queries
         for role in self.roles(layer):
             here = {
                 name: [r for r in self.of(layer, name, True) if r.node and r.node.role == role]
                 for name in ("k", "v")
             }
-            keys = self.put_in(k, here["k"], self.spans, heads)
-            values = self.put_in(v, here["v"], self.spans, heads)
-            new = self.attend(gpt, layer, q, keys, values, queries, heads)
+            keys = self.put_in(inputs.k, here["k"], self.spans, heads)
+            values = self.put_in(inputs.v, here["v"], self.spans, heads)
+            new = self.attend(gpt, replace(inputs, k=keys, v=values))
             tokens = (queries.pos == self.arrivals.pair.at[role][queries.at[0]]).nonzero()[:, 0]
             columns = sorted(
                 {heads.index(r.node.head or 0) for r in sum(here.values(), []) if r.node}
@@ -139,20 +144,14 @@ class Patches:
             z[tokens[:, None], columns] = new[tokens[:, None], columns]
         return z
 
-    def attend(
-        self,
-        gpt: forward.GPT2,
-        layer: int,
-        q: Float[Tensor, "query head d_head"],
-        k: Float[Tensor, "token head d_head"],
-        v: Float[Tensor, "token head d_head"],
-        queries: forward.Spans,
-        heads: list[int],
-    ) -> Float[Tensor, "query head d_head"]:
+    def attend(self, gpt: forward.GPT2, inputs: HeadInputs) -> Float[Tensor, "query head d_head"]:
         """z of some heads; keys and values before the spans are those of the unpatched run."""
-        earlier = [self.base[name][layer][:, :, heads] for name in ("k", "v")]
-        pattern = forward.attention_pattern(gpt, layer, q, k, queries, self.spans, earlier[0])
-        return forward.attend(pattern, v, queries, self.spans, earlier[1])
+        layer, queries = inputs.layer, inputs.queries
+        earlier = [self.base[name][layer][:, :, inputs.heads] for name in ("k", "v")]
+        pattern = forward.attention_pattern(
+            gpt, layer, inputs.q, inputs.k, queries, self.spans, earlier[0]
+        )
+        return forward.attend(pattern, inputs.v, queries, self.spans, earlier[1])
 
     # --- where the runs begin --------------------------------------------------------------------
 
@@ -209,13 +208,15 @@ class Patches:
         self, gpt: forward.GPT2, layer: int, heads: list[int]
     ) -> tuple[Float[Tensor, "token d_model"], Bool[Tensor, " token"]]:
         """What the receiving heads of the lowest layer add to the stream, and at which tokens."""
-        q, k, v = (self.base[name][layer][:, :, heads][self.spans.at] for name in HEAD_INPUTS)
+        spans = self.spans
         q, k, v = (
-            self.put_in(value, self.of(layer, name), self.spans, heads)
-            for name, value in zip(HEAD_INPUTS, (q, k, v), strict=True)
+            self.put_in(
+                self.base[name][layer][:, :, heads][spans.at], self.of(layer, name), spans, heads
+            )
+            for name in HEAD_INPUTS
         )
-        z = self.attend(gpt, layer, q, k, v, self.spans, heads)
-        z = self.put_in_for_queries(gpt, layer, z, q, k, v, self.spans, heads)
+        inputs = HeadInputs(layer, heads, q, k, v, spans)
+        z = self.put_in_for_queries(gpt, inputs, self.attend(gpt, inputs))
         change = z - self.base["z"][layer][:, :, heads][self.spans.at]
         W_O = gpt.blocks[layer].W_O.unflatten(0, (gpt.n_heads, -1))[heads]
         edited = torch.zeros(len(change), dtype=torch.bool, device=change.device)
@@ -244,8 +245,8 @@ class Patches:
                 seen[site] = self.put_in(value, self.of(layer, site), where, every_head)
                 return seen[site]
             if site == "z" and self.roles(layer):
-                q, k, v = (seen[name] for name in HEAD_INPUTS)
-                return self.put_in_for_queries(gpt, layer, value, q, k, v, where, every_head)
+                inputs = HeadInputs(layer, every_head, **seen, queries=where)
+                return self.put_in_for_queries(gpt, inputs, value)
             if site == "mlp_out" and (receivers := self.of(layer, "in")):
                 value = value.clone()
                 for receiver in receivers:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
@@ -18,19 +17,23 @@ from ioi_helpers.patching.result import SweepResult, sweep_result
 from ioi_helpers.path_patching import fast, hooks
 from ioi_helpers.path_patching.language import (
     ReceiverLike,
-    Receivers,
-    Senders,
     every_input,
-    receiver_sets,
-    sender_sets,
-    why_impossible,
 )
-from ioi_helpers.path_patching.pair import Pair, pair_of
 from ioi_helpers.path_patching.parts import Parts
+from ioi_helpers.path_patching.request import Request
 from ioi_helpers.runs import DEFAULT_MEMORY, progress_bar, require_model
 
 MLPs = Literal["recomputed", "frozen"]
 METHOD = "path patching"
+
+
+class SweepSettings(TypedDict, total=False):
+    """How :func:`path_sweep` goes about it."""
+
+    engine: forward.Engine | str
+    memory: int
+    progress: bool
+    file: str | os.PathLike[str] | None
 
 
 def path_patch(
@@ -130,13 +133,13 @@ def path_patch(
             or not aligned (BOS, templates, lengths); keys and values that heads share (grouped
             queries); parallel blocks; training mode; prompts longer than the context.
     """
-    request = _request(
+    request = Request.of(
         model, data, reference, _one_set(senders, "senders"), _one_set(receivers, "receivers"),
         mlps, direction,
     )  # fmt: skip
     if request.reasons[0][0]:
         raise ValueError(
-            f"There is no path from {request.sending[0].name}: {request.reasons[0][0]}."
+            f"There is no path from {request.senders[0].name}: {request.reasons[0][0]}."
         )
     return _answer(model, data, request, engine, memory, progress)
 
@@ -199,7 +202,7 @@ def path_sweep(
         ValueError: As :func:`path_patch`, but for paths that are impossible; or a file with parts
             of another sweep.
     """
-    request = _request(model, data, reference, senders, receivers, mlps, direction)
+    request = Request.of(model, data, reference, senders, receivers, mlps, direction)
     return _answer(model, data, request, engine, memory, progress, file)
 
 
@@ -208,11 +211,7 @@ def direct_path_sweep(
     clean: IOIDataset,
     corrupted: IOIDataset,
     input: Literal["q", "k", "v"] | str = "q",
-    *,
-    engine: forward.Engine | str = "auto",
-    memory: int = DEFAULT_MEMORY,
-    progress: bool = True,
-    file: str | os.PathLike[str] | None = None,
+    **settings: Unpack[SweepSettings],
 ) -> SweepResult:
     """TransformerLens' path patching, from every head to one input of every later head.
 
@@ -226,7 +225,7 @@ def direct_path_sweep(
         model: As for :func:`path_patch`.
         clean, corrupted: Prompts and their counterparts, such as ``clean.abc()``.
         input: The receivers' ``"q"``, ``"k"`` or ``"v"``.
-        engine, memory, progress, file: As for :func:`path_sweep`.
+        settings: ``engine``, ``memory``, ``progress`` and ``file`` of :func:`path_sweep`.
 
     Returns:
         ``values`` ``[layer head to_layer to_head batch]``, the logit difference. Where a head does
@@ -240,7 +239,7 @@ def direct_path_sweep(
     require_model(model)
     result = path_sweep(
         model, clean, corrupted, "heads", every_input(model, (input,)), mlps="frozen",
-        direction="denoising", engine=engine, memory=memory, progress=progress, file=file,
+        direction="denoising", **settings,
     )  # fmt: skip
     layers, heads = range(model.cfg.n_layers), range(model.cfg.n_heads)
     found = sweep_result(
@@ -258,60 +257,13 @@ def direct_path_sweep(
     return found
 
 
-# --- what is asked -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Request:
-    """A sweep, checked and put into tensors."""
-
-    pair: Pair
-    sending: Sequence[Senders]
-    receiving: Sequence[Receivers]
-    axes: Mapping[str, Sequence[int | str]]
-    mlps: str
-    direction: str
-    reasons: Sequence[Sequence[str]]
-    """Why there is no path, for each set of senders and of receivers; empty where there is one."""
-
-
-def _request(
-    model: TransformerBridge,
-    data: IOIDataset,
-    reference: IOIDataset | None,
-    senders: Any,
-    receivers: Any,
-    mlps: str,
-    direction: str,
-) -> _Request:
-    require_model(model)
-    if mlps not in ("recomputed", "frozen"):
-        raise ValueError(f"mlps must be 'recomputed' or 'frozen', not {mlps!r}.")
-    sender_axes, sending = sender_sets(model, senders)
-    receiver_axes, receiving = receiver_sets(model, receivers)
-    pair = pair_of(model, data, reference, direction, _roles(sending, receiving))
-    reasons = [
-        [why_impossible(one, other, model.cfg.n_layers, pair.coincide) for other in receiving]
-        for one in sending
-    ]
-    axes = {**sender_axes, **receiver_axes}
-    return _Request(pair, sending, receiving, axes, mlps, direction, reasons)
-
-
-def _roles(sending: Sequence[Senders], receiving: Sequence[Receivers]) -> list[str | None]:
-    inputs = [receiver for several in receiving for receiver in several.inputs]
-    nodes = [node for several in sending for node in several.nodes]
-    nodes += [receiver.node for receiver in inputs if receiver.node is not None]
-    return [node.role for node in nodes] + [receiver.role for receiver in inputs]
-
-
 # --- the answer ----------------------------------------------------------------------------------
 
 
 def _answer(
     model: TransformerBridge,
     data: IOIDataset,
-    request: _Request,
+    request: Request,
     engine: str,
     memory: int,
     progress: bool,
@@ -320,17 +272,16 @@ def _answer(
     gpt = forward.weights_for(model, engine, "Path patching runs the whole model for each pass")
     if memory < 1:
         raise ValueError(f"memory must be a positive number of bytes, not {memory}.")
-    pair, sending, receiving = request.pair, request.sending, request.receiving
+    pair, sending, receiving = request.pair, request.senders, request.receivers
     dtype = torch.promote_types(model.W_E.dtype, torch.float32)
     parts = Parts(len(receiving), len(sending), len(pair), dtype)
     question = None if file is None else _question(model, request)
     bar = progress_bar(METHOD, show=progress, total=len(receiving) * len(pair))
     with bar, parts.kept_in(file, question):
-        how = {"mlps_frozen": request.mlps == "frozen", "memory": memory, "bar": bar}
         if gpt is not None:
-            fast.sweep(gpt, pair, sending, receiving, parts, **how)
+            fast.sweep(gpt, request, parts, memory, bar)
         else:
-            hooks.sweep(model, pair, sending, receiving, parts, **how)
+            hooks.sweep(model, request, parts, memory, bar)
     clean, corrupted = parts.unpatched, parts.other
     if request.direction == "denoising":
         clean, corrupted = corrupted, clean
@@ -349,7 +300,7 @@ def _answer(
     return result
 
 
-def _question(model: TransformerBridge, request: _Request) -> dict[str, Any]:
+def _question(model: TransformerBridge, request: Request) -> dict[str, Any]:
     """What a sweep's answer depends on, for telling whose parts a file holds."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
@@ -361,7 +312,7 @@ def _question(model: TransformerBridge, request: _Request) -> dict[str, Any]:
         "weights": digest.hexdigest(),
         "prompts": [tensor.tolist() for tensor in (*tensors, *pair.at.values())],
         "roles": list(pair.at),
-        "senders": [[str(node) for node in one.nodes] for one in request.sending],
-        "receivers": [[str(receiver) for receiver in one.inputs] for one in request.receiving],
+        "senders": [[str(node) for node in one.nodes] for one in request.senders],
+        "receivers": [[str(receiver) for receiver in one.inputs] for one in request.receivers],
         "mlps": request.mlps,
     }
