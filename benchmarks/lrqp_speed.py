@@ -28,17 +28,14 @@ The results go to lrqp_speed.json and lrqp_speed.md beside this file.
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
-import platform
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +46,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.report import publish
+from benchmarks.report import parser as benchmark_parser
+from benchmarks.report import publish, surroundings
 from ioi_helpers import lrqp, probing
 from ioi_helpers.lrqp.backends import solve_qp
 from ioi_helpers.lrqp.exact import solve_exact
@@ -279,7 +277,7 @@ def as_range(times: dict[str, float]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark and write its results."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = benchmark_parser(__doc__, HERE / "lrqp_speed")
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--classes", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--rows", type=int, default=1000, help="for the exact solver, at once")
@@ -287,24 +285,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--direct-rows", type=int, default=6, help="for OSQP called directly")
     parser.add_argument("--train", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=None, help="PyTorch's threads")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=HERE / "lrqp_speed")
     options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-
+    machine = surroundings(options.threads, "numpy", "osqp", "qpsolvers")
     report: dict[str, Any] = {
         "settings": {
             name: getattr(options, name)
             for name in ("width", "rows", "osqp_rows", "direct_rows", "train", "rounds", "seed")
         },
-        "machine": {
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "numpy", "osqp", "qpsolvers")},
-        },
+        "machine": {"cores": os.cpu_count(), **machine},
         "classes": {},
     }
     counts = {

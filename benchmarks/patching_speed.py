@@ -22,11 +22,9 @@ The results go to patching_speed.json and patching_speed.md beside this file.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import gc
 import os
-import platform
 import random
 import statistics
 import sys
@@ -47,11 +45,12 @@ import torch
 import transformer_lens.patching as tl_patching
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.report import publish
+from benchmarks.report import gpt2_tokenizer, publish, surroundings
+from benchmarks.report import parser as benchmark_parser
 from ioi_helpers import forward, load_model, metrics
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.patching import patch_sweep
@@ -78,16 +77,8 @@ def axes_of(site: str) -> tuple[str, str]:
 
 def make_model(model_folder: str | None, work: Path, n_layers: int = 12) -> TransformerBridge:
     """GPT-2 small's shape with random weights, and GPT-2's tokenizer, written to `work`."""
-    source = model_folder or "gpt2"
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-    except OSError as error:
-        raise SystemExit(
-            f"There is no GPT-2 tokenizer in {source!r}; give a folder with one as --model-folder, "
-            "or download gpt2 into the Hugging Face cache first."
-        ) from error
     folder = work / f"layers-{n_layers}"
-    tokenizer.save_pretrained(folder)
+    gpt2_tokenizer(model_folder).save_pretrained(folder)
     torch.manual_seed(0)
     GPT2LMHeadModel(GPT2Config(n_layer=n_layers)).save_pretrained(folder)
     return load_model(str(folder), device="cpu", verbose=False)
@@ -483,13 +474,12 @@ def markdown(report: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run the benchmark and write its results."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = benchmark_parser(__doc__, HERE / "patching_speed")
     parser.add_argument("--model-folder", help="a folder with GPT-2's tokenizer")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument(
         "--quick", action="store_true", help="two rounds, with a 24th of the patches in each"
     )
-    parser.add_argument("--threads", type=int, default=None, help="PyTorch's threads")
     parser.add_argument("--sites", nargs="*", default=list(SITES), choices=SITES)
     parser.add_argument(
         "--corruptions",
@@ -498,11 +488,9 @@ def main() -> None:
         choices=["swap_subject", "swap_order"],
     )
     parser.add_argument("--no-growth", action="store_true", help="only compare")
-    parser.add_argument("--output", type=Path, default=HERE / "patching_speed")
     arguments = parser.parse_args()
     rounds, shares = (2, 24) if arguments.quick else (arguments.rounds, arguments.rounds)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    machine = surroundings(arguments.threads, "transformer_lens")
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         model = make_model(arguments.model_folder, work)
@@ -514,11 +502,8 @@ def main() -> None:
             )
         report: dict[str, Any] = {
             "rounds": rounds,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__.split("+")[0],
-            "transformer_lens": version("transformer_lens"),
+            **machine,
             "nnsight": version("nnsight") if network is not None else None,
-            "python": platform.python_version(),
             "gflops": 2 * matmul_rate() / 1e9,
             "memory_budget_megabytes": DEFAULT_MEMORY / 1e6,
             "sweeps": [],

@@ -22,10 +22,8 @@ The results go to path_patching_speed.json and path_patching_speed.md beside thi
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
 import random
 import sys
 import tempfile
@@ -33,7 +31,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +38,13 @@ import torch
 import transformer_lens.patching as tl_patching
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.patching_speed import matmul_rate, measured, spread
+from benchmarks.report import gpt2_tokenizer, publish, surroundings
+from benchmarks.report import parser as benchmark_parser
 from ioi_helpers import load_model, metrics
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.graph import Node, Shape
@@ -67,15 +66,7 @@ SETS: dict[str, tuple[str, str, list[str]]] = {
 
 def make_model(model_folder: str | None, work: Path) -> TransformerBridge:
     """GPT-2 small's shape with large random weights, and GPT-2's tokenizer, written to `work`."""
-    source = model_folder or "gpt2"
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-    except OSError as error:
-        raise SystemExit(
-            f"There is no GPT-2 tokenizer in {source!r}; give a folder with one as --model-folder, "
-            "or download gpt2 into the Hugging Face cache first."
-        ) from error
-    tokenizer.save_pretrained(work)
+    gpt2_tokenizer(model_folder).save_pretrained(work)
     torch.manual_seed(0)
     network = GPT2LMHeadModel(GPT2Config(tie_word_embeddings=False))
     with torch.no_grad():
@@ -416,30 +407,24 @@ def markdown(report: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run the benchmark and write its results."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = benchmark_parser(__doc__, HERE / "path_patching_speed")
     parser.add_argument("--model-folder", help="a folder with GPT-2's tokenizer")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--shares", type=int, default=12, help="rounds that would time the loop whole"
     )
-    parser.add_argument("--threads", type=int, default=None, help="PyTorch's threads")
     parser.add_argument("--prompts", type=int, default=1000, help="of the run with many; 0: none")
     parser.add_argument("--quick", action="store_true", help="one round, few prompts, no peers")
     parser.add_argument("--remark", default="", help="a sentence on the machine, for the page")
-    parser.add_argument("--output", type=Path, default=HERE / "path_patching_speed")
     arguments = parser.parse_args()
     rounds, shares = (1, 66) if arguments.quick else (arguments.rounds, arguments.shares)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    machine = surroundings(arguments.threads, "transformer_lens")
     with tempfile.TemporaryDirectory() as work:
         model = make_model(arguments.model_folder, Path(work))
     data = IOIDataset.demo(model.tokenizer)
     report: dict[str, Any] = {
         "rounds": rounds,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__.split("+")[0],
-        "transformer_lens": version("transformer_lens"),
-        "python": platform.python_version(),
+        **machine,
         "gflops": 2 * matmul_rate() / 1e9,
         "remark": arguments.remark,
         "sets": [],
@@ -462,10 +447,7 @@ def main() -> None:
         )
         if arguments.prompts:
             report["many_prompts"] = step("many", partial(many_prompts, model, arguments.prompts))
-    page = markdown(report)
-    arguments.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    arguments.output.with_suffix(".md").write_text(page)
-    print(page)
+    publish(report, markdown(report), arguments.output)
 
 
 if __name__ == "__main__":

@@ -89,9 +89,11 @@ def save(folder: Path, architecture: str = "gpt2") -> Path:
     return folder
 
 
-def boot(folder: Path, folded: bool = True) -> TransformerBridge:
+def boot(
+    folder: Path, folded: bool = True, dtype: torch.dtype = torch.float32
+) -> TransformerBridge:
     """The model in a folder, its parameters frozen, folded or not."""
-    model = TransformerBridge.boot_transformers(str(folder), device="cpu").eval()
+    model = TransformerBridge.boot_transformers(str(folder), device="cpu", dtype=dtype).eval()
     if folded:
         model.enable_compatibility_mode(disable_warnings=True)
     for parameter in model.parameters():

@@ -27,7 +27,7 @@ from ioi_helpers.path_patching import (
     precision_at_k,
 )
 from tests import random_models
-from tests.test_path_patching import HEADS, LAYERS, boot, has_hooks, save_random
+from tests.test_path_patching import HEADS, LAYERS, has_hooks, save_random
 
 SENDERS = 1 + LAYERS * (HEADS + 1)
 
@@ -35,14 +35,15 @@ SENDERS = 1 + LAYERS * (HEADS + 1)
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
     """In float64 and not folded."""
-    return boot(save_random(tmp_path_factory.mktemp("random")), torch.float64, fold=False)
+    folder = save_random(tmp_path_factory.mktemp("random"))
+    return random_models.boot(folder, folded=False, dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
 def mild(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
     """The same weights made small, but for the unembedding: nearly linear."""
     folder = save_random(tmp_path_factory.mktemp("mild"), gain=0.35)
-    return boot(folder, torch.float64, fold=False)
+    return random_models.boot(folder, folded=False, dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -390,7 +391,7 @@ def test_batches_do_not_matter(model: TransformerBridge, data: IOIDataset) -> No
 
 
 def test_half_precision_runs(tmp_path: Path) -> None:
-    half = boot(save_random(tmp_path), torch.bfloat16, fold=False)
+    half = random_models.boot(save_random(tmp_path), folded=False, dtype=torch.bfloat16)
     data = IOIDataset.generate(half.tokenizer, 2, seed=1)
     for result in (
         edge_scores(half, data, steps=2, progress=False),

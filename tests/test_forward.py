@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from ioi_helpers import forward, load_model
 from ioi_helpers.bundled import BUNDLED
 from ioi_helpers.dataset import IOIDataset
-from tests import handbuilt
+from tests import handbuilt, random_models
 
 VARIANTS = ("folded", "not folded", "relu", "gelu", "scaled by layer", "hand-built")
 
@@ -37,13 +37,7 @@ def random_model(folder: Path, fold: bool = True, **config: Any) -> TransformerB
             elif ".ln_" in name:
                 parameter.add_(0.3 * torch.randn_like(parameter))
     network.save_pretrained(folder)
-    model = TransformerBridge.boot_transformers(str(folder), device="cpu")
-    if fold:
-        model.enable_compatibility_mode(disable_warnings=True)
-    model.eval()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    return model
+    return random_models.boot(folder, fold)
 
 
 @pytest.fixture(scope="module", params=VARIANTS)

@@ -59,16 +59,6 @@ def save_random(folder: Path, gain: float = 1.0) -> Path:
     return folder
 
 
-def boot(folder: Path, dtype: torch.dtype, fold: bool) -> TransformerBridge:
-    model = TransformerBridge.boot_transformers(str(folder), device="cpu", dtype=dtype)
-    if fold:
-        model.enable_compatibility_mode(disable_warnings=True)
-    model.eval()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    return model
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_random(tmp_path_factory.mktemp("random"))
@@ -82,7 +72,7 @@ def plain(folder: Path) -> PlainGPT2:
 @pytest.fixture(scope="module")
 def model(folder: Path) -> TransformerBridge:
     """In float64 and not folded, so that nothing is hidden by rounding or by folding."""
-    return boot(folder, torch.float64, fold=False)
+    return random_models.boot(folder, folded=False, dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +249,7 @@ def test_denoising_is_the_other_way_round(
 def test_the_two_engines_agree(built: TransformerBridge, folder: Path, name: str) -> None:
     other = {
         "hand-built": lambda: built,
-        "folded": lambda: boot(folder, torch.float32, fold=True),
+        "folded": lambda: random_models.boot(folder),
         "ioi-mini": lambda: load_model("ioi-mini", device="cpu", verbose=False),
     }[name]()
     last = other.cfg.n_layers - 1

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 import torch
@@ -17,7 +18,7 @@ from ioi_helpers import attribution, forward
 from ioi_helpers.ablation import fast
 from ioi_helpers.ablation.components import require_components
 from ioi_helpers.ablation.context import ablate
-from ioi_helpers.ablation.replacements import replacements
+from ioi_helpers.ablation.replacements import Replacement, replacements
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.graph import Node, NodeLike
 from ioi_helpers.metrics import error_label, standard_error
@@ -169,8 +170,12 @@ def ablation_effects(
     refuse_too_long(model, data.tokens[:, : int(data.lengths.max())])
     gpt = forward.weights_for(model, engine)
     if gpt is None:
-        return _by_hooks(model, data, nodes, how, reference, memory, progress)
-    return _fast(model, gpt, data, nodes, how, reference, memory, progress)
+        ablated_model = ablate(model, nodes, how, reference=reference, data=data)
+        terms = _by_hooks(model, data, ablated_model, memory, progress)
+    else:
+        values = replacements(model, nodes, how, reference, data, gpt=gpt, memory=memory)
+        terms = _fast(model, gpt, data, values, memory, progress)
+    return _assemble(data, nodes, **terms)
 
 
 def _own(components: Iterable[Node]) -> list[Node]:
@@ -181,9 +186,10 @@ def _own(components: Iterable[Node]) -> list[Node]:
 def _assemble(
     data: IOIDataset,
     components: tuple[Node, ...],
+    *,
     heads: Float[Tensor, "layer head batch"],
     mlps: Float[Tensor, "layer batch"],
-    rest: dict[str, Tensor],
+    **rest: Tensor,
 ) -> AblationEffects:
     """Move the ablated components' own changes into the direct effect."""
     heads, mlps = heads.clone(), mlps.clone()
@@ -206,8 +212,7 @@ def _assemble(
 # --- GPT-2-style models --------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Terms:
+class _Terms(NamedTuple):
     """Contributions at END before they are divided by the scale, and that scale."""
 
     heads: Float[Tensor, "layer head batch"]
@@ -221,13 +226,11 @@ def _fast(
     model: TransformerBridge,
     gpt: forward.GPT2,
     data: IOIDataset,
-    components: tuple[Node, ...],
-    how: str,
-    reference: IOIDataset | None,
+    values: Sequence[Replacement],
     memory: int,
     progress: bool,
-) -> AblationEffects:
-    values = replacements(model, components, how, reference, data, gpt=gpt, memory=memory)
+) -> dict[str, Tensor]:
+    """What :func:`_assemble` makes the result of; `heads` and `mlps` with the ablated ones' own."""
     directions = attribution.logit_diff_directions(model, data).to(gpt.device)
     # LayerNorm subtracts the mean of the stream, so only the rest of a direction can read it.
     directions = directions - directions.mean(dim=-1, keepdim=True)
@@ -259,8 +262,7 @@ def _fast(
                 "ablated_attribution": after.heads / after.scale,
             }
         )
-    whole = {name: torch.cat([part[name] for part in parts], dim=-1) for name in parts[0]}
-    return _assemble(data, components, whole.pop("heads"), whole.pop("mlps"), whole)
+    return {name: torch.cat([part[name] for part in parts], dim=-1) for name in parts[0]}
 
 
 def _terms(
@@ -289,12 +291,11 @@ def _terms(
 def _by_hooks(
     model: TransformerBridge,
     data: IOIDataset,
-    components: tuple[Node, ...],
-    how: str,
-    reference: IOIDataset | None,
+    ablated_model: AbstractContextManager[Any],
     memory: int,
     progress: bool,
-) -> AblationEffects:
+) -> dict[str, Tensor]:
+    """The same for any model."""
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
 
     def by_head(parts: attribution.Decomposition) -> Float[Tensor, "layer head batch"]:
@@ -313,22 +314,18 @@ def _by_hooks(
     measure = partial(attribution.final_layer_norm_scale, model, data, **settings)
     diffs = partial(logit_diffs, model, data, **settings)
     scale, clean, before = measure(), diffs(), decompose()
-    with ablate(model, components, how, reference=reference, data=data):
+    with ablated_model:
         ablated, ablated_scale = diffs(), measure()
         frozen, free = decompose(scale=scale), decompose()
-    return _assemble(
-        data,
-        components,
-        by_head(frozen) - by_head(before),
-        by_mlp(frozen) - by_mlp(before),
-        {
-            "clean": clean,
-            "ablated": ablated,
-            "layer_norm": free.total - frozen.total,
-            "frozen_total": frozen.total - before.total,
-            "scale": scale,
-            "ablated_scale": ablated_scale,
-            "attribution": by_head(before),
-            "ablated_attribution": by_head(free),
-        },
-    )
+    return {
+        "heads": by_head(frozen) - by_head(before),
+        "mlps": by_mlp(frozen) - by_mlp(before),
+        "clean": clean,
+        "ablated": ablated,
+        "layer_norm": free.total - frozen.total,
+        "frozen_total": frozen.total - before.total,
+        "scale": scale,
+        "ablated_scale": ablated_scale,
+        "attribution": by_head(before),
+        "ablated_attribution": by_head(free),
+    }

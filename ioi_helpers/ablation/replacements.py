@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -142,7 +142,7 @@ def replacements(
     counts = {role: torch.zeros(p.n_values, device=device) for role, p in places.items()}
     for rows, activations in _activations(model, gpt, reference, components, memory):
         for role, place in places.items():
-            at, index = place.source_at[rows].to(device), place.source_index[rows].to(device)
+            at, index = (x[rows].to(device) for x in place.source)
             row, k = (at >= 0).nonzero(as_tuple=True)
             counts[role].index_add_(0, index[row, k], torch.ones_like(row, dtype=torch.float))
             for component in (c for c in components if c.role == role):
@@ -153,10 +153,7 @@ def replacements(
                     0, index[row, k], values[row, at[row, k]].to(sums[component])
                 )
     tables = {c: sums[c] / counts[c.role].to(sums[c])[:, None].clamp(min=1) for c in components}
-    return [
-        Replacement(c, places[c.role].at, places[c.role].index, tables[c].to(_dtype(model)))
-        for c in components
-    ]
+    return [Replacement(c, *places[c.role].data, tables[c].to(_dtype(model))) for c in components]
 
 
 def _empty_table(model: TransformerBridge, component: Node, n: int) -> Tensor:
@@ -189,18 +186,22 @@ def _zeros(model: TransformerBridge, component: Node, data: IOIDataset | None) -
 # --- what corresponds to what --------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Places:
-    """Where values are taken from in the reference, and where they go to in the data."""
+class _Places(NamedTuple):
+    """Positions of each prompt, -1 where there is none, and which of the values belongs to each."""
 
     at: Int[Tensor, "batch place"]
-    index: Int[Tensor, "batch place"]
-    source_at: Int[Tensor, "source_batch source_place"]
-    source_index: Int[Tensor, "source_batch source_place"]
+    which: Int[Tensor, "batch place"]
+
+
+class _Match(NamedTuple):
+    """Where values go to in the data, and where they are taken from in the reference."""
+
+    data: _Places
+    source: _Places
     n_values: int
 
 
-def _partners(data: IOIDataset, reference: IOIDataset, role: str | None) -> _Places:
+def _partners(data: IOIDataset, reference: IOIDataset, role: str | None) -> _Match:
     """Each prompt's values are those of the reference's prompt in the same row."""
     if len(data) != len(reference):
         raise ValueError(
@@ -224,11 +225,10 @@ def _partners(data: IOIDataset, reference: IOIDataset, role: str | None) -> _Pla
             )
         at = source_at = _all_positions(data)
     index = torch.arange(at.numel(), device=device).reshape(at.shape)
-    places = _Places(at, index, source_at, index, at.numel())
-    return places
+    return _Match(_Places(at, index), _Places(source_at, index), at.numel())
 
 
-def _same_places(data: IOIDataset, reference: IOIDataset, role: str | None, group: str) -> _Places:
+def _same_places(data: IOIDataset, reference: IOIDataset, role: str | None, group: str) -> _Match:
     """Values are shared by equal places of prompts of the same template and order."""
     at, keys = _keyed(data, role, group)
     source_at, source_keys = (x.to(at.device) for x in _keyed(reference, role, group))
@@ -243,7 +243,8 @@ def _same_places(data: IOIDataset, reference: IOIDataset, role: str | None, grou
             f"{int(data.template_ids[row])}, order {data.orders[row]}{where}), so there is no mean "
             "to replace it by; use data.abc(), or more reference prompts."
         )
-    return _Places(at, index, source_at, source_index.reshape(source_at.shape), len(known))
+    source = _Places(source_at, source_index.reshape(source_at.shape))
+    return _Match(_Places(at, index), source, len(known))
 
 
 def _all_positions(data: IOIDataset) -> Int[Tensor, "batch pos"]:

@@ -55,17 +55,11 @@ _SITES: dict[str, _Site] = {
 
 @torch.no_grad()
 def fast_sweep(
-    gpt: forward.GPT2,
-    site: str,
-    cells: Cells,
-    pair: Pair,
-    scorer: Scorer,
-    memory: int,
-    progress: bool,
+    gpt: forward.GPT2, cells: Cells, pair: Pair, scorer: Scorer, memory: int, progress: bool
 ) -> Values:
     """Run every cell's patch on every prompt."""
     width = max(pair.base_tokens.shape[1], pair.source_tokens.shape[1])
-    size, needs = gpt.dtype.itemsize, _SITES[site].needs
+    size, needs = gpt.dtype.itemsize, _SITES[cells.site].needs
     # Half of the memory is for what the two runs keep, half for runs with patches.
     vectors = (len({*forward.BASE_SITES, *needs}) + len(needs)) * gpt.n_layers + 16
     per_prompt = width * vectors * gpt.W_E.shape[1] * size
@@ -78,10 +72,11 @@ def fast_sweep(
     shape = (len(scorer.metrics), len(cells), len(pair))
     patched = torch.empty(shape, dtype=gpt.dtype, device=gpt.device)
     unpatched = torch.empty(shape[0], 2, len(pair), dtype=gpt.dtype, device=gpt.device)
-    with progress_bar(f"patching {site}", show=progress, total=len(starts) * len(cells)) as bar:
+    total = len(starts) * len(cells)
+    with progress_bar(f"patching {cells.site}", show=progress, total=total) as bar:
         for start in starts:
             rows = slice(start, start + at_once)
-            part = _Part.of(gpt, site, pair.part(rows))
+            part = _Part.of(gpt, cells.site, pair.part(rows))
             score = _final_score(gpt, scorer.part(rows), memory // 2)
             unpatched[:, :, rows] = score(torch.stack([part.base.final, part.source.final]))
             patched[:, :, rows] = unpatched[:, :1, rows]

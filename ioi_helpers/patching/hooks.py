@@ -34,7 +34,6 @@ _SHOWS_AT: dict[str, str | None] = {
 @torch.no_grad()
 def hooks_sweep(
     model: TransformerBridge,
-    site: str,
     cells: Cells,
     pair: Pair,
     scorer: Scorer,
@@ -46,7 +45,7 @@ def hooks_sweep(
     Raises:
         ValueError: The model lacks the site's hooks, or what they write does not reach the run.
     """
-    patch = _Patch(model, site)
+    patch, site = _Patch(model, cells.site), cells.site
     if pair.base_shift is not None or pair.source_shift is not None:
         require_reach(model, "hook_embed", get_act_name("resid_pre", 0))
     n_layers, cfg = model.cfg.n_layers, model.cfg

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -112,32 +112,36 @@ def _unknown(name: str, kind: str, known: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class Cells:
-    """The patches of a sweep, one entry each; head or option is None where it is no axis.
+    """The patches of a sweep at a site, one entry each; head or option is None if it is no axis.
 
     An option is one of the positions that can be patched in each prompt: a number along the
     ``"role"`` or ``"pos"`` axis.
     """
 
+    site: str
     layer: Int[Tensor, " cell"]
     head: Int[Tensor, " cell"] | None
     option: Int[Tensor, " cell"] | None
 
     @classmethod
-    def of(cls, entries: dict[str, Sequence[int] | Sequence[str]]) -> Cells:
+    def of(cls, site: str, entries: dict[str, Sequence[int] | Sequence[str]]) -> Cells:
         """All cells along these axes, the last axis fastest."""
         every = list(itertools.product(*(range(len(along)) for along in entries.values())))
         column = dict(zip(entries, torch.tensor(every).T, strict=True))
-        return cls(column["layer"], column.get("head"), column.get("role", column.get("pos")))
+        option = column.get("role", column.get("pos"))
+        return cls(site, column["layer"], column.get("head"), option)
 
     def __len__(self) -> int:
         return len(self.layer)
 
     def to(self, device: torch.device | str) -> Cells:
         """The same on a device."""
-        head, option = (None if x is None else x.to(device) for x in (self.head, self.option))
-        return Cells(self.layer.to(device), head, option)
+        return self._each(lambda column: column.to(device))
 
     def take(self, chosen: Tensor) -> Cells:
         """Some of the cells."""
-        head, option = (None if x is None else x[chosen] for x in (self.head, self.option))
-        return Cells(self.layer[chosen], head, option)
+        return self._each(lambda column: column[chosen])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Cells:
+        head, option = (None if x is None else change(x) for x in (self.head, self.option))
+        return Cells(self.site, change(self.layer), head, option)

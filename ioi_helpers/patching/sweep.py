@@ -106,12 +106,12 @@ def patch_sweep(
         raise ValueError(f"memory must be a positive number of bytes, not {memory}.")
     pair = Pair.of(model, request, clean, corrupted)
     scorer = Scorer.of(metric, clean)
-    cells = Cells.of(request.entries(model, clean))
+    cells = Cells.of(site, request.entries(model, clean))
     gpt = forward.weights_for(model, engine)
     if gpt is not None:
-        values = fast_sweep(gpt, site, cells, pair, scorer, memory, progress)
+        values = fast_sweep(gpt, cells, pair, scorer, memory, progress)
     else:
-        values = hooks_sweep(model, site, cells, pair, scorer, memory, progress)
+        values = hooks_sweep(model, cells, pair, scorer, memory, progress)
     return assemble(model, request, scorer, values)
 
 

@@ -28,10 +28,7 @@ def attention_of_pairs(
 ) -> Float[Tensor, "layer head pair batch"]:
     """How much every head attends from one role to another, for several pairs in one run.
 
-    The same for a single prompt, in plain TransformerLens::
-
-        _, cache = model.run_with_cache(data.tokens[i])
-        cache["pattern", layer][0, head, data.positions[query][i], data.positions[key][i]]
+    :func:`ioi_helpers.heads.attention_by_role` has the same in plain TransformerLens.
 
     Args:
         model, data: The model and the prompts, which may differ in length.
