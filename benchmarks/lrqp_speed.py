@@ -277,14 +277,13 @@ def as_range(times: dict[str, float]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark and write its results."""
-    parser = benchmark_parser(__doc__, HERE / "lrqp_speed")
+    parser = benchmark_parser(__doc__, HERE / "lrqp_speed", rounds=5)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--classes", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--rows", type=int, default=1000, help="for the exact solver, at once")
     parser.add_argument("--osqp-rows", type=int, default=40, help="for whitened OSQP")
     parser.add_argument("--direct-rows", type=int, default=6, help="for OSQP called directly")
     parser.add_argument("--train", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     machine = surroundings(options.threads, "numpy", "osqp", "qpsolvers")

@@ -474,9 +474,8 @@ def markdown(report: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run the benchmark and write its results."""
-    parser = benchmark_parser(__doc__, HERE / "patching_speed")
+    parser = benchmark_parser(__doc__, HERE / "patching_speed", rounds=6)
     parser.add_argument("--model-folder", help="a folder with GPT-2's tokenizer")
-    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument(
         "--quick", action="store_true", help="two rounds, with a 24th of the patches in each"
     )

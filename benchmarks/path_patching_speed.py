@@ -407,9 +407,8 @@ def markdown(report: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run the benchmark and write its results."""
-    parser = benchmark_parser(__doc__, HERE / "path_patching_speed")
+    parser = benchmark_parser(__doc__, HERE / "path_patching_speed", rounds=3)
     parser.add_argument("--model-folder", help="a folder with GPT-2's tokenizer")
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--shares", type=int, default=12, help="rounds that would time the loop whole"
     )

@@ -14,14 +14,16 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 
-def parser(doc: str | None, output: Path) -> argparse.ArgumentParser:
+def parser(doc: str | None, output: Path, rounds: int) -> argparse.ArgumentParser:
     """A parser that knows what every benchmark can be told.
 
     Args:
         doc: The benchmark's docstring, whose first line is its description.
         output: Where its results go, without an ending.
+        rounds: How often each thing is timed.
     """
     made = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    made.add_argument("--rounds", type=int, default=rounds)
     made.add_argument("--threads", type=int, default=None, help="PyTorch's threads")
     made.add_argument("--output", type=Path, default=output)
     return made
