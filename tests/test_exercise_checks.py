@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from IPython.core.formatters import DisplayFormatter
 
-from ioi_helpers import exercises
+from ioi_helpers import exercises, runs
 from ioi_helpers.exercises import Key, Verdict, decide, registry
 from ioi_helpers.exercises.forms import Refused, as_heads, whole_number
 from ioi_helpers.exercises.verdicts import array, head_set, is_blank, number, pick
@@ -522,3 +522,16 @@ def test_a_whole_number_may_come_in_any_form() -> None:
     assert [whole_number(n, "") for n in (3, "3", 3.0, [3], torch.tensor(3))] == [3] * 5
     with pytest.raises(Refused, match="Whole!"):
         whole_number(3.2, "Whole!")
+
+
+def test_a_check_shows_no_bars_however_long_it_takes() -> None:
+    shown: list[bool] = []
+
+    @exercises.exercise("90.3")
+    def slow(ctx: exercises.Context) -> Key:
+        shown.append(not runs.progress_bar("prompts", range(3)).disable)
+        return number(1.0)
+
+    exercises.check("90.3", 1.0)
+    assert shown == [False]
+    assert not runs.progress_bar("prompts", range(3)).disable  # shown again outside of checks

@@ -20,6 +20,7 @@ from typing import Any
 
 from ioi_helpers.exercises.registry import Context, exercise, find
 from ioi_helpers.exercises.verdicts import NOT_ATTEMPTED, Key, Verdict, decide, is_blank
+from ioi_helpers.runs import without_progress_bars
 
 __all__ = ["Context", "Key", "Result", "Verdict", "check", "decide", "exercise", "use"]
 
@@ -66,7 +67,9 @@ def check(id: str, answer: Any, **things: Any) -> Result:
     find(id)  # an unknown one is told so, whatever the answer
     verdict = NOT_ATTEMPTED
     if not is_blank(answer):
-        verdict = decide(answer, _current.with_things(things).key(id))
+        # A check answers in one line, however busy the machine: it shows no bars.
+        with without_progress_bars():
+            verdict = decide(answer, _current.with_things(things).key(id))
     result = Result(id, verdict.passed, verdict.message)
     print(result)
     return result

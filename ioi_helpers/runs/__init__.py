@@ -25,6 +25,7 @@ from ioi_helpers.runs.batches import (
     prompts_at_once,
     run_in_batches,
     run_rows_in_batches,
+    without_progress_bars,
 )
 from ioi_helpers.runs.files import load_activations, save_activations
 from ioi_helpers.runs.guards import (
@@ -80,4 +81,5 @@ __all__ = [
     "run_rows_in_batches",
     "save_activations",
     "widened",
+    "without_progress_bars",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol, TypedDict, TypeVar, Unpack
 
 import torch
@@ -92,11 +94,25 @@ def prompts_at_once(
     return max(1, min(memory // (numbers * size), MOST_TOKENS // width))
 
 
+_bars_shown = ContextVar("_bars_shown", default=True)
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Within it no run shows a bar, whatever it was told: for answers of one line."""
+    token = _bars_shown.set(False)
+    try:
+        yield
+    finally:
+        _bars_shown.reset(token)
+
+
 def progress_bar(
     what: str, items: Iterable[Item] | None = None, *, show: bool = True, total: int | None = None
 ) -> tqdm[Item]:
     """A bar that counts something, shown only once it has taken two seconds."""
-    return tqdm(items, desc=what, total=total, disable=not show, leave=False, delay=2)
+    hidden = not (show and _bars_shown.get())
+    return tqdm(items, desc=what, total=total, disable=hidden, leave=False, delay=2)
 
 
 def in_parts(
