@@ -1,7 +1,7 @@
 """Keys to the exercises of notebook 02, activation patching.
 
 They expect `exercises.use(model=model, demo=demo, corrupted=corrupted, many=many)`: the demo's
-prompts with their swapped counterparts, and a hundred unpaired generated prompts; exercise 02.7 is
+prompts with their swapped counterparts, and fifty unpaired generated prompts; exercise 02.7 is
 given its `contexts` too.
 """
 

@@ -70,7 +70,8 @@ total = (outputs - outputs.mean(dim=0)).square().sum()
 
 RIGHT = {
     "02.1": [
-        'patched_at_end = metrics.logit_diff(patched_logits(block, "END"), demo, per_prompt=True)',
+        'logits = patched_logits(model, demo, corrupted, clean_cache, block, "END")\n'
+        "patched_at_end = metrics.logit_diff(logits, demo, per_prompt=True)",
         BY_HAND + 'patched_at_end = by_hand(corrupted, demo, "END").tolist()',
         'at_end = patch_sweep(model, demo, corrupted, "resid_pre", ("layer", "role"))\n'
         'patched_at_end = at_end.values[block, ROLES.index("END")][:, None]',
@@ -134,14 +135,17 @@ RIGHT = {
 
 WRONG = {
     "02.1": {
-        'patched_at_end = metrics.logit_diff(patched_logits(block, "S2"), demo, True)': r"S2.*END",
+        'logits = patched_logits(model, demo, corrupted, clean_cache, block, "S2")\n'
+        "patched_at_end = metrics.logit_diff(logits, demo, True)": r"S2.*END",
         BY_HAND + 'patched_at_end = by_hand(demo, corrupted, "END")': r"wrong way round",
         BY_HAND
         + 'patched_at_end = by_hand(corrupted, demo, "END", scored=corrupted)': r"corrupted prompts' answers",
-        'patched_at_end = metrics.logit_diff(patched_logits(block, "END"), demo)': r"mean over prompts",
+        'logits = patched_logits(model, demo, corrupted, clean_cache, block, "END")\n'
+        "patched_at_end = metrics.logit_diff(logits, demo)": r"mean over prompts",
         BY_HAND + 'patched_at_end = by_hand(corrupted, demo, "END").sum()': r"sum over prompts",
         BY_HAND + 'patched_at_end = by_hand(corrupted, demo, "END").max()': r"not a single one",
-        BY_HAND + 'patched_at_end = fraction(by_hand(corrupted, demo, "END"))': r"fractions",
+        BY_HAND + 'back = by_hand(corrupted, demo, "END") - corrupted_diff\n'
+        "patched_at_end = back / (clean_diff - corrupted_diff)": r"fractions",
         "patched_at_end = metrics.logit_diff(corrupted_logits, demo, True)": r"Nothing was patched",
         # IO, S1 and S1+1 stand before the first difference: the same as no patch.
         BY_HAND + 'patched_at_end = by_hand(corrupted, demo, "S1")': r"Nothing was patched.*END",
@@ -192,7 +196,7 @@ WRONG = {
     "02.5": {
         SIZES + "carry_order = pick(order >= five)": r"first condition",
         SIZES
-        + "carry_order = pick((random_size >= five) & (order < random_size / 4))": r"carry names|under random_names",
+        + "carry_order = pick((random_size >= five) & (order < random_size / 4))": r"carry names|under random_names|list is empty",
         SIZES
         + 'carry_order = pick(changes["swap_subject"].abs() >= five)': r"swap_subject|under swap_order",
         SIZES + "carry_order = pick(random_size < order / 4)": r"second condition",
