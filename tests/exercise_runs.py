@@ -75,6 +75,7 @@ class Verdict:
     progress: str = ""
     """What the check wrote to the standard error, as progress bars do."""
     seconds: float = 0.0
+    """Of the processor, that the check took."""
 
 
 def load_exercises(path: Path, answers: Path | None = None) -> list[Exercise]:
@@ -197,10 +198,10 @@ class NotebookSession:
             answer, check = split_check(answer, exercise.identifier)
         namespace = self._filled_in(exercise, stub, answer)
         printed, progress = io.StringIO(), io.StringIO()
-        began = time.perf_counter()
+        began = time.process_time()  # the clock would count a busy machine against the check
         with self._as_a_kernel(printed, progress):
             result = eval(check, namespace)
-        seconds = time.perf_counter() - began
+        seconds = time.process_time() - began
         return Verdict(
             result.passed, str(result.message), printed.getvalue(), progress.getvalue(), seconds
         )
