@@ -8,7 +8,8 @@ import pytest
 from hypothesis import settings
 from transformer_lens.model_bridge import TransformerBridge
 
-from tests import handbuilt, random_models
+from ioi_helpers.models import handbuilt
+from tests import random_models
 
 # `make test` draws the same examples every time, so that it says the same of the same code; what
 # other examples find, `make test-all` (--hypothesis-profile=random) is there to find. Keep such a

@@ -24,8 +24,7 @@ from transformers import (
 )
 
 from ioi_helpers.dataset import IOIDataset
-from ioi_helpers.models import load_model
-from tests import handbuilt
+from ioi_helpers.models import handbuilt, load_model
 
 CONTEXT = 64
 

@@ -21,8 +21,9 @@ from ioi_helpers.bundled import BUNDLED
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.graph import Circuit
 from ioi_helpers.heads import heads_of_class, parse_head
+from ioi_helpers.models import handbuilt
 from ioi_helpers.patching import SweepResult
-from tests import handbuilt, random_models
+from tests import random_models
 from tests.test_forward import random_model
 
 TRAINED = sorted(BUNDLED)

@@ -27,9 +27,8 @@ from ioi_helpers.attribution import (
 )
 from ioi_helpers.bundled import BUNDLED
 from ioi_helpers.dataset import IOIDataset
-from ioi_helpers.models import default_model, load_model
+from ioi_helpers.models import default_model, handbuilt, load_model
 from ioi_helpers.runs import activations_at
-from tests import handbuilt
 
 SKELETON = Path(__file__).parents[2] / "shared" / "gpt2-skeleton"
 

@@ -17,7 +17,7 @@ from ioi_helpers import IOIDataset, circuits, heads, load_model, metrics, path_p
 from ioi_helpers.circuits import Circuits, EdgeCircuits
 from ioi_helpers.dataset import ROLES
 from ioi_helpers.graph import Circuit, Edge, Node, Shape, parse_node
-from tests import handbuilt
+from ioi_helpers.models import handbuilt
 
 TEN = tuple(
     map(

@@ -28,7 +28,8 @@ from ioi_helpers.edits import (
     pattern_reaches_run,
     residual_edit,
 )
-from tests import handbuilt, random_models
+from ioi_helpers.models import handbuilt
+from tests import random_models
 
 # In these TransformerLens leaves attention to the wrapped module.
 LEFT_TO_THE_MODULE = ("gpt-neo", "opt", "gpt-j")

@@ -17,7 +17,8 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from ioi_helpers import forward, load_model
 from ioi_helpers.bundled import BUNDLED
 from ioi_helpers.dataset import IOIDataset
-from tests import handbuilt, random_models
+from ioi_helpers.models import handbuilt
+from tests import random_models
 
 VARIANTS = ("folded", "not folded", "relu", "gelu", "scaled by layer", "hand-built")
 

@@ -13,7 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ioi_helpers import metrics
 from ioi_helpers.attribution import head_attribution
 from ioi_helpers.dataset import IOIDataset
-from tests import handbuilt
+from ioi_helpers.models import handbuilt
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from ioi_helpers.ablation import ablate
 from ioi_helpers.bundled import BUNDLED, bundled_folder
 from ioi_helpers.bundled.tokenizer import WordTokenizer
 from ioi_helpers.dataset import IOIDataset
-from tests import handbuilt
+from ioi_helpers.models import handbuilt
 
 
 @cache

@@ -15,8 +15,8 @@ from ioi_helpers import attribution, heads, load_model, metrics
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.heads import rules
 from ioi_helpers.heads import table as table_module
+from ioi_helpers.models import handbuilt
 from ioi_helpers.patching import patch_sweep
-from tests import handbuilt
 from tests.test_head_scores import random_model
 from training import card
 

@@ -27,7 +27,7 @@ from ioi_helpers.heads import (
     parse_head,
     registry,
 )
-from tests import handbuilt
+from ioi_helpers.models import handbuilt
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,8 @@ from ioi_helpers import lrqp, probing, runs
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.edits import residual_edit
 from ioi_helpers.lrqp import exact, problem
-from ioi_helpers.models import load_model
-from tests import handbuilt, random_models
+from ioi_helpers.models import handbuilt, load_model
+from tests import random_models
 
 NAMES = handbuilt.NAMES
 SLOW = settings(max_examples=40, deadline=None)

@@ -22,6 +22,7 @@ from ioi_helpers import load_model, metrics
 from ioi_helpers.bundled import BUNDLED
 from ioi_helpers.dataset import ROLES, IOIDataset
 from ioi_helpers.heads import registry
+from ioi_helpers.models import handbuilt
 from ioi_helpers.patching import (
     HEAD_SITES,
     SITES,
@@ -30,7 +31,7 @@ from ioi_helpers.patching import (
     attribution_patch_sweep,
     patch_sweep,
 )
-from tests import handbuilt, random_models
+from tests import random_models
 from tests.test_forward import random_model
 
 # TransformerLens' own sweeps, with the order of their axes.

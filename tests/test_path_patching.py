@@ -18,6 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from ioi_helpers import load_model, metrics
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.graph import EMBEDDING, Edge, Node, Shape
+from ioi_helpers.models import handbuilt
 from ioi_helpers.patching import SweepResult, patch_sweep
 from ioi_helpers.path_patching import (
     FINAL,
@@ -29,7 +30,7 @@ from ioi_helpers.path_patching import (
 )
 from ioi_helpers.path_patching.language import parse_receivers
 from ioi_helpers.path_patching.parts import Parts
-from tests import handbuilt, random_models
+from tests import random_models
 from tests.plain_gpt2 import PlainGPT2, brute_force
 
 HEADS, LAYERS, WIDTH = 2, 3, 16

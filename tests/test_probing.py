@@ -22,7 +22,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import probing
 from ioi_helpers.dataset import IOIDataset
-from tests import handbuilt, random_models
+from ioi_helpers.models import handbuilt
+from tests import random_models
 
 NAMES = handbuilt.NAMES
 

@@ -15,8 +15,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import metrics, runs
 from ioi_helpers.dataset import IOIDataset
-from ioi_helpers.models import load_model
-from tests import handbuilt, random_models
+from ioi_helpers.models import handbuilt, load_model
+from tests import random_models
 
 Run = Callable[..., Any]
 

@@ -1,16 +1,12 @@
-"""The bundled models' vocabulary, from the lexicon and the stimuli, and the tokenizer's files."""
+"""The bundled models' vocabulary, from the lexicon and the stimuli."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
-
 from ioi_helpers import stimuli
-from ioi_helpers.bundled.tokenizer import BOS, PIECE, WordTokenizer, split
+from ioi_helpers.bundled.tokenizer import BOS, PIECE, WordTokenizer, split, write_tokenizer
 from training import lexicon
 
 
@@ -50,24 +46,3 @@ def save_tokenizer(folder: Path, max_length: int) -> WordTokenizer:
     """Write the tokenizer's files into a folder that `from_pretrained` can read; return it."""
     write_tokenizer(folder, vocabulary(), PIECE, max_length)
     return WordTokenizer.from_pretrained(folder)
-
-
-def write_tokenizer(
-    folder: Path, tokens: Sequence[str], piece: str, max_length: int, unknown: str | None = None
-) -> None:
-    """Write a tokenizer's files: one token for each piece of a text.
-
-    Args:
-        tokens: The vocabulary, `<|endoftext|>` included.
-        piece: A regular expression for the pieces.
-        max_length: The longest text, in tokens, that the model takes.
-        unknown: The token of pieces that are not in the vocabulary; None: there are none such.
-    """
-    ids = {token: i for i, token in enumerate(tokens)}
-    core = Tokenizer(models.WordLevel(vocab=ids, unk_token=unknown))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(piece), behavior="isolated")
-    core.decoder = decoders.Fuse()
-    special = {**dict.fromkeys(("bos_token", "eos_token", "pad_token"), BOS), "unk_token": unknown}
-    PreTrainedTokenizerFast(
-        tokenizer_object=core, model_max_length=max_length, **special
-    ).save_pretrained(folder)

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 BOS = "<|endoftext|>"
@@ -65,3 +68,24 @@ class WordTokenizer(PreTrainedTokenizerFast):
         self._refuse_unknown(text)
         self._refuse_unknown(text_pair)
         return super()._encode_plus(text, text_pair, *args, **kwargs)
+
+
+def write_tokenizer(
+    folder: Path, tokens: Sequence[str], piece: str, max_length: int, unknown: str | None = None
+) -> None:
+    """Write a tokenizer's files: one token for each piece of a text.
+
+    Args:
+        tokens: The vocabulary, `<|endoftext|>` included.
+        piece: A regular expression for the pieces.
+        max_length: The longest text, in tokens, that the model takes.
+        unknown: The token of pieces that are not in the vocabulary; None: there are none such.
+    """
+    ids = {token: i for i, token in enumerate(tokens)}
+    core = Tokenizer(models.WordLevel(vocab=ids, unk_token=unknown))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(piece), behavior="isolated")
+    core.decoder = decoders.Fuse()
+    special = {**dict.fromkeys(("bos_token", "eos_token", "pad_token"), BOS), "unk_token": unknown}
+    PreTrainedTokenizerFast(
+        tokenizer_object=core, model_max_length=max_length, **special
+    ).save_pretrained(folder)

@@ -31,7 +31,7 @@ from ioi_helpers.circuits.scores import (
     random_subsets,
 )
 from ioi_helpers.circuits.scrubbing import Drawn, Heads, Scrubbed, Stream, ioi_hypothesis, scrub
-from ioi_helpers.circuits.search import Pruning, Step, prune
+from ioi_helpers.circuits.search import Minimal, Pruning, Step, make_minimal, prune
 from ioi_helpers.circuits.sizes import (
     SHARES,
     SizeCurve,
@@ -50,6 +50,7 @@ __all__ = [
     "Faithfulness",
     "GreedySearch",
     "Heads",
+    "Minimal",
     "Pruning",
     "Rank",
     "SHARES",
@@ -66,6 +67,7 @@ __all__ = [
     "greedy_edges",
     "greedy_incompleteness",
     "ioi_hypothesis",
+    "make_minimal",
     "minimality",
     "naive_circuit",
     "number_of_matched",

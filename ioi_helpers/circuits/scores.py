@@ -340,7 +340,7 @@ def class_witnesses(circuit: Circuit) -> dict[Node, Circuit]:
 def minimality(
     circuits: Circuits,
     circuit: Circuit,
-    witnesses: Mapping[NodeLike, Circuit | Subset] | None = None,
+    witnesses: Mapping[Any, Circuit | Subset] | None = None,
     *,
     progress: bool = True,
 ) -> pd.DataFrame:

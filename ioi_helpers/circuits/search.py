@@ -1,15 +1,19 @@
 """Find a circuit of nodes by leaving out, one after another, what is missed least.
 
 What "missed" means decides what is found. F(C) / F(M) alone is easily satisfied: errors of opposite
-sign cancel in a mean. So :func:`prune` asks that every prompt stays near the model.
+sign cancel in a mean. So :func:`prune` asks that every prompt stays near the model, and
+:func:`make_minimal` then lets go of members that do not matter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import pandas as pd
+
 from ioi_helpers.circuits.run import CircuitRun, Circuits
+from ioi_helpers.circuits.scores import class_witnesses, minimality
 from ioi_helpers.graph import Circuit, Node, NodeLike
 from ioi_helpers.runs import progress_bar
 
@@ -41,6 +45,35 @@ class Pruning:
     steps: tuple[Step, ...]
 
 
+@dataclass(frozen=True)
+class Limits:
+    """How far from the model a circuit may be; what is None does not matter."""
+
+    most_difference: float
+    most_nats: float | None
+    most_gap: float | None
+
+    def allow(self, found: Step) -> bool:
+        """Whether it is within all of them."""
+        return (
+            found.mean_absolute_difference <= self.most_difference
+            and (self.most_nats is None or found.nats <= self.most_nats)
+            and (self.most_gap is None or abs(1 - found.ratio) <= self.most_gap)
+        )
+
+
+def _step(circuits: Circuits, model: CircuitRun, nodes: Circuit, left_out: Node) -> Step:
+    """How a circuit does, which was reached by leaving out a node."""
+    found = circuits.run(nodes)
+    return Step(
+        left_out,
+        len(nodes),
+        float(found.logit_diff.mean()) / float(model.logit_diff.mean()),
+        float((found.logit_diff - model.logit_diff).abs().mean()),
+        float((found.loss - model.loss).mean()),
+    )
+
+
 def prune(
     circuits: Circuits,
     start: Circuit | Iterable[NodeLike],
@@ -69,25 +102,13 @@ def prune(
     """
     circuit = start if isinstance(start, Circuit) else Circuit.of(start)
     model = circuits.run_model()
-    total = float(model.logit_diff.mean())
+    limits = Limits(most_difference, most_nats, most_gap)
 
     def step(nodes: Circuit, left_out: Node) -> Step:
-        found: CircuitRun = circuits.run(nodes)
-        return Step(
-            left_out,
-            len(nodes),
-            float(found.logit_diff.mean()) / total,
-            float((found.logit_diff - model.logit_diff).abs().mean()),
-            float((found.loss - model.loss).mean()),
-        )
+        return _step(circuits, model, nodes, left_out)
 
     def allowed(found: Step) -> bool:
-        return (
-            (at_most is not None and found.size >= at_most)
-            or found.mean_absolute_difference <= most_difference
-            and (most_nats is None or found.nats <= most_nats)
-            and (most_gap is None or abs(1 - found.ratio) <= most_gap)
-        )
+        return (at_most is not None and found.size >= at_most) or limits.allow(found)
 
     steps: list[Step] = []
     bar = progress_bar("pruning", show=progress, total=len(circuit))
@@ -116,3 +137,105 @@ def prune(
             steps.append(found)
             bar.update(len(gone))
     return Pruning(circuit, tuple(steps))
+
+
+@dataclass(frozen=True)
+class Minimal:
+    """What is left when members that do not matter have gone.
+
+    Attributes:
+        circuit: The members that are left.
+        table: For each of them the witness set K that shows best that it matters: its name, the
+            change F(C \\ (K u {v})) - F(C \\ K) in logits with its ``error`` over pairs, ``share``,
+            the change's size as a share of F(M), and whether that is enough (``matters``).
+        gone: Who was left out, first to last.
+    """
+
+    circuit: Circuit
+    table: pd.DataFrame
+    gone: tuple[Node, ...]
+
+
+def make_minimal(
+    circuits: Circuits,
+    circuit: Circuit,
+    *,
+    most_difference: float,
+    most_nats: float | None = None,
+    most_gap: float | None = None,
+    least: float = 0.01,
+    errors: float = 2.0,
+    progress: bool = True,
+) -> Minimal:
+    """Leave out members that do not matter, until every one does.
+
+    Pruning keeps what nears each prompt to the model, and so members that change the mean by
+    nothing. A member v *matters* (Wang et al. 2022, section 4.2) if for some K the change
+    F(C \\ (K u {v})) - F(C \\ K) is large; here K is nothing, or the rest of v's class, since what
+    backs v up hides it. While some member's change is below the bounds, the least of them goes, if
+    the circuit stays within the limits without it. For those that have to stay, K may then be any
+    one other member; since that is many tries, the change must be one error larger.
+
+    Args:
+        circuits: The model on the prompts that the search may see.
+        circuit: The circuit, with its classes.
+        most_difference, most_nats, most_gap: As for :func:`prune`.
+        least: The smallest change, as a share of F(M).
+        errors: The smallest change, in errors over pairs.
+        progress: Show a bar.
+    """
+    model = circuits.run_model()
+    limits = Limits(most_difference, most_nats, most_gap)
+    gone: list[Node] = []
+    with progress_bar("rounds", show=progress) as bar:
+        while True:
+            nothing: dict[Node, Circuit] = {node: Circuit.of(()) for node in circuit}
+            table = _best(
+                [
+                    _tried(circuits, circuit, "nothing", nothing, least, errors),
+                    _tried(
+                        circuits, circuit, "rest of its class", class_witnesses(circuit),
+                        least, errors,
+                    ),
+                ]
+            )  # fmt: skip
+            bar.update(1)
+            idle = [node for node in circuit if not table.loc[str(node), "matters"]]
+            idle.sort(key=lambda node: float(table.loc[str(node), "share"]))
+            for node in idle:
+                rest = circuit - [node]
+                if limits.allow(_step(circuits, model, rest, node)):
+                    circuit, gone = rest, [*gone, node]
+                    break
+            else:
+                break
+    tables = [table]
+    for node in idle:
+        tables += [
+            _tried(circuits, circuit, str(mate), {node: Circuit.of([mate])}, least, errors + 1)
+            for mate in circuit
+            if mate != node
+        ]
+    return Minimal(circuit, _best(tables).loc[[str(node) for node in circuit]], tuple(gone))
+
+
+def _tried(
+    circuits: Circuits,
+    circuit: Circuit,
+    name: str,
+    witnesses: dict[Node, Circuit],
+    least: float,
+    errors: float,
+) -> pd.DataFrame:
+    """The changes under these witness sets, and whether they are enough."""
+    table = minimality(circuits, circuit, witnesses, progress=False)
+    table.insert(0, "K", name)
+    clear = table["change"].abs() > errors * table["error"]
+    table["matters"] = (table["share"] >= least) & clear
+    return table
+
+
+def _best(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Each member's largest change that is enough, or its largest change."""
+    both = pd.concat(tables).sort_values(["matters", "share"], ascending=False, kind="stable")
+    return both[~both.index.duplicated()]

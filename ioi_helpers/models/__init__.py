@@ -5,7 +5,8 @@ folded, weights centred), in eval mode, with frozen parameters, compared once wi
 own code. A model asked for by name is never replaced by another: where it cannot be had,
 :class:`ModelUnavailable` says what to do.
 
-In reading order: `sources` (where weights come from), `original` (the comparison), `loading`.
+In reading order: `sources` (where weights come from), `original` (the comparison), `loading`; and
+`handbuilt`, a transformer whose circuit is known because it was built.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from ioi_helpers.path_patching.edges import (
     exact_edges,
     points_between,
     precision_at_k,
+    recovered,
 )
 from ioi_helpers.path_patching.language import FINAL, Receiver, ReceiverLike, every_input
 from ioi_helpers.path_patching.sweep import direct_path_sweep, path_patch, path_sweep
@@ -27,4 +28,5 @@ __all__ = [
     "path_sweep",
     "points_between",
     "precision_at_k",
+    "recovered",
 ]

@@ -7,6 +7,7 @@ backward passes; `exact_edges` computes them, one edge at a time. Both have the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Unpack
@@ -19,7 +20,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import forward
 from ioi_helpers.dataset import IOIDataset
-from ioi_helpers.graph import EMBEDDING, HEAD_INPUTS, Edge, Node, Shape, parse_node
+from ioi_helpers.graph import EMBEDDING, HEAD_INPUTS, Circuit, Edge, Node, Shape, parse_node
 from ioi_helpers.patching.result import SweepResult, sweep_result
 from ioi_helpers.path_patching.gradients import FastRuns, HookRuns, Point, Runs, nodes_by_layer
 from ioi_helpers.path_patching.language import (
@@ -474,6 +475,74 @@ def precision_at_k(
         for x in (estimated, true)
     ]
     return len(best[0] & best[1]) / k
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """Which edges of a known circuit a score finds.
+
+    Attributes:
+        found, truth: Those that the score calls members, and those that are.
+    """
+
+    found: frozenset[Edge]
+    truth: frozenset[Edge]
+
+    @property
+    def precision(self) -> float:
+        """The share of what is found that is true; no number (NaN) where nothing is found."""
+        return len(self.found & self.truth) / len(self.found) if self.found else math.nan
+
+    @property
+    def recall(self) -> float:
+        """The share of what is true that is found."""
+        return len(self.found & self.truth) / len(self.truth)
+
+    @property
+    def missed(self) -> list[Edge]:
+        """True edges that are not found, early senders first."""
+        return Circuit.of_edges(self.truth - self.found).sorted_edges()
+
+
+def recovered(
+    scores: SweepResult,
+    truth: Circuit,
+    *,
+    at_least: float | None = None,
+    top: int | None = None,
+) -> Recovered:
+    """Hold scores or exact effects of edges against a circuit whose edges are known.
+
+    ::
+
+        exact = exact_edges(model, data, roles=ROLES)       # of models.handbuilt
+        recovered(exact, handbuilt.edges(), at_least=0.02).recall
+
+    An edge is found if the mean size of its score over prompts is large: by prompts, since an
+    edge may help on one order and hurt on the other.
+
+    Args:
+        scores: As :func:`edge_scores` and :func:`exact_edges` return them.
+        truth: The circuit, with edges named by the same roles.
+        at_least: The smallest size, logits; or
+        top: how many edges, the largest first.
+
+    Raises:
+        ValueError: Both or neither of ``at_least`` and ``top`` are given; the circuit has no edges,
+            or one that the scores are not about.
+    """
+    if not truth.edges:
+        raise ValueError("The circuit has no edges to be found; make one with Circuit.of_edges.")
+    sizes = scores.effect().abs().mean(dim=-1).flatten().tolist()
+    edges = edges_of(scores)
+    missing = truth.edges - set(edges)
+    if missing:
+        raise ValueError(
+            f"The scores are not about {Circuit.of_edges(missing).sorted_edges()[0]}; give them "
+            "the roles of the circuit's edges."
+        )
+    found = Circuit.of_scores(zip(edges, sizes, strict=True), at_least=at_least, top=top)
+    return Recovered(found.edges or frozenset(), truth.edges)
 
 
 def _comparable(

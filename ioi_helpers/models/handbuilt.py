@@ -1,7 +1,13 @@
 """A transformer whose weights are set by hand, so that its IOI circuit is known by construction.
 
-Methods that find circuits are tested on it: what they should find was decided here and not by
-another method. It has GPT-2's architecture (5 layers of 4 heads) and is saved as an ordinary
+Methods that find circuits are tried on it: what they should find was decided here and not by
+another method. ::
+
+    model = handbuilt.load()
+    data = IOIDataset.generate(model.tokenizer, 16, names=handbuilt.NAMES)
+    truth = handbuilt.edges()
+
+It has GPT-2's architecture (5 layers of 4 heads) and is saved as an ordinary
 folder that TransformerBridge boots. Every head that is not listed in `ROLES` and every MLP writes
 exactly zero.
 
@@ -28,6 +34,7 @@ from __future__ import annotations
 
 import math
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -38,7 +45,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from ioi_helpers import stimuli
-from training.vocabulary import write_tokenizer
+from ioi_helpers.bundled.tokenizer import write_tokenizer
+from ioi_helpers.graph import Circuit, Edge, Node, parse_node
 
 N_LAYERS, N_HEADS, CONTEXT = 5, 4, 256
 # A word or a sign with the space before it.
@@ -199,6 +207,55 @@ class Head:
         self._used_ov += 1
 
 
+def edges(through_mlp: bool = False) -> Circuit:
+    """The edges that tell, on IOI prompts of both orders, what three other names would not.
+
+    Of all that the model was built to read, these are the edges along which a prompt and its ABC
+    counterpart differ in what counts. (What is the same in both, such as positions or " and", is
+    read too; replacing it changes nothing.) Senders and receivers are at their roles; keys and
+    values are of any query.
+    """
+    found: list[tuple[str, str, str, str]] = [
+        # S2 finds S1, and what follows it.
+        ("embedding", "S2", "q", "L0H3"),
+        ("embedding", "S1", "k", "L0H3"),
+        ("embedding", "S2", "q", "L1H2"),
+        ("embedding", "S1", "k", "L1H2"),
+        ("embedding", "S1", "v", "L0H1"),
+        ("embedding", "S2", "q", "L1H0"),
+        ("L0H1", "S1+1", "k", "L1H0"),
+        # END finds S2, and takes the order bit and S's name from there.
+        ("L0H3", "S2", "k", "L2H1"),
+        ("L0H3", "S2", "k", "L2H3"),
+        ("L1H0", "S2", "v", "L2H1"),
+        ("L1H2", "S2", "v", "L2H1"),
+        ("embedding", "S2", "v", "L2H3"),
+    ]
+    bit = "MLP2" if through_mlp else "L2H1"
+    if through_mlp:
+        found.append(("L2H1", "END", "in", "MLP2"))
+    for mover in ("L3H0", "L3H2", "L3H3"):
+        # It looks at a name, not at S2, less at S's place and at S's name, and copies.
+        found += [
+            ("L0H3", "S2", "k", mover),
+            (bit, "END", "q", mover),
+            ("L2H3", "END", "q", mover),
+            ("embedding", "S1", "k", mover),
+            ("embedding", "IO", "v", mover),
+            ("embedding", "S1", "v", mover),
+            (mover, "END", "final", ""),
+        ]
+
+    def edge(sender: str, role: str, read: str, receiver: str) -> Edge:
+        source = parse_node((sender, role))
+        if read == "final":
+            return Edge(source, None, "final")
+        reader: Node = parse_node(receiver).at(None if read in ("k", "v") else role)
+        return Edge(source, reader, read)  # type: ignore[arg-type]
+
+    return Circuit.of_edges((edge(*one) for one in found), name="what was built")
+
+
 def circuit(layout: Layout) -> dict[str, Head]:
     """The circuit's heads. Scores are such that each head's attention is all or nothing, except
     for IO against S1 in the heads that copy, where the S-inhibition signals decide by degrees."""
@@ -305,6 +362,12 @@ def save(folder: Path, names: Sequence[str] = NAMES, through_mlp: bool = False) 
     model.save_pretrained(folder)
     write_tokenizer(folder, tokens, _PIECE, CONTEXT, UNKNOWN)
     return folder
+
+
+def load(names: Sequence[str] = NAMES, through_mlp: bool = False) -> TransformerBridge:
+    """The model, made anew in a folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        return boot(save(Path(folder), names, through_mlp))
 
 
 def boot(folder: Path) -> TransformerBridge:
