@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from scipy.optimize import linprog
 
 from ioi_helpers import lrqp, probing
-from ioi_helpers.lrqp import problem
+from ioi_helpers.lrqp import exact, problem
 
 LEAST_ANGLE = 1e-4
 """Radians between two constraints and a contradiction, down to which no problem is refused."""
@@ -165,6 +167,56 @@ def test_contradictions_are_proven_exactly() -> None:
         with pytest.raises(lrqp.InfeasibleTarget):
             intervene(rows, np.ones(m + 1))
         assert intervene(rows, -np.ones(m + 1)).kkt.worst.max() == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted"),
+    [
+        (
+            [
+                [-0.7853826782288184, 0.38231635525896723, -0.48683493428432945],
+                [-0.013258584295576846, -0.4918599838966953, -0.8705733548550748],
+                [0.013258584295579716, 0.4918599838966977, 0.8705733548550734],
+                [0.7853826781622443, -0.3823163553241382, 0.4868349343405502],
+            ],
+            [-0.022864676638091275, 0.12321301797391603, -1.6774888817178892, 2.19555551846057],
+        ),
+        (
+            [
+                [0.9241532105718802, -0.05074717916142351, -0.3786364578284088],
+                [-0.9241532105718838, 0.05074717916141168, 0.37863645782840166],
+                [0.9241531724092286, -0.05074743081209001, -0.3786365172456705],
+            ],
+            [-0.17817044865005127, 0.4487900865217072, 2.685818761793414],
+        ),
+    ],
+    ids=["asks for nothing", "is no sum of nothing"],
+)
+def test_where_the_search_stops_without_a_proof_nothing_is_called_infeasible(
+    rows: list[list[float]], wanted: list[float]
+) -> None:
+    """Rounding may end the search; that the constraints contradict each other needs a proof.
+
+    These do not: the point at which the first three are met to the letter meets the rest as well.
+    """
+    N, r = ([[Fraction(x) for x in row] for row in table] for table in (rows, [wanted]))
+    whole = determinant(N[:3])
+    replaced = (
+        [[*row[:i], r[0][j], *row[i + 1 :]] for j, row in enumerate(N[:3])] for i in range(3)
+    )
+    point = [determinant(matrix) / whole for matrix in replaced]  # Cramer's rule
+    for row, least in zip(N, r[0], strict=True):
+        assert sum(a * z for a, z in zip(row, point, strict=True)) >= least
+    normals, asked = (torch.tensor([table], dtype=torch.float64) for table in (rows, wanted))
+    assert not exact.nearest_point(normals, asked)[1].any()
+
+
+def determinant(m: list[list[Fraction]]) -> Fraction:
+    """Of a 3 x 3 matrix, to the last digit."""
+    triples = itertools.permutations(range(3))
+    signs = (1, -1, -1, 1, 1, -1)
+    terms = (s * m[0][a] * m[1][b] * m[2][c] for s, (a, b, c) in zip(signs, triples, strict=True))
+    return sum(terms, Fraction(0))
 
 
 @pytest.mark.parametrize("times", [1e-20, 1.0, 1e20])

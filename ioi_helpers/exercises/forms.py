@@ -58,6 +58,27 @@ class Form(Protocol):
 
 # --- numbers and arrays ---------------------------------------------------------------------------
 
+SINGLE_NUMBER = "A single number"
+
+
+def single_number(answer: Any) -> Array:
+    """A number in any form, without an axis. Raises Refused for anything else."""
+    if isinstance(answer, (bool, np.bool_)):
+        raise Refused(f"{SINGLE_NUMBER} is asked for, not {kind(answer)}.")
+    if isinstance(answer, str):
+        try:
+            answer = float(answer)
+        except ValueError:
+            raise Refused(f"{SINGLE_NUMBER} is asked for, not text.") from None
+    given = as_array(answer, SINGLE_NUMBER)
+    if given.size != 1:
+        several = "take the mean or pick one"
+        raise Refused(f"{SINGLE_NUMBER} is asked for, not {kind(answer)}: {several}.")
+    if not np.isfinite(given).all():
+        look = "look for a division by zero or an empty mean"
+        raise Refused(f"Your number is {given.item()}; {look}.")
+    return given.reshape(())
+
 
 @dataclass(frozen=True)
 class Numbers:
@@ -67,12 +88,12 @@ class Numbers:
     `between` gives bounds that a number cannot leave, and what to say of one that does.
     """
 
-    axes: Sequence[str] = ()
-    shape: tuple[int, ...] = ()
-    relative: float = 0.01
-    absolute: float = 1e-6
-    unit: str = ""
-    between: tuple[float, float, str] | None = None
+    axes: Sequence[str]
+    shape: tuple[int, ...]
+    relative: float
+    absolute: float
+    unit: str
+    between: tuple[float, float, str] | None
 
     @property
     def says(self) -> str:
@@ -80,33 +101,16 @@ class Numbers:
 
     @property
     def asked(self) -> str:
-        return "A tensor" if self.axes else "A single number"
+        return "A tensor" if self.axes else SINGLE_NUMBER
 
     def read(self, answer: Any) -> Array:
         if not self.axes:
-            return self._single(answer)
+            return single_number(answer)
         given = as_array(answer, self.asked)
         # A row or a column is as good as a vector.
         fits = given.size == math.prod(self.shape) and sorted(given.shape) != sorted(self.shape)
         alike = [n for n in given.shape if n > 1] == [n for n in self.shape if n > 1]
         return given.reshape(self.shape) if fits and alike else given
-
-    def _single(self, answer: Any) -> Array:
-        if isinstance(answer, (bool, np.bool_)):
-            raise Refused(f"{self.asked} is asked for, not {kind(answer)}.")
-        if isinstance(answer, str):
-            try:
-                answer = float(answer)
-            except ValueError:
-                raise Refused(f"{self.asked} is asked for, not text.") from None
-        given = as_array(answer, self.asked)
-        if given.size != 1:
-            several = "take the mean or pick one"
-            raise Refused(f"{self.asked} is asked for, not {kind(answer)}: {several}.")
-        if not np.isfinite(given).all():
-            look = "look for a division by zero or an empty mean"
-            raise Refused(f"Your number is {given.item()}; {look}.")
-        return given.reshape(())
 
     def margin(self, value: Array) -> float:
         """How far an answer may lie from a value and still be taken for it."""
@@ -352,7 +356,7 @@ class Pick:
 
 def whole_number(answer: Any, otherwise: str) -> int:
     """A whole number in any form. Raises Refused, with `otherwise` for one with a fraction."""
-    value = Numbers().read(answer).item()
+    value = single_number(answer).item()
     if value != int(value):
         raise Refused(otherwise)
     return int(value)
