@@ -73,11 +73,16 @@ def wrong(answer: Answer) -> Trial:
         row = in_the_bank(answer)
         if row not in coincidences(exercise, session.model):
             said = complaint(verdict, "wrong", answer.refusal)
-            rows = f"; or {listed([row], exercise, session)}" if said and verdict.passed else ""
-            return said and said + rows
+            if said and verdict.passed:
+                said += (
+                    f"\nor add this row to {COINCIDENCES.name}: {row_of(row, exercise, session)}"
+                )
+            return said
         if verdict.passed and "on this model" not in verdict.message.lower():
             return f"that it cannot be told is not said: {verdict.message}"
-        return complaint(verdict, "right")
+        said = complaint(verdict, "right")
+        row = row_of(row, exercise, session)
+        return said and f"{said}\nor delete this row of {COINCIDENCES.name}: {row}"
 
     return trial
 
@@ -157,19 +162,21 @@ def told(session: NotebookSession, exercise: Exercise) -> str | None:
 def tabled(session: NotebookSession, exercise: Exercise) -> str | None:
     """The table of coincidences holds what mistakes give the right answer on the model."""
     key = session.key(exercise)
-    found = [mistake(text) for text in key.coincidences]
+    found = {mistake(text) for text in key.coincidences}
     if key.nothing:
-        found.append("anything near zero: the truth is nothing within its error")
+        found.add("anything near zero: the truth is nothing within its error")
     known = {row for row in coincidences(exercise, session.model) if not row.startswith("an ans")}
-    if set(found) == known:
-        return None
-    return f"not {sorted(known)}; {listed(found, exercise, session)}"
+    changes = [
+        f"{what} this row: {row_of(row, exercise, session)}"
+        for what, rows in (("add", found - known), ("delete", known - found))
+        for row in sorted(rows)
+    ]
+    return "\n".join([f"in {COINCIDENCES.name}", *changes]) if changes else None
 
 
-def listed(rows: list[str], exercise: Exercise, session: NotebookSession) -> str:
-    """What the table should say."""
-    lines = [f"| {exercise.identifier} | {session.model} | {row} |" for row in rows]
-    return "\n".join([f"{COINCIDENCES.name} should list", *lines])
+def row_of(what: str, exercise: Exercise, session: NotebookSession) -> str:
+    """A row of the table."""
+    return f"| {exercise.identifier} | {session.model} | {what} |"
 
 
 @lru_cache

@@ -37,6 +37,22 @@ def displayed(**forms: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
+    ("fresh", "said"),
+    [
+        (TABLE.replace("0.5312", "0.7"), "stored 0.5312, now 0.7"),
+        (
+            TABLE.replace("0.5312", "0.7").replace("-1.2207", "3.1"),
+            "stored 0.5312, now 0.7; differences in this output besides: 1",
+        ),
+        (TABLE.replace("head", "tail").replace("2.4450", "9.0"), "output besides: 1"),
+        (TABLE.replace("head", "tail") + "5", "stored 6 numbers, now 7"),
+    ],
+)
+def test_the_first_difference_is_shown_and_the_others_are_counted(fresh: str, said: str) -> None:
+    assert (compare_text(TABLE, fresh) or "").endswith(said)
+
+
+@pytest.mark.parametrize(
     ("stored", "fresh"),
     [
         ("3.5519999", "3.5520001"),

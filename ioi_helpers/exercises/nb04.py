@@ -1,7 +1,8 @@
 """Keys to the exercises of notebook 04, induction scores.
 
-They expect `exercises.use(model=model, many=many, half=half)`: IOI prompts, and random tokens
-``[row, length]`` that are repeated once without BOS.
+They expect `exercises.use(model=model, many=many, half=half, words=words)`: IOI prompts; random
+tokens ``[row, length]`` that are repeated once without BOS; and others, repeated with BOS, by which
+the heads are picked.
 """
 
 from __future__ import annotations
@@ -18,9 +19,6 @@ from ioi_helpers.exercises.measure import Head, strongest
 from ioi_helpers.exercises.registry import Context, exercise
 from ioi_helpers.exercises.verdicts import Key, array, number
 from ioi_helpers.metrics import mean_and_stderr
-
-POSITIONS = 50  # in exercise 04.6
-
 
 # --- what the checks measure ----------------------------------------------------------------------
 
@@ -58,7 +56,7 @@ def _pair(ctx: Context) -> tuple[Head, Head]:
     """`writer` and `reader` in the notebook: by the robust scores."""
 
     def compute() -> tuple[Head, Head]:
-        scores = heads.repeat_scores(ctx.model)
+        scores = heads.repeat_scores(ctx.model, ctx.words, progress=False)
         late, early = scores.induction.clone(), scores.previous_token.clone()
         late[0] = -1
         reader = strongest(late)
@@ -327,7 +325,8 @@ def _cut(ctx: Context) -> Key:
 
 @exercise("04.6")
 def _from_weights(ctx: Context) -> Key:
-    patterns = heads.positional_patterns(ctx.model, POSITIONS)
+    positions = int(ctx.words.shape[1])
+    patterns = heads.positional_patterns(ctx.model, positions)
 
     def line(offset: int) -> Float[Tensor, "layer head"]:
         return patterns.diagonal(offset, dim1=-2, dim2=-1).mean(dim=-1)
@@ -338,8 +337,8 @@ def _from_weights(ctx: Context) -> Key:
         ("layer", "head"),
         mistakes={
             "counting the first position, which has no previous one": truth
-            * (POSITIONS - 1)
-            / POSITIONS,
+            * (positions - 1)
+            / positions,
             "taking the line one above the diagonal. Nothing looks ahead: queries come before "
             "keys, so one position back is offset -1": line(1),
             "taking how much each head looks at its own position": line(0),

@@ -80,28 +80,31 @@ def without_progress(text: str) -> str:
 def compare_text(stored: str, fresh: str) -> str | None:
     """What differs between two texts, in a sentence; None where they agree.
 
-    Runs of blanks and of ruling characters count as one, because a table's columns grow by a blank
-    where a minus sign appears.
+    The first difference is shown, and the others are counted. Runs of blanks and of ruling
+    characters count as one, because a table's columns grow by a blank where a minus sign appears.
     """
     stored, fresh = _tidy(stored), _tidy(fresh)
     if stored == fresh:
         return None
     stored_words, fresh_words = NUMBER.split(stored), NUMBER.split(fresh)
     stored_numbers, fresh_numbers = NUMBER.findall(stored), NUMBER.findall(fresh)
-    for i, (old, new) in enumerate(zip(stored_words, fresh_words)):
-        if old != new:
-            after = f" after {_excerpt(stored_numbers[i - 1])}" if i else ""
-            return f"the text differs{after}: stored {_excerpt(old)}, now {_excerpt(new)}"
+    words = [i for i, (old, new) in enumerate(zip(stored_words, fresh_words)) if old != new]
+    verdicts = [_compare_numbers(old, new) for old, new in zip(stored_numbers, fresh_numbers)]
+    numbers = [i for i, verdict in enumerate(verdicts) if verdict == "different"]
     if len(stored_words) != len(fresh_words):
-        return f"stored {len(stored_numbers)} numbers, now {len(fresh_numbers)}"
-
-    steps = []
-    for old, new in zip(stored_numbers, fresh_numbers):
-        verdict = _compare_numbers(old, new)
-        if verdict == "different":
-            return f"stored {old}, now {new}"
-        if verdict == "rounding step":
-            steps.append(f"stored {old}, now {new}")
+        counts = f"stored {len(stored_numbers)} numbers, now {len(fresh_numbers)}"
+        return f"{_other_text(stored, fresh, words[0])}; {counts}" if words else counts
+    more = len(words) + len(numbers) - 1
+    others = f"; differences in this output besides: {more}" if more > 0 else ""
+    if words:
+        return _other_text(stored, fresh, words[0]) + others
+    if numbers:
+        return f"stored {stored_numbers[numbers[0]]}, now {fresh_numbers[numbers[0]]}{others}"
+    steps = [
+        f"stored {old}, now {new}"
+        for old, new, verdict in zip(stored_numbers, fresh_numbers, verdicts)
+        if verdict == "rounding step"
+    ]
     allowed = max(1, int(SHARE_OF_ROUNDING_STEPS * len(stored_numbers)))
     if len(steps) > allowed:
         return (
@@ -109,6 +112,13 @@ def compare_text(stored: str, fresh: str) -> str | None:
             f"which rounding explains for {allowed} at most: " + "; ".join(steps[:3])
         )
     return None
+
+
+def _other_text(stored: str, fresh: str, place: int) -> str:
+    """A sentence on the words before the number at `place`, which differ."""
+    after = f" after {_excerpt(NUMBER.findall(stored)[place - 1])}" if place else ""
+    old, new = NUMBER.split(stored)[place], NUMBER.split(fresh)[place]
+    return f"the text differs{after}: stored {_excerpt(old)}, now {_excerpt(new)}"
 
 
 def compare_outputs(

@@ -53,7 +53,7 @@ old = scored(queries_of(stream), keys_of(stream))
 """
 
 LOOKS = """\
-seen = heads.positional_patterns(model, 50)
+seen = heads.positional_patterns(model, copy_length)
 def line(offset):
     return seen.diagonal(offset, dim1=-2, dim2=-1).mean(-1)
 """
@@ -102,11 +102,12 @@ RIGHT = {
         + "change = (new - by_hand['induction'][reader]).item()",
     ],
     "04.6": [
-        "seen = heads.positional_patterns(model, 50)\n"
-        "q = torch.arange(1, 50)\n"
+        "seen = heads.positional_patterns(model, copy_length)\n"
+        "q = torch.arange(1, copy_length)\n"
         "looks_back = seen[:, :, q, q - 1].mean(-1)",
-        "seen = heads.positional_patterns(model, 50).cpu().numpy()\n"
-        "looks_back = [[head[range(1, 50), range(49)].mean() for head in layer] for layer in seen]",
+        "seen = heads.positional_patterns(model, copy_length).cpu().numpy()\n"
+        "q = range(1, copy_length)\n"
+        "looks_back = [[head[q, range(copy_length - 1)].mean() for head in layer] for layer in seen]",
     ],
 }
 
@@ -186,7 +187,7 @@ WRONG = {
         LOOKS + "looks_back = line(0)": r"own position",
         LOOKS + "looks_back = line(1)": r"one above",
         LOOKS + "looks_back = line(-2)": r"two positions back",
-        LOOKS + "looks_back = line(-1) * 49 / 50": r"no previous one",
+        LOOKS + "looks_back = line(-1) * (copy_length - 1) / copy_length": r"no previous one",
         LOOKS + "looks_back = seen[..., 1:, 0].mean(-1)": r"first position",
         LOOKS + "looks_back = line(-1).mT": r"swapped|out of order",
         LOOKS + "looks_back = line(-1).max()": r"not a single one",
