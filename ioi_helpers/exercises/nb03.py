@@ -1,7 +1,7 @@
 """Keys to the exercises of notebook 03, head decomposition.
 
 They expect `exercises.use(model=model, demo=demo, many=many)`: the eight prompts of the demo, which
-have one length, and sixty generated ones, which have not. Which head an exercise is about is found
+have one length, and forty generated ones, which have not. Which head an exercise is about is found
 here as in the notebook, so every truth is that of the model at hand.
 """
 

@@ -373,7 +373,7 @@ ENTRIES: dict[str, Entry] = {
         where="sec. 3.2",
     ),
     "paper.signals": _paper(
-        "Logit difference after patching the S-inhibition heads at END",
+        "Logit difference after patching the messengers at END (in GPT-2 small S-inhibition heads)",
         "signals",
         "logit_diff",
         axes=("token signal", "position signal"),

@@ -27,7 +27,7 @@ io = many.gather(run["resid_post", 0], "IO")
 POOL = """\
 abc = many.abc()
 def pool(data, roles):
-    pairs = [looks_and_writes(writer, data, role) for role in roles]
+    pairs = [looks_and_writes(model, writer, data, role) for role in roles]
     return correlation(torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs]))
 """
 
@@ -35,7 +35,7 @@ MATCH = """\
 sixty_ids = torch.tensor([model.to_single_token(" " + n) for n in many.name_pool[:60]])
 bos_60 = torch.full_like(sixty_ids, model.tokenizer.bos_token_id)
 _, alone = model.run_with_cache(torch.stack([bos_60, sixty_ids], 1).to(model.cfg.device))
-scores_60 = match_scores(matcher, alone)
+scores_60 = match_scores(model, matcher, alone, scales[matcher[0]])
 def own_best(scores, dim=1):
     best = scores.argmax(dim)
     return (best == torch.arange(len(best), device=best.device)).float().mean().item()
@@ -89,14 +89,14 @@ RIGHT = {
         COPY + "share = score(io, many.io_tokens)",
         'share = heads.copying_scores(model, many, roles=["IO"])[copier]',
         "_, run = model.run_with_cache(many.tokens)\n"
-        'logits = written_logits(copier, many.gather(run["resid_post", 0], "IO"))\n'
+        'logits = written_logits(model, copier, many.gather(run["resid_post", 0], "IO"))\n'
         "own = logits.gather(1, many.io_tokens[:, None])\n"
         "share = ((logits > own).sum(-1) < 5).float().mean()",
     ],
     "03.4": [
         POOL + 'pooled = pool(abc, ("IO", "S1", "S2"))',
         POOL + "import numpy as np\n"
-        'both = [looks_and_writes(writer, abc, r) for r in ("S2", "S1", "IO")]\n'
+        'both = [looks_and_writes(model, writer, abc, r) for r in ("S2", "S1", "IO")]\n'
         "x = np.concatenate([b[0].cpu().numpy() for b in both])\n"
         "y = np.concatenate([b[1].cpu().numpy() for b in both])\n"
         "pooled = np.corrcoef(x, y)[0, 1]",
@@ -164,12 +164,13 @@ WRONG = {
         COPY
         + 'share = score(many.gather(run["hook_embed"], "IO"), many.io_tokens)': r"bare embedding",
         COPY + 'share = score(many.gather(run["resid_post", 0], "END"), many.io_tokens)': r"at END",
-        COPY + "share = score_of_what_is_read(copier)": r"own block",
-        COPY + "best = written_logits(copier, io).topk(5).indices\n"
+        COPY
+        + 'share = score(many.gather(run["resid_pre", layer], "IO"), many.io_tokens)': r"own block",
+        COPY + "best = written_logits(model, copier, io).topk(5).indices\n"
         "share = (best == many.io_tokens[:, None]).float().mean()": r"any\(dim=-1\)",
         COPY + "share = score(io, many.io_tokens, sign=-1.0)": r"sign|END",
         "share = heads.copying_scores(model, many)[copier]": r"IO alone|together",
-        COPY + "share = 60 * score(io, many.io_tokens)": r"counting prompts",
+        COPY + "share = len(many) * score(io, many.io_tokens)": r"counting prompts",
     },
     "03.4": {
         POOL + 'pooled = pool(many, ("IO", "S1", "S2"))': r"clean prompts",
