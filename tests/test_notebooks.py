@@ -11,19 +11,21 @@ from pathlib import Path
 import pytest
 
 from notebooks.tools.budgets import CARD_BEGIN, CARD_END, reading_rows
-from notebooks.tools.execution import execute, find_notebooks
+from notebooks.tools.execution import REPOSITORY, execute, find_notebooks
 from notebooks.tools.stored_outputs import code_cells, problems, read, tags
 
 NOTEBOOKS = find_notebooks()
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 LARGEST = 3_000_000  # bytes; GitHub shows notebooks up to a few megabytes
 
 
-def test_there_are_notebooks() -> None:
-    assert [path.name[:2] for path in NOTEBOOKS] == [
-        f"{i:02}" for i in range(1, len(NOTEBOOKS) + 1)
-    ]
-    assert NOTEBOOKS
+def test_the_notebooks_are_those_of_readme() -> None:
+    table = re.findall(r"^\| (\d\d) \| \[.*?\]\(notebooks/(\S+)\) \|", README, re.MULTILINE)
+    assert [path.name for path in NOTEBOOKS] == [name for _, name in table]
+    numbers = [number for number, _ in table]
+    assert [path.name[:2] for path in NOTEBOOKS] == numbers
+    assert len(set(numbers)) == len(numbers) > 0
 
 
 @each_notebook
