@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ioi_helpers.attribution import logit_diff_directions
 from ioi_helpers.dataset import IOIDataset
-from ioi_helpers.exercises.forms import Head, Heads, Numbers, Refused, kind
+from ioi_helpers.exercises.forms import Head, Heads, Refused, kind, single_number
 from ioi_helpers.exercises.measure import clean, error, hooked, putting
 from ioi_helpers.exercises.registry import Context, exercise
 from ioi_helpers.exercises.verdicts import Key, number, pick
@@ -206,7 +206,7 @@ class _HeadEffects:
         if not isinstance(answer, Mapping):
             raise Refused(f"A dict such as {{'L9H9': -0.5}} is asked for, not {kind(answer)}.")
         heads = Heads(self.shape).read(list(answer)) if answer else []
-        values = [Numbers().read(value).item() for value in answer.values()]
+        values = [single_number(value).item() for value in answer.values()]
         return dict(zip(heads, values, strict=True))
 
     def value(self, known: Mapping[Head, float]) -> Mapping[Head, float]:
