@@ -1,0 +1,424 @@
+"""Keys to the exercises of notebook 11, breaking it.
+
+They expect `exercises.use(model=model, many=many, few=few, attack=attack, control=control,
+circuit=circuit)`: prompts of all templates, prompts of a few, these with IO named once more and
+with a third name in its place, and the circuit on record. `readers` comes with exercise 11.3.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ioi_helpers import circuits, heads, metrics, runs
+from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.edits import attention_edit
+from ioi_helpers.exercises.forms import Numbers, Pick, Refused, single_number
+from ioi_helpers.exercises.measure import Change, correlation, error, hooked
+from ioi_helpers.exercises.registry import Context, exercise
+from ioi_helpers.exercises.verdicts import Key, number, pick
+from ioi_helpers.stimuli import NAMES
+
+BOTH = "template and order"
+FRESH, FRESH_SEED = 200, 1107  # prompts on which exercise 11.5 tries an attack
+LEAST_POINTS = 0.25  # how many more prompts an attack must flip than its control
+MOST_ERRORS = 3.0  # standard errors by which a claimed share may be off
+
+
+def _diffs(ctx: Context, data: str) -> Float[Tensor, " batch"]:
+    prompts: IOIDataset = getattr(ctx, data)
+    return ctx.once(f"diffs {data}", lambda: hooked(ctx.model, prompts, {}).cpu())
+
+
+# --- 11.1 One more S ------------------------------------------------------------------------------
+
+EXTRA_S = "[B] had a good day."
+DIRECTIONS = {
+    "up": r"up|higher|rises?|increases?|more|\+",
+    "down": r"down|lower|falls?|decreases?|less|-",
+    "no change": r"no change|none|nothing|same|unchanged|no|0|zero",
+}
+
+
+def _direction(answer: Any) -> str:
+    if not isinstance(answer, str):
+        raise Refused('Answer with one of the words "up", "down" or "no change".')
+    said = answer.strip().lower().rstrip(".")
+    for direction, words in DIRECTIONS.items():
+        if re.fullmatch(words, said):
+            return direction
+    if "salient" in said or "attention" in said:
+        raise Refused(
+            "That S is more salient is a reason, and one that neither story gives; measure, and "
+            'answer "up", "down" or "no change".'
+        )
+    raise Refused(f'{answer!r} is none of "up", "down" and "no change".')
+
+
+@exercise("11.1")
+def _one_more_s(ctx: Context) -> Key:
+    many: IOIDataset = ctx.many
+    with_s = hooked(ctx.model, many.insert(EXTRA_S), {})
+    change = with_s - hooked(ctx.model, many.insert(EXTRA_S.replace("[B]", "[C]")), {})
+    found = metrics.mean_and_stderr(change, clusters=many.pair_ids)
+    none = abs(found.mean) <= 2 * found.stderr
+    truth = "no change" if none else "up" if found.mean > 0 else "down"
+    measured = f"Measured: {found} logits, against the control"
+    rules: dict[str, Callable[[str], bool]] = {
+        f"{measured}: zero lies within two errors. That S is more salient tells the circuit "
+        "nothing new: it is repeated already.": lambda said: none and said == "down",
+        f"{measured}: zero lies within two errors, so a rise is not shown.": lambda said: (
+            none and said == "up"
+        ),
+        f"{measured}: zero does not lie within two errors, so it is a change, whatever the "
+        "stories say.": lambda said: not none and said == "no change",
+        "It is the other way round; subtract the control from the variant.": lambda said: not none,
+    }
+    surprise = "as both stories say" if none else "which neither story says: put it on your list"
+    return pick(truth, _direction, rules=rules, right=f"{measured}, {surprise}.")
+
+
+# --- 11.2 The circuit under attack ----------------------------------------------------------------
+
+
+def _circuits(ctx: Context, data: str = "attack", **how: Any) -> circuits.Circuits:
+    return circuits.Circuits(ctx.model, getattr(ctx, data), **how)
+
+
+def _circuit_left(ctx: Context) -> Float[Tensor, " batch"]:
+    def compute() -> Float[Tensor, " batch"]:
+        return _circuits(ctx).run(ctx.circuit).logit_diff.cpu()
+
+    return ctx.once("circuit under attack", compute)
+
+
+@exercise("11.2")
+def _under_attack(ctx: Context) -> Key:
+    attack: IOIDataset = ctx.attack
+    left, model = _circuit_left(ctx), _diffs(ctx, "attack")
+
+    def run(data: str = "attack", **how: Any) -> float:
+        return float(_circuits(ctx, data, **how).run(ctx.circuit).logit_diff.mean())
+
+    still = _circuits(ctx)
+    return number(
+        left.mean(),
+        relative=0.0,
+        absolute=1e-3,  # a faithful circuit and the model lie close together
+        unit="logits",
+        mistakes={
+            "running the whole model, not the circuit": model.mean(),
+            "comparing accuracies only: the share of prompts with IO above S. Give the mean logit "
+            "difference": (left > 0).float().mean(),
+            "comparing accuracies only, the model's. Give the circuit's mean logit difference": (
+                model > 0
+            )
+            .float()
+            .mean(),
+            "taking different prompts for each: the circuit on `few`, where nobody is named once "
+            "more, with means of the short templates": run("few"),
+            "taking different prompts for each: the circuit on `control`": run("control"),
+            "taking means over the attack's own prompts, in which names are repeated. Take "
+            "`attack.abc()`": _quietly(lambda: run(reference=attack)),
+            "ablating by zero, not by the mean": run(how="zero"),
+            "resampling in place of taking means": run(how="resample"),
+            "taking one mean for all prompts. Take it by template and order": run(group="all"),
+            "leaving out the circuit and keeping the rest": still.run_model(
+                without=ctx.circuit
+            ).logit_diff.mean(),
+            "keeping nothing: the empty circuit": still.run(()).logit_diff.mean(),
+            "dividing by the model's logit difference, which gives their ratio": left.mean()
+            / model.mean(),
+            "taking the difference from the model": left.mean() - model.mean(),
+        },
+        right=f"The model has {float(model.mean()):z.3f} there.",
+    )
+
+
+def _quietly(run: Callable[[], float]) -> float:
+    """Without the warning that the mistake deserves."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return run()
+
+
+# --- 11.3 Give the readers their attention back ---------------------------------------------------
+
+
+@exercise("11.3")
+def _attention_back(ctx: Context) -> Key:
+    model, attack, control, few = ctx.model, ctx.attack, ctx.control, ctx.few
+    readers = [heads.parse_head(head) for head in ctx.readers]
+    every = [heads.parse_head(head) for head in heads.head_labels(model)]
+    others = [head for head in every if head not in readers]
+    low, high = _diffs(ctx, "attack"), _diffs(ctx, "control")
+    fall = high.mean() - low.mean()
+    width = attack.tokens.shape[1]
+
+    def rows_of(data: IOIDataset, chosen: Any, role: str = "END") -> dict[str, Tensor]:
+        found = runs.attention_patterns(model, data, chosen, role, progress=False)
+        short = width - data.tokens.shape[1]
+        return {h: torch.nn.functional.pad(rows, (0, max(short, 0))) for h, rows in found.items()}
+
+    def patched(
+        donor: IOIDataset, chosen: Any, target: IOIDataset = attack, role: str = "END"
+    ) -> Float[Tensor, " batch"]:
+        edits = [
+            attention_edit(target, role, h, rows)
+            for h, rows in rows_of(donor, chosen, role).items()
+        ]
+        return runs.logit_diffs(model, target, edits, progress=False).cpu()
+
+    new = patched(control, readers)
+    undone = (new - low) / fall
+    at = torch.arange(len(attack)), attack.mentions[:, 0].cpu()
+    look = torch.stack([p.cpu()[at] for p in rows_of(attack, readers).values()]).mean(dim=0)
+    at_s2 = attack.positions["S2"].cpu()
+    look_s2 = torch.stack([p.cpu()[at[0], at_s2] for p in rows_of(attack, readers).values()])
+    fooled = low < 0
+    mixed = bool(fooled.any()) and not bool(fooled.all())
+    return number(
+        undone.mean(),
+        relative=0.01,
+        absolute=5e-3,
+        error=error(undone, few),
+        mistakes={
+            "averaging attention over failures and successes. That says where the readers look, "
+            "not what it does: put the control's pattern in": look.mean(),
+            "averaging attention to S2 over failures and successes; put the control's pattern in": (
+                look_s2.mean()
+            ),
+            "taking the correlation of attention and logit difference as proof; patch the "
+            "pattern": correlation(look, low),
+            "taking S2 by its absolute index in the prompts without the inserted words, whose "
+            "patterns do not fit; take those of `control`": (
+                (patched(few, readers).mean() - low.mean()) / fall
+            ),
+            "patching all other heads, not the readers": (
+                patched(control, others).mean() - low.mean()
+            )
+            / fall,
+            "patching all heads, not the readers": (patched(control, every).mean() - low.mean())
+            / fall,
+            "patching the other way round: the attack's attention into `control`": (
+                (high.mean() - patched(attack, readers, control).mean()) / fall
+            ),
+            "patching at S2, not at END": (
+                (patched(control, readers, role="S2").mean() - low.mean()) / fall
+            ),
+            "averaging each prompt's share. Take means first, as single falls may be near zero": (
+                ((new - low) / (high - low)).mean()
+            ),
+            "taking what is gained in logits, not the share": new.mean() - low.mean(),
+            "taking the logit difference that is left, not the share": new.mean(),
+            "taking what is left of the fall, not what is undone": 1 - undone.mean(),
+            "dividing by the control's logit difference, not by the fall": (new - low).mean()
+            / high.mean(),
+            "looking at failures only": undone[fooled].mean() if mixed else None,
+        },
+        right="So where they look "
+        + (
+            "is most of it."
+            if undone.mean() > 0.5
+            else "is part of it."
+            if undone.mean() > 0.15
+            else "is hardly the cause here."
+        ),
+    )
+
+
+# --- 11.4 The blind spot --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Explained(Numbers):
+    """A number; whoever answers in words is told what is wrong with them."""
+
+    words: Mapping[str, str]
+
+    def read(self, answer: Any) -> Any:
+        if isinstance(answer, str):
+            for pattern, refusal in self.words.items():
+                if re.search(pattern, answer, re.IGNORECASE):
+                    raise Refused(refusal)
+        return super().read(answer)
+
+
+@exercise("11.4")
+def _blind_spot(ctx: Context) -> Key:
+    model = ctx.model
+    attack: IOIDataset = ctx.attack
+    abc: IOIDataset = attack.abc()
+    low, its = _diffs(ctx, "attack"), _circuit_left(ctx)
+    positions = attack.mentions[:, 0]
+    sites = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
+    rows = torch.arange(len(attack), device=positions.device)
+
+    def z_on(data: IOIDataset) -> dict[str, Float[Tensor, "batch pos head d_head"]]:
+        return model.run_with_cache(data.tokens, names_filter=sites)[1]
+
+    z = {"abc": z_on(abc), "attack": z_on(attack), "control": z_on(ctx.control)}
+
+    def left(donor: str | None, by: str | None = BOTH, role: str | None = None) -> float:
+        """With all heads' z at the new name, or a role, replaced."""
+        at = positions if role is None else attack.positions[role]
+        changes: dict[str, Change] = {}
+        for site in sites:
+            new = torch.zeros_like(z["abc"][site])
+            if donor is not None:
+                values = z[donor][site][rows, at].clone()
+                groups = [slice(None)] if by == "all" else attack.groups(by).values() if by else []  # type: ignore[arg-type]
+                for group in groups:
+                    values[group] = values[group].mean(dim=0)
+                new[rows, at] = values
+            changes[site] = _put(new, rows, at)
+        return float(hooked(model, attack, changes).mean())
+
+    truth = left("abc")
+    lead = metrics.mean_and_stderr(its - low, clusters=attack.pair_ids)
+    words = {
+        r"noise|chance": f"Noise it is not to be called without its size: the circuit's lead "
+        f"is {lead} logits. Silence the heads at the new name, and give a number.",
+        r"faithful|better|above 1|good": "A faithfulness above 1 is as far from the model as "
+        "one below: the circuit does what the model does not. Give a number.",
+    }
+    key = number(
+        truth,
+        relative=0.0,
+        absolute=1e-3,  # the new name may matter little
+        unit="logits",
+        mistakes={
+            "running the model as it is, with nothing silenced": low.mean(),
+            "running the circuit. Keep the whole model but for the new name": its.mean(),
+            "taking the circuit's lead over the model": lead.mean,
+            "taking the circuit's ratio to the model, which is any number where the model's logit "
+            "difference is near 0. Give logits": its.mean() / low.mean(),
+            "taking a share of the lead, not logits": (truth - float(low.mean())) / lead.mean,
+            "resampling from each row's ABC prompt. Average within template and order": left(
+                "abc", None
+            ),
+            "averaging over all prompts. Average within template and order": left("abc", "all"),
+            "averaging within templates, over both orders; keep the orders apart": left(
+                "abc", "template"
+            ),
+            "averaging over the attack's own prompts, where names are repeated. Take "
+            "`attack.abc()`": left("attack"),
+            "taking what heads write on `control`, not the ABC means": left("control", None),
+            "silencing by zero, not by the mean": left(None),
+            "silencing heads at S2. The new name stands elsewhere": left("abc", role="S2"),
+            "silencing heads at IO. The new name stands elsewhere": left("abc", role="IO"),
+            "silencing heads at END. The new name stands elsewhere": left("abc", role="END"),
+        },
+        right=f"The model has {float(low.mean()):z.3f}, the circuit {float(its.mean()):z.3f}.",
+    )
+    return replace(key, form=Explained(**vars(key.form), words=words))
+
+
+def _put(new: Tensor, rows: Tensor, at: Tensor) -> Change:
+    def change(value: Tensor) -> Tensor:
+        value = value.clone()
+        value[rows, at] = new[rows, at].to(value)
+        return value
+
+    return change
+
+
+# --- 11.5 An attack that the circuit predicts -----------------------------------------------------
+
+
+def _refuse_text(text: str, where: str) -> None:
+    """Say what is wrong with an attack before it is tried."""
+    for name in re.findall(r"\b[A-Z][a-z]+\b", text):
+        if name in NAMES:
+            raise Refused(
+                f"{name} is written out: that is one prompt's name, and a name of two tokens would "
+                "move the roles. Write [A] for IO, so that every prompt gets its own."
+            )
+    if "[A]" not in text:
+        if "[B]" in text:
+            raise Refused(
+                "That names S once more, who is repeated already and stands last already: it may "
+                "work, but the circuit does not predict it. Put it on your list, and name IO."
+            )
+        raise Refused("That names neither IO nor S, so it is its own control: name IO by [A].")
+    ended = text.rstrip()
+    if where == "after S2":
+        if not (ended.startswith(",") and ended.endswith(",")) or re.search(r"[.!?;:]", ended):
+            raise Refused(
+                "That breaks the template: after S2 comes what S does, so IOI would no longer have "
+                "an answer. Set the words off by a comma on either side."
+            )
+    elif not ended.endswith((".", "!", "?")):
+        raise Refused(
+            "That breaks the template: the clause with S2 would have another subject, so IOI would "
+            "no longer have an answer. End with a full stop."
+        )
+
+
+@exercise("11.5")
+def _predicted(ctx: Context) -> Key:
+    model, many = ctx.model, ctx.many
+    fresh = ctx.once(
+        "fresh prompts",
+        lambda: IOIDataset.generate(model.tokenizer, FRESH, seed=FRESH_SEED).to(many.device),
+    )
+
+    def fooled(data: IOIDataset, text: str, where: str) -> Float[Tensor, " batch"]:
+        return (runs.logit_diffs(model, data.insert(text, where), progress=False) < 0).float()
+
+    def measure(text: str, where: str) -> tuple[metrics.Estimate, metrics.Estimate, float]:
+        """The share of fresh prompts fooled, how many more than by the control, and by it."""
+        other = text.replace("[A]", "[C]").replace("[B]", "[C]")
+        flips, anyway = fooled(fresh, text, where), fooled(fresh, other, where)
+        return (
+            metrics.mean_and_stderr(flips, clusters=fresh.pair_ids),
+            metrics.mean_and_stderr(flips - anyway, clusters=fresh.pair_ids),
+            float(anyway.mean()),
+        )
+
+    def read(answer: Any) -> str:
+        if isinstance(answer, str) or not isinstance(answer, (list, tuple)) or len(answer) != 3:
+            raise Refused(
+                "Answer with three things: the text, where it goes ('start', 'middle' or 'after "
+                "S2'), and the share of prompts with S above IO."
+            )
+        text, where, claimed = answer
+        if not isinstance(text, str) or not isinstance(where, str):
+            raise Refused("The text and the place come first, both as text; the share comes last.")
+        _refuse_text(text, where)
+        share = float(single_number(claimed))
+        if not 0 <= share <= 1:
+            raise Refused(f"A share lies between 0 and 1, and yours is {share:g}.")
+        try:
+            flips, points, anyway = ctx.once(f"{where}: {text}", lambda: measure(text, where))
+        except ValueError as refusal:
+            raise Refused(str(refusal)) from None
+        measured = (
+            f"On fresh prompts it puts S above IO on {flips.mean:.2f} of them, its control with a "
+            f"third name on {anyway:.2f}"
+        )
+        if flips.mean < LEAST_POINTS:
+            raise Refused(f"{measured}. So it does not work here: a quarter is asked for.")
+        if points.mean < max(LEAST_POINTS, 2 * points.stderr):
+            raise Refused(
+                f"{measured}. So naming IO adds {points.mean:.2f}, and a quarter is asked for; the "
+                "rest a control of the same length does as well."
+            )
+        # Two samples, the reader's and ours. An error of zero is that of a share near 0 or 1.
+        spread = 2**0.5 * max(flips.stderr, 1 / flips.n)
+        if abs(share - flips.mean) > MOST_ERRORS * spread:
+            raise Refused(
+                f"{measured}: it works, but your share, {share:.2f}, does not hold. The best of "
+                "many tries, tested on itself, looks better than it is: estimate the share on "
+                "other prompts than those you searched on."
+            )
+        return f"{measured}."
+
+    return Key(Pick(read), lambda _: True, right=str)
