@@ -1,9 +1,9 @@
 """Keys to the exercises of notebook 10, is the circuit right?
 
 They expect `exercises.use(model=..., data=..., few=..., many=..., reference=..., circuit=...,
-naive=..., watchers=...)`: prompts to score on, few prompts, many with their ABC prompts, the circuit
-on record and one made from it, and heads at roles. No prompt has a prefix, so that prompts of a
-template have one length.
+naive=..., watchers=...)`: prompts to score on, few prompts, many with their ABC prompts, the
+circuit on record and one made from it, and heads at roles. All are made without prefixes, so that
+prompts of a template have one length.
 
 Exercises 10.2, 10.3 and 10.5 are recomputed with hooks, as a reader does, and not by `circuits`.
 """
@@ -101,7 +101,8 @@ class _Foretold(Numbers):
     """A number; that it cannot be known is an answer, too, and a wrong one."""
 
     def read(self, answer: Any) -> Array:
-        if isinstance(answer, str) and not answer.strip().lstrip("+-").replace(".", "", 1).isdigit():
+        digits = str(answer).strip().lstrip("+-").replace(".", "", 1)
+        if isinstance(answer, str) and not digits.isdigit():
             raise Refused(
                 "It is known before anything is run: both prompts of a pair end in the same "
                 "logits. Answer with a number."
@@ -320,7 +321,9 @@ def _exposing(ctx: Context) -> Key:
 
     def read(answer: Any) -> Nodes:
         try:
-            given = tuple(answer) if isinstance(answer, Circuit) else parse_nodes(answer)
+            given = (
+                tuple(answer) if isinstance(answer, Circuit) else parse_nodes(_as_printed(answer))
+            )
         except ValueError as refusal:
             raise Refused(str(refusal)) from None
         if not given:
@@ -331,10 +334,10 @@ def _exposing(ctx: Context) -> Key:
         lambda K: apart(K) >= goal - 1e-3,
         read,
         rules={
-            "It would do if M \\ K were ablated at every position, but in M \\ K the heads of K are "
-            "replaced at their roles only.": lambda K: apart_everywhere(K) >= goal - 1e-3,
+            "It would do if M \\ K were ablated at every position, but in M \\ K the heads of K "
+            "are replaced at their roles only.": lambda K: apart_everywhere(K) >= goal - 1e-3,
             "That is the best of the single members and classes. Add the member that raises the "
-            "difference most.": lambda K: K == start,
+            "difference most.": lambda given: given == start,
             "That is one member. Several that stand in for each other show more.": lambda K: (
                 len(K) == 1
             ),
@@ -342,14 +345,26 @@ def _exposing(ctx: Context) -> Key:
             "two, not for the largest drop of F(C \\ K) alone.": lambda K: (
                 f_circuit(K) <= deepest + 0.1 * abs(deepest) and apart(K) < apart(start)
             ),
-            "A single member or class shows more than this K: such sets are easily drawn at random. "
-            "Start from the best one and grow it.": lambda K: apart(K) < apart(start),
+            "A single member or class shows more than this K: such sets are easily drawn at "
+            "random. Start from the best one and grow it.": lambda K: apart(K) < apart(start),
         },
         hint="It beats every single member and class; one member more to the best of these gives "
         f"{goal:.2f} logits.",
-        right=lambda K: f"The two are {apart(K):.2f} logits apart; the best single member or class "
-        f"shows {apart(start):.2f}.",
+        right=lambda K: (
+            f"The two are {apart(K):.2f} logits apart; the best single member or class "
+            f"shows {apart(start):.2f}."
+        ),
     )
+
+
+def _as_printed(answer: Any) -> Any:
+    """Nodes that are written as the notebook prints them, "L9H9 at END", as pairs."""
+    if isinstance(answer, str):
+        component, _, role = answer.partition(" at ")
+        return (component, role) if role else answer
+    if isinstance(answer, list | set | frozenset):
+        return type(answer)(map(_as_printed, answer))
+    return answer
 
 
 def _member(circuit: Circuit, node: Node) -> Node:
@@ -407,11 +422,9 @@ def _scrubbed(ctx: Context) -> Key:
         error=0.0,
         mistakes={
             "taking for the heads outside prompts of the same order. They must agree in nothing, "
-            "or the order leaks": two(
-                scrub(order, drawn(order, 2)), scrub(name, drawn(order, 2))
-            ),
-            "drawing prompts that agree in everything. A hypothesis that agrees in the whole prompt "
-            "passes always": two(whole, whole),
+            "or the order leaks": two(scrub(order, drawn(order, 2)), scrub(name, drawn(order, 2))),
+            "drawing prompts that agree in everything. A hypothesis that agrees in the whole "
+            "prompt passes always": two(whole, whole),
             "drawing prompts that agree in order and name for both hypotheses. Each claims one of "
             "them only": two(scrub(("order", "S")), scrub(("order", "S"))),
             "drawing prompts that agree in IO as well. Neither hypothesis speaks of IO": two(
@@ -423,7 +436,7 @@ def _scrubbed(ctx: Context) -> Key:
             "using one draw for the whole tree. The heads outside have a draw of their own": two(
                 scrub(order, drawn(order, 1)), scrub(name, drawn(name, 1))
             ),
-            "scoring with the drawn prompts' names. The answer is asked of the prompts of `search`": (
+            "scoring with the drawn prompts' names. The answer is asked of `search`'s prompts": (
                 two(scrub(order, own_names=False), scrub(name, own_names=False))
             ),
             "exchanging the two; the order comes first": truth.flip(0),
@@ -433,6 +446,8 @@ def _scrubbed(ctx: Context) -> Key:
             "running the model with nothing put in": two(per_prompt.mean(), per_prompt.mean()),
             "taking shares of the model's logit difference, not logits": truth / per_prompt.mean(),
         },
-        right=lambda given: f"Of {per_prompt.mean():.2f} logits. The better story here: "
-        f"{'the order' if truth[0] > truth[1] else 'the name'}.",
+        right=lambda given: (
+            f"Of {per_prompt.mean():.2f} logits. The better story here: "
+            f"{'the order' if truth[0] > truth[1] else 'the name'}."
+        ),
     )

@@ -91,7 +91,7 @@ RIGHT = {
         "    if apart(more) <= apart(K):\n"
         "        break\n"
         "    K = more\n"
-        "K = {(node.name, node.role) for node in K}",
+        "K = {(node.name, node.role) if node.role else node.name for node in K}",
         # Both ways, from larger sets down too.
         APART + "K = list(naive)\n"
         "while len(K) > 1:\n"
@@ -100,7 +100,7 @@ RIGHT = {
         "        break\n"
         "    K = less\n"
         "grown = max(([*best, node] for node in rest(best)), key=apart, default=best)\n"
-        "K = Circuit.of(max(K, best, grown, key=apart))",
+        "K = [str(node) for node in max(K, best, grown, key=apart)]",
     ],
     "10.5": [
         SCRUB + "scores_by_hand = torch.stack([by_hand(('order',)), by_hand('S')])",
@@ -153,8 +153,7 @@ WRONG = {
         LEFT + "shares = shares_left(reference)": r"the answer is",
         LEFT + "every = [node.at(None) for node in watchers]\n"
         "shares = [shares_left(data, K=every), shares_left(reference, K=every)]": r"every position",
-        LEFT
-        + "shares = 1 - torch.tensor([shares_left(data), shares_left(reference)])": r"lost",
+        LEFT + "shares = 1 - torch.tensor([shares_left(data), shares_left(reference)])": r"lost",
     },
     "10.4": {
         "K = [node for node in Shape.of(model).nodes(['S1+1']) if node not in naive][:1]": r"not in `naive`",
@@ -164,9 +163,10 @@ WRONG = {
         APART + "K = min(groups, key=lambda nodes: float(\n"
         "    searcher.run(naive, without=nodes).logit_diff.mean()))": r"largest drop|one member|best of the single",
         APART + "K = best": r"best of the single",
-        APART + "K = min(circuits.random_subsets(naive, 3, seed=5).values(), key=apart)": r"drawn at "
+        APART
+        + "K = min(circuits.random_subsets(naive, 3, seed=5).values(), key=apart)": r"drawn at "
         r"random|largest drop",
-        "K = ['L4H4 at END']": r"L9H9",
+        "K = 'no head'": r"L9H9",
     },
     "10.5": {
         SCRUB
