@@ -118,7 +118,7 @@ def _empty(ctx: Context) -> Key:
     own: IOIDataset = data.abc()
     # The logits that a template ends in may favour a name; of a pair it is once IO and once S.
     first = _run(ctx, data, ~_mask(ctx, data, ()), _means(ctx, data, ctx.reference))[::2]
-    form = _Foretold(relative=0.0, absolute=0.004, unit="logits")
+    form = _Foretold((), (), 0.0, 0.004, "logits", None)
     return Key(
         form,
         form.value(0.0),

@@ -142,8 +142,7 @@ WRONG = {
     "10.3": {
         LEFT
         + "shares = [shares_left(data), shares_left(data, 'template')]": r"ABBA and BABA are opposite",
-        LEFT
-        + "shares = [shares_left(data), shares_left(many, 'template')]": r"ABBA and BABA are opposite",
+        LEFT + "shares = [shares_left(data), shares_left(many, 'template')]": r"more IOI prompts",
         LEFT + "shares = [shares_left(data), shares_left(many)]": r"more prompts of the same kind",
         LEFT
         + "shares = [shares_left(data), shares_left(data.random_names())]": r"a name is repeated",
