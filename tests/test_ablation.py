@@ -184,9 +184,28 @@ def test_any_rows_of_the_data_may_be_run(model: TransformerBridge) -> None:
 
 def test_equal_prompts_in_order_keep_their_own_partners(data: IOIDataset) -> None:
     twice = data[[0, 1, 0, 1]]
-    assert find_prompts(twice, twice.tokens).tolist() == [0, 1, 2, 3]
-    assert find_prompts(twice, twice.tokens[2:]).tolist() == [0, 1]
-    assert find_prompts(data, data.tokens[[3, 1], :-3]).tolist() == [3, 1]
+    assert find_prompts(twice, twice.tokens) == [[0], [1], [2], [3]]
+    assert find_prompts(twice, twice.tokens[2:]) == [[0, 2], [1, 3]]
+    assert find_prompts(twice, twice.tokens[[1, 1]]) == [[1, 3], [1, 3]]
+    assert find_prompts(data, data.tokens[[3, 1], :-3]) == [[3], [1]]
+
+
+def test_a_part_with_equal_prompts_is_refused_where_it_matters(data: IOIDataset) -> None:
+    """Resampled from two partners it does; a mean is the same for both."""
+    model = load_model("ioi-mini", device="cpu", verbose=False)
+    some = IOIDataset.generate(model.tokenizer, 4, paired=False, seed=5)
+    twice = some[[*range(4), *range(4)]]
+    reference = twice.abc()
+    head = ("L2H4", "END")
+    with ablate(model, head, "resample", reference=reference):
+        runs.logit_diffs(model, twice)
+        with pytest.raises(ValueError, match="prompts 0 and 4 begin alike.*gets another value"):
+            model(twice.tokens[4:])
+        with pytest.raises(ValueError, match="run all prompts in order"):
+            model(twice.tokens[[2, 1]])
+    with ablate(model, head, "mean", reference=reference):
+        whole, part = (metrics.logit_diff(model(d.tokens), d, True) for d in (twice, twice[4:]))
+    torch.testing.assert_close(part, whole[4:], atol=1e-4, rtol=0)
 
 
 def test_contexts_can_be_nested(random: TransformerBridge) -> None:

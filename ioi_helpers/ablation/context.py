@@ -160,13 +160,38 @@ def _look_up_hooks(
 
     def look_up(tokens: Int[Tensor, "batch pos"], hook: Any) -> None:
         assert data is not None
-        rows["now"] = find_prompts(data, tokens)
+        readings = find_prompts(data, tokens)
+        _refuse_ambiguous(data, values, readings, tokens.shape[1])
+        rows["now"] = torch.tensor([candidates[0] for candidates in readings])
 
     return [(TOKENS, look_up), *hooks]
 
 
-def find_prompts(data: IOIDataset, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, " batch"]:
-    """Which rows of the data a run's tokens are; the run may be cut off before the end.
+def _refuse_ambiguous(
+    data: IOIDataset, values: Sequence[Replacement], readings: Sequence[Sequence[int]], width: int
+) -> None:
+    """Refuse a run of equal prompts that get other values, where the run does not tell which."""
+    pairs = [(first, other) for first, *others in readings for other in others]
+    for value in values if pairs else ():
+        if value.at is not None and value.index is not None:
+            shown = (value.at >= 0) & (value.at < width)
+            at, new = value.at.where(shown, -1), value.table[value.index] * shown[..., None]
+            for first, other in pairs:
+                if not (torch.equal(at[first], at[other]) and torch.equal(new[first], new[other])):
+                    raise ValueError(
+                        f"The prompts {first} and {other} begin alike as far as they are run "
+                        f"({data.prompts[first]!r}), and {value.component} gets another value in "
+                        "each; run all prompts in order, or use ablation_sweep, which knows the "
+                        "rows."
+                    )
+
+
+def find_prompts(data: IOIDataset, tokens: Int[Tensor, "batch pos"]) -> list[list[int]]:
+    """Which rows of the data each prompt of a run can be; the run may be cut off before the end.
+
+    Nearly always a run is some rows in order, or in the order of their lengths, in which batches
+    are made (:func:`ioi_helpers.runs.in_parts`), so it is read so wherever that is possible. That
+    tells equal prompts apart, too, but for parts of the data that stand in it more than once.
 
     Raises:
         ValueError: A prompt of the run is not in the data.
@@ -174,30 +199,30 @@ def find_prompts(data: IOIDataset, tokens: Int[Tensor, "batch pos"]) -> Int[Tens
     known, given = data.tokens.cpu(), tokens.cpu()
     lengths = data.lengths.cpu()
     width = min(known.shape[1], given.shape[1])
-    relevant = torch.arange(width) < lengths[:, None]
-    # Nearly always a run is some rows in order, or in the order of their lengths, in which batches
-    # are made (runs.in_parts). That tells equal prompts apart, too, which may have other partners.
+    given = given[:, :width]
+    unseen = torch.arange(width) >= lengths[:, None]
     for order in (torch.arange(len(known)), lengths.argsort(stable=True)):
-        ordered, seen = known[order, :width], relevant[order]
-        same_as_first = ((ordered == given[0, :width]) | ~seen).all(dim=1)
-        for start in same_as_first.nonzero()[:, 0].tolist():
-            stop = start + len(given)
-            if stop <= len(known):
-                match = (ordered[start:stop] == given[:, :width]) | ~seen[start:stop]
-                if bool(match.all()):
-                    return order[start:stop]
-    places: dict[tuple[int, ...], int] = {}
-    sizes = lengths.clamp(max=width)
-    for row in range(len(known) - 1, -1, -1):
-        places[tuple(known[row, : int(sizes[row])].tolist())] = row
-    found = []
-    for row, prompt in enumerate(given[:, :width].tolist()):
-        candidates = (tuple(prompt[:size]) for size in sizes.unique().flip(0).tolist())
-        place = next((places[key] for key in candidates if key in places), None)
-        if place is None:
-            raise ValueError(
-                f"Prompt {row} of this run is not in the data that the ablation was made for; run "
-                "prompts of that dataset, or give the dataset that you run as data=."
+        ordered, padding = known[order, :width], unseen[order]
+        starts = ((ordered == given[0]) | padding).all(dim=1).nonzero()[:, 0].tolist()
+        found = [
+            order[start : start + len(given)]
+            for start in starts
+            if start + len(given) <= len(known)
+            and bool(
+                ((ordered[start:][: len(given)] == given) | padding[start:][: len(given)]).all()
             )
-        found.append(place)
-    return torch.tensor(found)
+        ]
+        if found:
+            return torch.stack(found, dim=1).tolist()
+    equal = torch.stack([((known[:, :width] == prompt) | unseen).all(dim=1) for prompt in given])
+    missing = ~equal.any(dim=1)
+    if bool(missing.any()):
+        raise ValueError(
+            f"Prompt {int(missing.int().argmax())} of this run is not in the data that the "
+            "ablation was made for; run prompts of that dataset, or give the dataset that you run "
+            "as data=."
+        )
+    # A prompt that only begins as another is that other one where the run goes on.
+    sizes = lengths.clamp(max=width)
+    longest = equal & (sizes == (sizes * equal).amax(dim=1, keepdim=True))
+    return [row.nonzero()[:, 0].tolist() for row in longest]

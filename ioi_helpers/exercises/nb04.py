@@ -159,18 +159,18 @@ def _price(ctx: Context) -> Key:
     layer, head = _best_induction(ctx)
     tokens, length = _tokens(ctx), _length(ctx)
 
-    def losses(silent: slice | None, ahead: int = 1) -> Float[Tensor, "row predicted"]:
-        def silence(z: Tensor, hook: Any) -> Tensor:
+    def losses(ablated: slice | None, ahead: int = 1) -> Float[Tensor, "row predicted"]:
+        def remove(z: Tensor, hook: Any) -> Tensor:
             z = z.clone()
-            z[:, silent, head] = 0
+            z[:, ablated, head] = 0
             return z
 
-        hooks = [] if silent is None else [(f"blocks.{layer}.attn.hook_z", silence)]
+        hooks = [] if ablated is None else [(f"blocks.{layer}.attn.hook_z", remove)]
         log_p = ctx.model.run_with_hooks(tokens, fwd_hooks=hooks).log_softmax(dim=-1)
         return -log_p[:, : 2 * length - ahead].gather(2, tokens[:, ahead:, None])[..., 0]
 
-    whole, silenced = losses(None), losses(slice(None))
-    change = silenced - whole
+    whole, without = losses(None), losses(slice(None))
+    change = without - whole
     known = change[:, length:]
     second_only = losses(slice(length, None)) - whole
     unshifted = losses(slice(None), ahead=0) - losses(None, ahead=0)
@@ -186,15 +186,16 @@ def _price(ctx: Context) -> Key:
             "including the first token of the second copy, which nobody can know": float(
                 change[:, length - 1 :].mean()
             ),
-            "silencing the head in the second copy only, not everywhere": float(
+            "ablating the head in the second copy only, not everywhere": float(
                 second_only[:, length:].mean()
             ),
             "taking the sum over tokens, not their mean": float(known.mean(0).sum()),
             "reading the logits at q for the token at q. They predict the token at q + 1": float(
                 unshifted[:, length + 1 :].mean()
             ),
-            "taking the loss with the head silenced. Please subtract the loss with nothing silenced"
-            "": float(silenced[:, length:].mean()),
+            "taking the loss without the head. Please subtract the loss of the whole model": float(
+                without[:, length:].mean()
+            ),
             "changing nothing. Does your hook return the changed z?": 0.0,
         },
         unit="nats",
@@ -307,7 +308,7 @@ def _cut(ctx: Context) -> Key:
             "taking the writer's output from queries and keys; only the keys are asked for": float(
                 (_with_cut(ctx, "QK") - whole).mean()
             ),
-            "having the writer silenced altogether. The queries, the values and all other heads "
+            "having the writer ablated altogether. The queries, the values and all other heads "
             "should go on reading it": float(without.induction[reader]) - old,
             "keeping LayerNorm's scale. If the scale was kept, let `ln1` compute it anew": float(
                 (_with_cut(ctx, "K", frozen=True) - whole).mean()

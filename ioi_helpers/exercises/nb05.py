@@ -116,7 +116,7 @@ def _ratio(ctx: Context) -> Key:
             "taking the ablated scale itself": after.mean(),
             "reading the scale at another position, where it does not change. Read it at END (does "
             "your second run take place inside the context?)": ratio("S2", "END", data=demo),
-            "silencing the head at every position, not at END only": ratio("END"),
+            "ablating the head at every position, not at END only": ratio("END"),
             "subtracting the head's output from the clean stream. Run the model without the head, "
             "so that later parts can react": (before / scale).mean(),
             "taking the prompts of `many`, not the eight of `demo`": of(_effects(ctx)),

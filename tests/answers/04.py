@@ -181,7 +181,7 @@ WRONG = {
         + "change = scored(queries_of(stream), keys_of(stream)) - old + 0.0": r"Nothing changed",
         'with ablate(model, name_of(writer), "zero"):\n'
         '    without = heads.repeat_scores(model, half, definition="demo")\n'
-        "change = without.induction[reader] - scores.induction[reader]": r"silenced altogether",
+        "change = without.induction[reader] - scores.induction[reader]": r"ablated altogether",
     },
     "04.6": {
         LOOKS + "looks_back = line(0)": r"own position",
