@@ -264,6 +264,7 @@ def _noise_one_head(ctx: Context) -> Key:
             "patching the head at all positions, not at END only": drop(None),
         },
         hint="Run the clean prompts, and replace one head's z at END.",
+        right=f"As against ABC, that head's message is worth {fall / whole:z.2f} of the answer.",
     )
 
 
@@ -311,7 +312,11 @@ def _carry_order(ctx: Context) -> Key:
         },
         hint="Both conditions are about sizes (absolute values) of the changes at END. The first "
         f"(5 % under swap_order) holds for {int(large.sum())} heads on this model.",
-        right="" if truth else "None: nothing here asks for the order.",
+        right="Under swap_order they move the answer by "
+        + ", ".join(f"{signed.flatten()[labels.index(head)]:z.2f} ({head})" for head in truth)
+        + " logits."
+        if truth
+        else "None: nothing here asks for the order.",
     )
 
 
