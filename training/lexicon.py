@@ -30,31 +30,26 @@ DIGITS = tuple("0123456789")
 _IRREGULAR_PLURALS = dict(line.split() for line in read_lines(_WORDS / "irregular_plurals.txt"))
 
 
+def _before_ending(word: str) -> str:
+    """A word as it stands before an ending: "carry" becomes "carrie", "play" stays."""
+    return word[:-1] + "ie" if word.endswith("y") and word[-2] not in "aeiou" else word
+
+
 def plural(noun: str) -> str:
     """The regular plural of a noun, with the few irregular ones that the lexicon holds."""
     if noun in _IRREGULAR_PLURALS:
         return _IRREGULAR_PLURALS[noun]
-    if noun.endswith(("s", "x", "ch", "sh")):
-        return noun + "es"
-    if noun.endswith("y") and noun[-2] not in "aeiou":
-        return noun[:-1] + "ies"
-    return noun + "s"
+    return noun + "es" if noun.endswith(("s", "x", "ch", "sh")) else _before_ending(noun) + "s"
 
 
 def past(verb: str) -> str:
     """The past tense of a regular verb."""
-    if verb.endswith("e"):
-        return verb + "d"
-    if verb.endswith("y") and verb[-2] not in "aeiou":
-        return verb[:-1] + "ied"
-    return verb + "ed"
+    return _before_ending(verb).removesuffix("e") + "ed"
 
 
 def participle(verb: str) -> str:
     """The present participle of a regular verb."""
-    if verb.endswith("e"):
-        return verb[:-1] + "ing"
-    return verb + "ing"
+    return verb.removesuffix("e") + "ing"
 
 
 def _verbs() -> tuple[tuple[str, str, str], ...]:

@@ -18,13 +18,13 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.edits.outputs import HeadWriter
-from ioi_helpers.edits.rows import arrived, edited_positions, present, take
+from ioi_helpers.edits.rows import RowwiseEdit, arrived, edited_positions, present
 from ioi_helpers.names import HeadLike, existing_head, head_name, parse_head
 from ioi_helpers.runs import EditHooks, known_hooks
 
 
 @dataclass(frozen=True)
-class AttentionEdit:
+class AttentionEdit(RowwiseEdit):
     """Give one head a fixed pattern from one position of each prompt (:func:`attention_edit`).
 
     Attributes:
@@ -36,10 +36,6 @@ class AttentionEdit:
     head: str
     positions: Int[Tensor, " batch"]
     pattern: Float[Tensor, "batch key"]
-
-    def take(self, rows: Int[Tensor, " rows"]) -> AttentionEdit:
-        """The edit for some of the prompts only."""
-        return AttentionEdit(self.head, take(self.positions, rows), take(self.pattern, rows))
 
     def hooks(self, model: TransformerBridge) -> EditHooks:
         """The hooks that make the edit and check it.

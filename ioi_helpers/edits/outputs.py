@@ -12,7 +12,14 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers.dataset import IOIDataset
-from ioi_helpers.edits.rows import arrived, edited_positions, new_values, present, take
+from ioi_helpers.edits.rows import (
+    RowwiseEdit,
+    arrived,
+    edited_positions,
+    new_values,
+    present,
+    refuse_width,
+)
 from ioi_helpers.names import HeadLike, existing_head, head_name, parse_head
 from ioi_helpers.runs import EditHooks, Hook, known_hooks
 
@@ -20,7 +27,7 @@ Rowwise = Callable[[Float[Tensor, "batch d_head"]], Float[Tensor, "batch d_head"
 
 
 @dataclass(frozen=True)
-class HeadEdit:
+class HeadEdit(RowwiseEdit):
     """Replace one head's z at one position of each prompt (:func:`head_edit`).
 
     Attributes:
@@ -34,10 +41,6 @@ class HeadEdit:
     positions: Int[Tensor, " batch"]
     new: Float[Tensor, "batch d_head"] | Rowwise
 
-    def take(self, rows: Int[Tensor, " rows"]) -> HeadEdit:
-        """The edit for some of the prompts only."""
-        return HeadEdit(self.head, take(self.positions, rows), take(self.new, rows))
-
     def hooks(self, model: TransformerBridge) -> EditHooks:
         """The hooks that make the edit and check it.
 
@@ -45,11 +48,8 @@ class HeadEdit:
             ValueError: The model has no such head, or another width.
         """
         _, index = existing_head(model, self.head)
-        if isinstance(self.new, Tensor) and self.new.shape[1] != model.cfg.d_head:
-            raise ValueError(
-                f"The new z has {self.new.shape[1]} dimensions, but a head of this model has "
-                f"{model.cfg.d_head}."
-            )
+        says = "The new z has {} dimensions, but a head of this model has {}."
+        refuse_width(self.new, model.cfg.d_head, says)
         writer = HeadWriter(model, self.head)
 
         def replace(z: Float[Tensor, "batch pos head d_head"], hook: Any) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -53,6 +54,31 @@ def take(values: Values, rows: Int[Tensor, " rows"]) -> Values:
             f"{int(rows.max()) + 1}; make it for the same prompts."
         )
     return values[rows.to(values.device)]
+
+
+@dataclass(frozen=True)
+class RowwiseEdit:
+    """An edit whose fields hold a row for each prompt, all but the name of the place."""
+
+    def take(self, rows: Int[Tensor, " rows"]) -> Self:
+        """The edit for some of the prompts only."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(
+            self, **{name: take(v, rows) for name, v in values.items() if not isinstance(v, str)}
+        )
+
+
+def refuse_width(new: Any, width: int, what: str) -> None:
+    """Refuse new values that are not so wide as what they replace; a function makes its own.
+
+    Args:
+        what: Them and what they replace, with a place for the two widths.
+
+    Raises:
+        ValueError: They are not.
+    """
+    if isinstance(new, Tensor) and new.shape[1] != width:
+        raise ValueError(what.format(new.shape[1], width))
 
 
 def new_values(

@@ -21,14 +21,21 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers.dataset import IOIDataset
-from ioi_helpers.edits.rows import arrived, edited_positions, new_values, present, take
+from ioi_helpers.edits.rows import (
+    RowwiseEdit,
+    arrived,
+    edited_positions,
+    new_values,
+    present,
+    refuse_width,
+)
 from ioi_helpers.runs import EditHooks, Hook, known_hooks, parse_point, point_hook
 
 Rowwise = Callable[[Float[Tensor, "batch d_model"]], Float[Tensor, "batch d_model"]]
 
 
 @dataclass(frozen=True)
-class ResidualEdit:
+class ResidualEdit(RowwiseEdit):
     """Replace the residual stream at one position of each prompt (:func:`residual_edit`).
 
     Attributes:
@@ -42,21 +49,16 @@ class ResidualEdit:
     positions: Int[Tensor, " batch"]
     new: Float[Tensor, "batch d_model"] | Rowwise
 
-    def take(self, rows: Int[Tensor, " rows"]) -> ResidualEdit:
-        """The edit for some of the prompts only."""
-        return ResidualEdit(self.point, take(self.positions, rows), take(self.new, rows))
-
     def hooks(self, model: TransformerBridge) -> EditHooks:
         """The hooks that make the edit and check it.
 
         Raises:
             ValueError: The model has no such point, none that can be edited, or another width.
         """
-        if isinstance(self.new, Tensor) and self.new.shape[1] != model.cfg.d_model:
-            raise ValueError(
-                f"The new activations have {self.new.shape[1]} dimensions, but the residual stream "
-                f"of this model has {model.cfg.d_model}."
-            )
+        says = (
+            "The new activations have {} dimensions, but the residual stream of this model has {}."
+        )
+        refuse_width(self.new, model.cfg.d_model, says)
 
         def replace(stream: Float[Tensor, "batch pos d_model"], hook: Any) -> Tensor:
             rows, at = present(self.positions, stream)

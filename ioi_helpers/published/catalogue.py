@@ -79,6 +79,11 @@ def _demo(
     return Entry(title, file, keys, axes, unit, setup, tolerance, EXPLORATORY, labels or {})
 
 
+def _arena(title: str, key: str) -> Entry:
+    file, unit = "path_patching_arena.json", "fraction of clean minus corrupted"
+    return Entry(title, file, (key,), HEADS, unit, ARENA_PROMPTS, 2e-3, ARENA, logits=3.5751)
+
+
 def _patching(title: str, *keys: str, by_position: bool = False, layer: bool = False) -> Entry:
     axes = ("layer", "position") if layer else ("layer", "head")
     source = ACTIVATION_BY_POSITION if by_position else ACTIVATION
@@ -437,27 +442,12 @@ ENTRIES: dict[str, Entry] = {
         {"layer": ("fig3b_direct_effect_on_logits", "replication_n5000_layers7_11", "keys")},
         logits=3.4735,
     ),
-    "path_patching.to_logits": Entry(
-        "Path patching of every head to the logits",
-        "path_patching_arena.json",
-        ("head_to_logits_12x12",),
-        HEADS,
-        "fraction of clean minus corrupted",
-        ARENA_PROMPTS,
-        2e-3,
-        ARENA,
-        logits=3.5751,
+    "path_patching.to_logits": _arena(
+        "Path patching of every head to the logits", "head_to_logits_12x12"
     ),
-    "path_patching.to_s_inhibition_values": Entry(
+    "path_patching.to_s_inhibition_values": _arena(
         "Path patching of every head to the values of the S-inhibition heads, all positions",
-        "path_patching_arena.json",
-        ("head_to_s_inhibition_values_12x12",),
-        HEADS,
-        "fraction of clean minus corrupted",
-        ARENA_PROMPTS,
-        2e-3,
-        ARENA,
-        logits=3.5751,
+        "head_to_s_inhibition_values_12x12",
     ),
     "path_patching.to_logits_mlps_frozen": Entry(
         "Path patching of each head to the logits with MLPs frozen, layers 8 to 11",
