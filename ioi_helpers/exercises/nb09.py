@@ -2,7 +2,7 @@
 
 They expect `exercises.use(model=model, many=many, demo=demo)`: generated prompts, and the eight of
 the demo. Which heads and edges an exercise is about the notebook finds and passes along (`cells`,
-`teller`, `fetchers`, `few`).
+`teller`, `followed`, `few`).
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ class _HeadEffects:
 
 @exercise("09.3")
 def _steering(ctx: Context) -> Key:
-    model, many, fetchers = ctx.model, ctx.many, list(ctx.fetchers)
+    model, many, followed = ctx.model, ctx.many, list(ctx.followed)
     abc: IOIDataset = many.abc()
     shape = (model.cfg.n_layers, model.cfg.n_heads)
     whole = float(clean(ctx, "many").mean())
@@ -258,10 +258,10 @@ def _steering(ctx: Context) -> Key:
         progress=False,
     )  # fmt: skip
     direct = path_sweep(model, many, abc, progress=False)
-    effect = to("q", "END", fetchers)
+    effect = to("q", "END", followed)
     truth, raising = fits(effect), fits(effect, 1.0)
-    alone = [to("q", "END", [name]) for name in fetchers]
-    last = max(parse_head(name)[0] for name in fetchers)
+    alone = [to("q", "END", [name]) for name in followed]
+    last = max(parse_head(name)[0] for name in followed)
     nobody: dict[Head, float] | None = None if truth else {}
 
     def some(found: dict[Head, float]) -> dict[Head, float] | None:
@@ -277,9 +277,9 @@ def _steering(ctx: Context) -> Key:
             "taking what reaches the logits. The receivers are queries": some(
                 fits(direct.effect().flatten(0, 1).cpu())
             ),
-            "taking keys at IO for queries": some(fits(to("k", "IO", fetchers))),
-            "taking keys at END for queries": some(fits(to("k", "END", fetchers))),
-            "taking values at IO for queries": some(fits(to("v", "IO", fetchers))),
+            "taking keys at IO for queries": some(fits(to("k", "IO", followed))),
+            "taking keys at END for queries": some(fits(to("k", "END", followed))),
+            "taking values at IO for queries": some(fits(to("v", "IO", followed))),
             "patching the receivers one by one and adding up. Let all hear it in one run D": some(
                 fits(torch.stack(alone).sum(0))
             ),
@@ -309,7 +309,7 @@ def _steering(ctx: Context) -> Key:
 
 @exercise("09.4")
 def _of_two(ctx: Context) -> Key:
-    model, many, fetchers = ctx.model, ctx.many, list(ctx.fetchers)
+    model, many, followed = ctx.model, ctx.many, list(ctx.followed)
     nodes = Shape.of(model).nodes(mlps=True)
     parts = {
         "two": ["embedding", "MLP0"],
@@ -321,12 +321,12 @@ def _of_two(ctx: Context) -> Key:
         "MLPs": ["embedding", *(node for node in nodes if not node.is_head)],
     }
     ears: dict[str, Any] = {
-        f"{inputs} at {role}": [(name, i, role) for name in fetchers for i in inputs]
+        f"{inputs} at {role}": [(name, i, role) for name in followed for i in inputs]
         for role in ("IO", "S1", "END")
         for inputs in ("kv", "k", "v")
         if role == "IO" or inputs == "kv"
     }
-    ears["q at END"] = [(name, "q", "END") for name in fetchers]
+    ears["q at END"] = [(name, "q", "END") for name in followed]
 
     def effects(ears: dict[str, Any], **how: Any) -> dict[str, Effects]:
         found = path_sweep(model, many, many.abc(), parts, ears, progress=False, **how)
@@ -346,7 +346,7 @@ def _of_two(ctx: Context) -> Key:
     truth = share("two")
     everything = float(by["all, kv at IO"].mean())
 
-    one_by_one = {name: [(name, "k", "IO"), (name, "v", "IO")] for name in fetchers}
+    one_by_one = {name: [(name, "k", "IO"), (name, "v", "IO")] for name in followed}
     singles = path_sweep(model, many, many.abc(), {n: parts[n] for n in ("two", "all")},
                          one_by_one, progress=False).effect().mean(-1).sum(-1)  # fmt: skip
     return number(
@@ -368,6 +368,7 @@ def _of_two(ctx: Context) -> Key:
             "letting all MLPs send; MLP 0 is asked for": share("MLPs"),
             "taking the heads' share": share("heads"),
             "taking what is left for others": 1 - truth,
+            "giving percent; a share is asked for": 100 * truth,
             "patching keys only": share("two", "k at IO"),
             "patching values only": share("two", "v at IO"),
             "freezing the MLPs": share("two", how=frozen),
@@ -489,6 +490,7 @@ def _worst(ctx: Context) -> Key:
         label, how_it_fails = (str(part).strip() for part in answer)
         if label not in exact.labels:
             raise Refused(f"{label!r} is no edge here; take its label from `scores.labels`.")
+        how_it_fails = how_it_fails.lower()
         if how_it_fails not in WAYS:
             raise Refused(f"The way is one of {', '.join(map(repr, WAYS))}, not {how_it_fails!r}.")
         return label, how_it_fails

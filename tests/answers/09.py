@@ -38,7 +38,7 @@ def by_rule(result, sign=-1):
     found = zip(names, effect.tolist(), error.tolist())
     return {n: e for n, e, se in found if sign * e > least and sign * e > 3 * se}
 def into(name, at):
-    receivers = [(head, name, at) for head in fetchers]
+    receivers = [(head, name, at) for head in followed]
     return path_patching.path_sweep(model, many, abc, receivers=receivers)
 """
 
@@ -49,7 +49,7 @@ sets = {
     "embedding": ["embedding"], "heads": [n for n in every if n.is_head], "no embedding": every,
 }
 def effect_of(at="IO", inputs=("k", "v"), **how):
-    to = [(name, i, at) for name in fetchers for i in inputs]
+    to = [(name, i, at) for name in followed for i in inputs]
     found = path_patching.path_sweep(model, many, abc, sets, to, **how).effect().mean(-1)
     return dict(zip(sets, found.tolist()))
 """
@@ -121,7 +121,7 @@ RIGHT = {
     "09.3": [
         RULE + "steering = by_rule(into('q', 'END'))",
         "steering = {n: x * whole for n, x in strong(path_patching.path_sweep(\n"
-        "    model, many, abc, receivers=[(f, 'q', 'END') for f in fetchers])).items()}",
+        "    model, many, abc, receivers=[(f, 'q', 'END') for f in followed])).items()}",
         RULE + "steering = pd.Series(by_rule(into('q', 'END')), dtype=float)",
         RULE + "steering = {heads.parse_head(n): round(e, 2) for n, e in\n"
         "            by_rule(into('q', 'END')).items()}",
@@ -134,7 +134,7 @@ RIGHT = {
         "rows, io = torch.arange(len(many)), many.positions['IO']\n"
         "def put(value, hook):\n"
         "    value = value.clone()\n"
-        "    for name in fetchers:\n"
+        "    for name in followed:\n"
         "        l, h = heads.parse_head(name)\n"
         "        if hook.name.startswith(f'blocks.{l}.'):\n"
         "            value[rows, io, h] = theirs[hook.name][rows, io, h]\n"
@@ -198,7 +198,7 @@ WRONG = {
             r"raise|does not come"
         ),
         RULE + "alone = [path_patching.path_sweep(model, many, abc, receivers=[(f, 'q', 'END')])\n"
-        "         for f in fetchers]\n"
+        "         for f in followed]\n"
         "added = sum(r.effect().mean(-1) for r in alone).flatten().tolist()\n"
         "steering = {n: e for n, e in zip(names, added) if e < -0.02 * whole}\n"
         "steering = steering or {'L0H3': -0.2}": r"one by one|no such head",
@@ -224,6 +224,7 @@ WRONG = {
         ),
         SHARES + "of_two = effect_of(mlps='frozen')['two'] / effect_of()['all']": r"freezing",
         SHARES + "of_two = effect_of()['two']": r"logits",
+        SHARES + "of_two = 100 * effect_of()['two'] / effect_of()['all']": r"percent",
         SHARES + "of_two = effect_of()['two'] / whole": r"share of the logit difference",
         SHARES + "of_two = effect_of()['all'] / effect_of()['two']": r"other way round",
     },
