@@ -267,9 +267,10 @@ def read_weights(model: TransformerBridge) -> GPT2:
         raise UnsupportedModel(f"its architecture is {architecture}, not GPT2LMHeadModel")
     if cfg.act_fn not in _ACTIVATIONS:
         raise UnsupportedModel(f"its activation function is {cfg.act_fn}")
-    if len({parameter.device for parameter in model.parameters()}) > 1:
+    devices, dtypes = zip(*((p.device, p.dtype) for p in model.parameters()), strict=True)
+    if len(set(devices)) > 1:
         raise UnsupportedModel("its blocks are on several devices")
-    if len({parameter.dtype for parameter in model.parameters()}) > 1:
+    if len(set(dtypes)) > 1:
         raise UnsupportedModel("its weights are of several dtypes")
 
     def norm(layer_norm: Any) -> Norm:
