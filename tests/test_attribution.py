@@ -391,29 +391,6 @@ def test_on_disk_and_back(folded: TransformerBridge, data: IOIDataset, tmp_path:
         attribution.Decomposition.load(tmp_path / "made.safetensors")
 
 
-@pytest.mark.parametrize("name", BUNDLED)
-@pytest.mark.parametrize("paired", [True, False])
-def test_errors_agree_with_a_bootstrap_over_what_is_independent(name: str, paired: bool) -> None:
-    """Over pairs where prompts are paired, else over prompts; of every kind of attribution."""
-    model = load_model(name, device="cpu", verbose=False)
-    data = IOIDataset.generate(model.tokenizer, 200, paired=paired, seed=0)
-    groups = [(data.pair_ids == group).nonzero()[:, 0] for group in data.pair_ids.unique()]
-    assert len(groups) == (100 if paired else 200)
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(len(groups), (4000, len(groups)), generator=generator)
-    for ask in (head_attribution, layer_attribution, logit_lens, decompose):
-        found = ask(model, data)
-        of_group = torch.stack(
-            [found.per_prompt[..., rows].mean(dim=-1).flatten() for rows in groups]
-        )
-        means = torch.stack([of_group[draw].mean(dim=0) for draw in drawn])
-        expected, stderr = means.std(dim=0), found.stderr.flatten()
-        large = expected > 1e-4  # what does not vary has no error to speak of
-        torch.testing.assert_close(stderr[large], expected[large], atol=0, rtol=0.1)
-        unit = "100 pairs" if paired else "200 prompts"
-        assert found.error_label == f"standard error over {unit}"
-
-
 def test_labels_must_fit(data: IOIDataset) -> None:
     with pytest.raises(ValueError, match="1 labels and 12 prompts do not fit values of shape"):
         attribution.Attribution(torch.zeros(2, 12), ("a",), data.pair_ids, "END")

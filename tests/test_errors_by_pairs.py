@@ -77,6 +77,7 @@ def of_attribution(result: Attribution) -> Measured:
 
 RESULTS: dict[str, Measure] = {
     "head_attribution": lambda m, d: of_attribution(attribution.head_attribution(m, d)),
+    "layer_attribution": lambda m, d: of_attribution(attribution.layer_attribution(m, d)),
     "decompose": lambda m, d: of_attribution(attribution.decompose(m, d)),
     "logit_lens": lambda m, d: of_attribution(attribution.logit_lens(m, d)),
     "patch_sweep, effects": lambda m, d: of_sweep(patched(m, d)),
