@@ -471,6 +471,39 @@ def test_pruning_finds_the_hand_built_heads(built: TransformerBridge) -> None:
     assert circuits.faithfulness(runner, found.circuit).mean_absolute_difference().mean <= 0.2
 
 
+def test_members_that_tell_nothing_go_and_all_others_stay(built: TransformerBridge) -> None:
+    """On the hand-built model: minimality finds the senders of the edges that it was built of."""
+    data = IOIDataset.generate(built.tokenizer, 24, names=handbuilt.NAMES, templates="demo", seed=0)
+    runner = Circuits(built, data)
+    tell = {edge.sender for edge in handbuilt.edges().edges or () if edge.sender.layer >= 0}
+    # They write the same whatever the names are, or nothing, or rest (the backup).
+    idle = Circuit.of([("L0H1", "IO"), ("L0H0", "END"), ("L4H1", "END"), ("L1H3", "S2")])
+    whole = Circuit(frozenset(tell)) | idle
+    table = circuits.minimality(runner, whole, dict.fromkeys(whole, ()), progress=False)
+    for node in whole:
+        size = float(table.loc[str(node), "share"])
+        assert size > 0.01 if node in tell else size < 1e-4
+    found = circuits.make_minimal(runner, whole, most_difference=0.2, progress=False)
+    assert found.circuit.nodes == tell
+    assert set(found.gone) == idle.nodes
+    assert found.table["matters"].all() and list(found.table.index) == list(map(str, found.circuit))
+    # Where no member may go, they stay, and the table says that they do not matter.
+    kept = circuits.make_minimal(runner, whole, most_difference=-1, progress=False)
+    assert kept.circuit.nodes == whole.nodes and not kept.gone
+    assert not kept.table.loc["L0H0 at END", "matters"]
+
+
+def test_a_limit_that_the_start_breaks_gets_no_worse(built: TransformerBridge) -> None:
+    data = IOIDataset.generate(built.tokenizer, 16, names=handbuilt.NAMES, templates="demo", seed=0)
+    runner = Circuits(built, data)
+    start = Circuit.of([("L3H0", "END"), ("L3H3", "END"), ("L0H0", "END"), ("L0H0", "S2")])
+    gap = circuits.faithfulness(runner, start).mean_absolute_difference().mean
+    assert gap > 1
+    found = circuits.prune(runner, start, most_difference=0.1, progress=False)
+    assert all(step.mean_absolute_difference <= gap + 1e-4 for step in found.steps)
+    assert found.steps
+
+
 # --- random circuits ------------------------------------------------------------------------------
 
 

@@ -41,7 +41,7 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "ioi-mini": Recipe(
-        {"most_difference": 0.8, "most_nats": 0.4, "most_gap": 0.04},
+        {"most_difference": 0.8, "most_nats": 0.4, "most_gap": 0.03},
         {"most_difference": 0.9, "most_nats": 0.4, "most_gap": 0.05},
     ),
     # Here the start alone, late heads at the roles only, is 7 % off.
@@ -89,7 +89,7 @@ def find(model: TransformerBridge, progress: bool = False) -> circuits.Minimal:
     that do not matter to the mean."""
     runner = circuits.Circuits(model, half(model, 0, 120))
     recipe = RECIPES[model.ioi_name]
-    first = start(runner, recipe.pruning)
+    first = start(runner, recipe.after)
     near = circuits.prune(runner, first, **recipe.pruning, progress=progress).circuit
     more = circuits.Circuits(model, half(model, 0, 240))
     classed = with_classes(near, heads.registry(model))

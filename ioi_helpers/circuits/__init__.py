@@ -17,7 +17,7 @@ from ioi_helpers.circuits.baselines import (
     rank,
 )
 from ioi_helpers.circuits.edges import EdgeCircuits
-from ioi_helpers.circuits.known import circuit_of, naive_circuit, paper_circuit
+from ioi_helpers.circuits.known import circuit_of, naive_circuit, paper_circuit, paper_witnesses
 from ioi_helpers.circuits.run import CircuitRun, Circuits
 from ioi_helpers.circuits.scores import (
     Faithfulness,
@@ -72,6 +72,7 @@ __all__ = [
     "naive_circuit",
     "number_of_matched",
     "paper_circuit",
+    "paper_witnesses",
     "possible_edges",
     "prune",
     "random_circuits",

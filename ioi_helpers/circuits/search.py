@@ -53,6 +53,14 @@ class Limits:
     most_nats: float | None
     most_gap: float | None
 
+    def at_least(self, now: Step) -> Limits:
+        """These, but where a circuit breaks them already: there it must not get worse."""
+        return Limits(
+            max(self.most_difference, now.mean_absolute_difference),
+            None if self.most_nats is None else max(self.most_nats, now.nats),
+            None if self.most_gap is None else max(self.most_gap, abs(1 - now.ratio)),
+        )
+
     def allow(self, found: Step) -> bool:
         """Whether it is within all of them."""
         return (
@@ -96,13 +104,16 @@ def prune(
         most_difference: The largest mean absolute difference from the model that is allowed,
             logits.
         most_nats: The largest loss above the model's that is allowed.
-        most_gap: The largest distance of F(C) / F(M) from 1 that is allowed.
+        most_gap: The largest distance of F(C) / F(M) from 1 that is allowed. A limit that the
+            start breaks may be broken as much later on.
         at_most: Go on, whatever the limits, while there are more nodes than that.
         progress: Show a bar.
     """
     circuit = start if isinstance(start, Circuit) else Circuit.of(start)
     model = circuits.run_model()
-    limits = Limits(most_difference, most_nats, most_gap)
+    limits = asked = Limits(most_difference, most_nats, most_gap)
+    if len(circuit):
+        limits = asked.at_least(_step(circuits, model, circuit, next(iter(circuit))))
 
     def step(nodes: Circuit, left_out: Node) -> Step:
         return _step(circuits, model, nodes, left_out)
@@ -134,6 +145,8 @@ def prune(
                 found = possible[0]
                 gone = [found.left_out]
             circuit = circuit - gone
+            if limits.allow(found):
+                limits = asked.at_least(found)
             steps.append(found)
             bar.update(len(gone))
     return Pruning(circuit, tuple(steps))
