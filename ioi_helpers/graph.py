@@ -381,10 +381,6 @@ class Circuit:
             if node not in self.nodes and (node.layer, node.head) not in everywhere
         ]
 
-    def roles_of(self, layer: int, head: int | None) -> frozenset[str | None]:
-        """The roles at which a component is in the circuit."""
-        return frozenset(n.role for n in self.nodes if (n.layer, n.head) == (layer, head))
-
     def sorted_edges(self) -> list[Edge]:
         """The edges in a fixed order: by sender, then by receiver; none if they are not known."""
         return sorted(self.edges or (), key=_order)

@@ -175,7 +175,6 @@ def test_circuits_are_sets_of_nodes() -> None:
     assert (one & other).nodes == {Node(1, 1, "S2")}
     assert (one - other) == Circuit.of(["L0H0"]) == one - [("L1H1", "S2")]
     assert (one | other).name == "one"
-    assert other.roles_of(1, 1) == {None, "S2"}
 
 
 def chain() -> Circuit:

@@ -278,10 +278,6 @@ class EdgeCircuits:
         edges = frozenset[Edge]() if without is None else self._edges(without)
         return self._run(EdgeMask.of(self.shape, ROLES, edges, kept=False))
 
-    def run_mask(self, mask: EdgeMask) -> CircuitRun:
-        """The model with the edges of a mask kept, whose token classes are the five roles."""
-        return self._run(mask)
-
     def _edges(self, circuit: Circuit | Iterable[Edge]) -> frozenset[Edge]:
         if not isinstance(circuit, Circuit):
             circuit = Circuit.of_edges(circuit)
