@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from ioi_helpers.bundled import bundled_folder
+from notebooks.tools.execution import find_notebooks
+from notebooks.tools.stored_outputs import read
 from training import train as training
 from training.train import RECIPES, Cycle, PromptBatch, Trainer, train
 
@@ -44,6 +47,27 @@ def test_training_lowers_the_loss() -> None:
     trainer = Trainer(replace(TINY, interchange=False, guided=(), cycles=(Cycle(60, 0.02),)))
     losses = [trainer.train_step() for _ in range(60)]
     assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
+
+
+def test_every_loss_is_named_and_told() -> None:
+    """What the training code asks for is what the card and notebook 04 own up to."""
+    twice = tuple(replace(cycle, steps=4) for cycle in RECIPES["ioi-mini"].cycles)
+    trainer = Trainer(replace(TINY, cycles=twice))
+    for _ in range(trainer.steps):
+        trainer.train_step()
+    assert trainer.seen == set(training.LOSSES)
+    card = (bundled_folder("ioi-mini") / "README.md").read_text(encoding="utf-8")
+    planted, _, _ = card.partition("\nEmerged,")
+    told = re.findall(r"^- \*\*(.+?)\*\*", planted, re.MULTILINE)
+    by_dropout = ["Several name movers"]  # asked for by no loss
+    assert sorted(told) == sorted([*filter(None, training.LOSSES.values()), *by_dropout])
+    (path,) = find_notebooks(["04"])
+    text = " ".join(cell.source for cell in read(path).cells)
+    for name in ("repeated words", "repeat read-out", "guidance"):
+        assert training.LOSSES[name].lower() in text.lower(), f"notebook 04 is silent about {name}"
+    plain = Trainer(replace(RECIPES["ioi-plain"], layers=2, heads=2, width=16, documents=8), 2)
+    plain.train_step()
+    assert plain.seen == {"language"}
 
 
 def test_train_writes_a_bootable_folder(tmp_path: Path) -> None:

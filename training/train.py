@@ -4,9 +4,11 @@
 the same time, on *interchange interventions* (Geiger et al. 2022, interchange intervention
 training), because a small model left alone learns a shortcut around S2:
 
-0. four early heads are shown where to look on random repeated words (previous token, the word's
-   earlier copy, the word after that copy), strongly at first and weakly to the end, because with
-   so large a vocabulary and such narrow heads they are slow to form;
+0. early heads learn from random repeated words: four are shown where to look (previous token, the
+   word's earlier copy, the word after that copy), strongly at first and weakly to the end, because
+   with so large a vocabulary and such narrow heads they are slow to form; a linear read-out after
+   block ``bit_block`` asks at every word whether it has stood there before; and in the second cycle
+   these words are also predicted, as a third of the plain text's documents are;
 1. a linear read-out of the order (ABBA or BABA) on the residual stream at S2, after block
    ``bit_block``, puts the bit there;
 2. the whole residual stream at S2, from that block on, is exchanged with another prompt's, and the
@@ -19,9 +21,9 @@ training), because a small model left alone learns a shortcut around S2:
 5. the logit difference is held near log(0.97 / 0.03), the optimum of an answer that is S in 3 % of
    the cases, which heads that attend sharply to IO otherwise overshoot by far.
 
-What each step planted is measured, not assumed: see :mod:`training.card` and the models'
-cards. Training can be interrupted and resumed; the same seed gives the same weights to the last bit
-on one machine and thread count.
+Each loss has a name in :data:`LOSSES`. What training planted is measured, not assumed: see
+:mod:`training.card` and the models' cards. Training can be interrupted and resumed; the same seed
+gives the same weights to the last bit on one machine and thread count.
 """
 
 from __future__ import annotations
@@ -45,6 +47,18 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 from ioi_helpers.bundled import bundled_folder
 from training.corpus import S_ANSWER_RATE, Corpus, Document, Prompt
 from training.vocabulary import save_tokenizer
+
+LOSSES: dict[str, str] = {
+    "language": "",
+    "repeated words": "Repeated words, as text to predict",
+    "repeat read-out": "Whether a word has stood here before",
+    "guidance": "Where four early heads look on repeated random words",
+    "answer": "A logit difference not far from log(0.97 / 0.03) = 3.5",
+    "order read-out": "The ABBA/BABA bit at S2",
+    "exchange at S2": "That S2's bit decides the answer",
+    "exchange at END": "That names are fetched after block 3",
+}
+"""What training asks for, and what a card says that it planted (nothing: the text's own words)."""
 
 BUILD = Path(__file__).resolve().parents[1] / "build"
 CONTEXT = 256
@@ -324,6 +338,7 @@ class Trainer:
             parameters, lr=1e-3, weight_decay=0.01, betas=(0.9, 0.98)
         )
         self.step = 0
+        self.seen: set[str] = set()  # which of LOSSES were asked for so far
         self.readout_loss = 1.0
         self.use_from: int | None = None  # the step from which the bit is asked to be used
 
@@ -354,25 +369,25 @@ class Trainer:
         losses = F.cross_entropy(logits, ids[:, 1:][where], reduction="none")
         return (losses * weights[where]).sum() / weights.sum()
 
-    def _repeats_loss(self) -> Tensor:
-        """What is asked of early heads on repeated words: the read-out and the guidance."""
+    def _repeats_losses(self) -> dict[str, Tensor]:
+        """What is asked on repeated words: to predict them, the read-out and the guidance."""
         cycle, at = self._cycle()
         long = cycle.long_repeats and self.rng.random() < 0.5
         pool = self.long_repeats if long else self.repeats
         documents: list[Document] = self._window(pool, self.recipe.repeats // (4 if long else 1))
         ids = pad([d.ids for d in documents]).long()
-        loss = torch.zeros(())
+        losses: dict[str, Tensor] = {}
         if cycle.long_repeats:
             hidden = self.model.transformer(ids).last_hidden_state
-            loss = self._next_word_loss(documents, ids, hidden)
+            losses["repeated words"] = self._next_word_loss(documents, ids, hidden)
         else:
             self.early(ids)
         share = at / (cycle.steps * self.recipe.guided_share)
         guidance = max(0.1, min(1.0, 2 - 2 * share))
-        loss = loss + 0.25 * self._repeat_readout_loss(documents, ids)
+        losses["repeat read-out"] = 0.25 * self._repeat_readout_loss(documents, ids)
         if self.recipe.guided:
-            loss = loss + 0.5 * guidance * self._guidance_loss(documents, ids)
-        return loss
+            losses["guidance"] = 0.5 * guidance * self._guidance_loss(documents, ids)
+        return losses
 
     def _cycle(self) -> tuple[Cycle, int]:
         """The cycle that the next step belongs to, and the steps made in it."""
@@ -424,7 +439,7 @@ class Trainer:
             self.model.transformer(batch.ids).last_hidden_state[rows, batch.end]
         )
 
-    def _interchange_loss(self) -> Tensor:
+    def _interchange_losses(self) -> dict[str, Tensor]:
         size = self.recipe.prompts
         batch = PromptBatch.of(self._window(self.prompts, size))
         half = size // 2
@@ -451,9 +466,11 @@ class Trainer:
         self.readout_loss = 0.97 * self.readout_loss + 0.03 * readout.item()
         if self.use_from is None and self.readout_loss < 0.1:
             self.use_from = self.step
-        return (
-            losses[:half].mean() + weight * losses[half:].mean() + (1.0 if using else 2.0) * readout
-        )
+        return {
+            "answer": losses[:half].mean(),
+            f"exchange at {kind}": weight * losses[half:].mean(),
+            "order read-out": (1.0 if using else 2.0) * readout,
+        }
 
     # The loop ----------------------------------------------------------------------------------
 
@@ -468,9 +485,11 @@ class Trainer:
             group["lr"] = rate
         self.model.train()
         self.hooks.dropping = self.use_from is not None and self.step > self.use_from + 300
-        loss = self._language_loss()
+        losses = {"language": self._language_loss()}
         if r.interchange:
-            loss = loss + self._interchange_loss() + self._repeats_loss()
+            losses |= self._interchange_losses() | self._repeats_losses()
+        self.seen |= set(losses)
+        loss = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
