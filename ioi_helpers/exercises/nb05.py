@@ -18,7 +18,7 @@ from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.exercises.forms import Heads, Refused
 from ioi_helpers.exercises.measure import Head, error, head_writes, hooked, putting, strongest
 from ioi_helpers.exercises.registry import Context, exercise
-from ioi_helpers.exercises.verdicts import Key, head_set, number, pick
+from ioi_helpers.exercises.verdicts import Key, array, head_set, number, pick
 from ioi_helpers.names import head_name
 
 LEAST_RISE = 0.02  # logits, in exercise 05.3
@@ -194,6 +194,7 @@ def _by_pattern(ctx: Context) -> Key:
     names = [f"blocks.{layer}.attn.hook_pattern", f"blocks.{layer}.attn.hook_v"]
     directions = attribution.logit_diff_directions(model, many)
     rows = torch.arange(len(many), device=many.tokens.device)
+    places = [many.positions[role].to(rows.device) for role in ("IO", "S1", "S2")]
 
     def run() -> tuple[Tensor, Tensor]:
         """Pattern [batch query key] and values [batch key d_head] of the head."""
@@ -204,51 +205,55 @@ def _by_pattern(ctx: Context) -> Key:
     with ablate(model, (head_name(*_top(ctx)), "END"), "zero", data=many):
         new_pattern, new_v = run()
 
+    def split(by_key: Float[Tensor, "batch key"]) -> Float[Tensor, "place batch"]:
+        """From IO, S1, S2, and from all other tokens together."""
+        named = torch.stack([by_key[rows, at] for at in places])
+        return torch.cat([named, (by_key.sum(-1) - named.sum(0))[None]])
+
     def written(
         weights: Tensor, values: Tensor, scale: Any = effects.scale, role: str = "END"
-    ) -> Float[Tensor, " batch"]:
+    ) -> Float[Tensor, " place"]:
         at = weights[rows, many.positions[role].to(rows.device)]
-        z = torch.einsum("bk,bkd->bd", at, values)
-        return (z @ model.W_O[layer, head] * directions).sum(-1) / scale
+        worth = torch.einsum("bkm,bm->bk", values @ model.W_O[layer, head], directions)
+        parts.append(split(at * worth / torch.as_tensor(scale).reshape(-1, 1)))
+        return parts[-1].mean(-1)
 
+    parts: list[Float[Tensor, "place batch"]] = []
     change = new_pattern - pattern
+    at_end = change[rows, many.positions["END"].to(rows.device)]
     by_pattern = written(change, v)
-    return number(
-        by_pattern.mean(),
-        relative=1e-3,  # what the values add may be little
+    return array(
+        by_pattern,
+        ("from IO, S1, S2 and all others",),
+        relative=5e-3,  # what the values add may be little
         absolute=5e-5,
-        error=error(by_pattern, many),
+        error=max(error(part, many) for part in parts[0]),
         unit="logits",
         mistakes={
-            "taking the head's whole change; keep the clean values": total,
             "changing the values, with the clean pattern; take the pattern": written(
                 pattern, new_v - v
-            ).mean(),
+            ),
             "changing the values, with the ablated pattern; take the pattern": written(
                 new_pattern, new_v - v
-            ).mean(),
-            "taking the ablated run's values; keep the clean ones": written(change, new_v).mean(),
+            ),
+            "taking the ablated run's values; keep the clean ones": written(change, new_v),
             "taking what the head would write, not the change. Take away what it writes in the "
-            "clean run": written(new_pattern, v).mean(),
-            "taking what the head writes in the clean run": written(pattern, v).mean(),
+            "clean run": written(new_pattern, v),
+            "taking what the head writes in the clean run": written(pattern, v),
             "taking what the head writes in the ablated run, with both changed": written(
                 new_pattern, new_v
-            ).mean(),
-            "leaving out the final LayerNorm. Divide by the clean scale": written(
-                change, v, 1.0
-            ).mean(),
+            ),
+            "leaving out the final LayerNorm. Divide by the clean scale": written(change, v, 1.0),
             "dividing by the ablated run's scale, not by the clean one": written(
                 change, v, effects.ablated_scale
-            ).mean(),
+            ),
             "reading the pattern's row of S2; the answer is written at END": written(
                 change, v, role="S2"
-            ).mean(),
-            "taking the head's change at the ablated run's scale": (
-                effects.ablated_attribution - effects.attribution
-            )[layer, head].mean(),
+            ),
+            "taking the change of attention, not what it brings": split(at_end).mean(-1),
         },
-        hint="Subtract the patterns in END's row, then weight the clean values.",
-        right=f"The whole change of {head_name(layer, head)} is {total:z.3f} logits.",
+        hint="Subtract the patterns in END's row, then weight what each token's value is worth.",
+        right=f"In all {float(by_pattern.sum()):z.3f}, of a whole change of {total:z.3f} logits.",
     )
 
 

@@ -31,9 +31,12 @@ with ablation.ablate(model, (top, "END"), how="zero", data=many):
     (c[wanted[0]][rows, r_head, end], c[wanted[1]][:, :, r_head])
     for c in (clean_cache, ablated_cache)
 )
+towards = attribution.logit_diff_directions(model, many)[:, None]
+def split(by_key):
+    named = [by_key[rows, many.positions[role]] for role in ("IO", "S1", "S2")]
+    return torch.stack([*named, by_key.sum(-1) - sum(named)]).mean(-1)
 def writes(p, v, scale=effects.scale[:, None]):
-    out = torch.einsum("bk,bkd->bd", p, v) @ model.blocks[r_layer].attn.W_O[r_head] / scale
-    return (out * attribution.logit_diff_directions(model, many)).sum(-1)
+    return split(p * (v @ model.W_O[r_layer, r_head] * towards).sum(-1) / scale)
 """
 
 MEANS = """\
@@ -90,8 +93,8 @@ RIGHT = {
         "backup_heads = [n for n, v in zip(names, rise) if fits(v)]",
     ],
     "05.4": [
-        RESPONDER + "due_to_pattern = (writes(p1, v0) - writes(p0, v0)).mean()",
-        RESPONDER + "due_to_pattern = writes(p1 - p0, v0).mean().item()",
+        RESPONDER + "due_to_pattern = writes(p1, v0) - writes(p0, v0)",
+        RESPONDER + "due_to_pattern = writes(p1 - p0, v0).tolist()",
     ],
     "05.5": [
         MEANS + "left = left_with(grouped(z_end, 'template and order')).item()",
@@ -137,13 +140,13 @@ WRONG = {
         "backup_heads = [f'L{n_layers - 1}H{i}' for i in range(n_heads)]": r"do not belong|no such head|logits|write less",
     },
     "05.4": {
-        RESPONDER + "due_to_pattern = writes(p1, v0).mean()": r"not the change",
-        RESPONDER + "due_to_pattern = -writes(p1 - p0, v0).mean()": r"sign",
-        RESPONDER + "due_to_pattern = writes(p1 - p0, v0, 1).mean()": r"LayerNorm",
-        RESPONDER + "due_to_pattern = writes(p1 - p0, v0)": r"single number",
-        RESPONDER + "due_to_pattern = writes(p0, v0).mean()": r"in the clean run",
-        RESPONDER + "due_to_pattern = writes(p1, v1).mean()": r"both changed",
-        "due_to_pattern = estimates[most[0]].mean": r"whole change",
+        RESPONDER + "due_to_pattern = writes(p1, v0)": r"not the change",
+        RESPONDER + "due_to_pattern = -writes(p1 - p0, v0)": r"sign",
+        RESPONDER + "due_to_pattern = writes(p1 - p0, v0, 1)": r"LayerNorm",
+        RESPONDER + "due_to_pattern = split(p1 - p0)": r"change of attention",
+        RESPONDER + "due_to_pattern = writes(p0, v0)": r"in the clean run",
+        RESPONDER + "due_to_pattern = writes(p1, v1)": r"both changed",
+        "due_to_pattern = estimates[most[0]].mean": r"not a single|four|shape",
     },
     "05.5": {
         MEANS + "left = left_with(0.0)": r"zero ablation",
