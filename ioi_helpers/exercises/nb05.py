@@ -224,7 +224,7 @@ def _by_pattern(ctx: Context) -> Key:
     by_pattern = written(change, v)
     return array(
         by_pattern,
-        ("from IO, S1, S2 and all others",),
+        ("place",),
         relative=5e-3,  # what the values add may be little
         absolute=5e-5,
         error=max(error(part, many) for part in parts[0]),
