@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ioi_helpers import attribution, metrics
+from ioi_helpers import attribution, lrqp, metrics, probing, runs
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.exercises.registry import Context
 
@@ -81,3 +82,52 @@ def error(values: Float[Tensor, " batch"], data: IOIDataset) -> float:
 def correlation(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> float:
     """Pearson's, NaN where one of the two does not vary."""
     return float(torch.corrcoef(torch.stack([x.double().cpu(), y.double().cpu()]))[0, 1])
+
+
+OTHER = {"ABBA": "BABA", "BABA": "ABBA"}
+
+
+def opposites(orders: Sequence[str]) -> list[str]:
+    """The order that each prompt does not have."""
+    return [OTHER[order] for order in orders]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Training and test activations at S2 and a point, and what was fitted on the former."""
+
+    x: Float[Tensor, "train d_model"]
+    x0: Float[Tensor, "test d_model"]
+    probe: probing.Probe
+    covariance: probing.Covariance
+
+
+def place(ctx: Context, point: str) -> Place:
+    """Of the `train` and `test` at hand, which have orders."""
+
+    def compute() -> Place:
+        x = runs.activations_at(ctx.model, ctx.train, "S2", point)
+        return Place(
+            x,
+            runs.activations_at(ctx.model, ctx.test, "S2", point),
+            probing.fit_probe(x, ctx.train.orders),
+            probing.fit_covariance(x),
+        )
+
+    return ctx.once(f"place {point}", compute)
+
+
+def counterfactual(ctx: Context, point: str) -> Float[Tensor, "test d_model"]:
+    """The activations that LRQP's counterfactual puts in there, as in notebooks 07 and 08."""
+
+    def compute() -> Tensor:
+        at, true = place(ctx, point), ctx.test.orders
+        return lrqp.intervene(at.x0, at.probe, opposites(true), at.covariance, true=true).x
+
+    return ctx.once(f"counterfactual {point}", compute)
+
+
+def normal(probe: probing.Probe, target: int) -> tuple[Tensor, Tensor]:
+    """a and the difference of the biases, of a two-class probe, towards one class."""
+    other = 1 - target
+    return probe.weights[target] - probe.weights[other], probe.bias[target] - probe.bias[other]

@@ -8,7 +8,6 @@ orders) and `point`, the point at S2 that the notebook chose; 07.4 is given its 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,62 +16,19 @@ from torch import Tensor
 
 from ioi_helpers import lrqp, metrics, probing, runs
 from ioi_helpers.edits import attention_edit, edited, residual_edit
-from ioi_helpers.exercises.measure import hooked, putting
+from ioi_helpers.exercises.measure import (
+    counterfactual,
+    hooked,
+    normal,
+    opposites,
+    place,
+    putting,
+)
 from ioi_helpers.exercises.registry import Context, exercise
 from ioi_helpers.exercises.verdicts import Key, array, number
 
-OTHER = {"ABBA": "BABA", "BABA": "ABBA"}
 LOG_ALPHA = 10.0  # nats, in exercise 07.2
-WEAK = 0.1  # the C of exercise 07.6
 SHARE = (0.0, 1.0, "A share lies between 0 and 1: divide by the number of prompts.")
-
-
-# --- what the checks measure ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Training and test activations at S2, and what was fitted on the former."""
-
-    x: Float[Tensor, "train d_model"]
-    x0: Float[Tensor, "test d_model"]
-    probe: probing.Probe
-    covariance: probing.Covariance
-
-
-def _place(ctx: Context, point: str) -> _Place:
-    def compute() -> _Place:
-        x = runs.activations_at(ctx.model, ctx.train, "S2", point)
-        return _Place(
-            x,
-            runs.activations_at(ctx.model, ctx.test, "S2", point),
-            probing.fit_probe(x, ctx.train.orders),
-            probing.fit_covariance(x),
-        )
-
-    return ctx.once(f"place {point}", compute)
-
-
-def _opposite(ctx: Context) -> list[str]:
-    return [OTHER[order] for order in ctx.test.orders]
-
-
-def _counterfactual(ctx: Context, point: str) -> Float[Tensor, "test d_model"]:
-    """The activations that the counterfactual intervention puts in, as the notebook makes them."""
-
-    def compute() -> Tensor:
-        at = _place(ctx, point)
-        return lrqp.intervene(
-            at.x0, at.probe, _opposite(ctx), at.covariance, true=ctx.test.orders
-        ).x
-
-    return ctx.once(f"counterfactual {point}", compute)
-
-
-def _normal(probe: probing.Probe, target: int) -> tuple[Tensor, Tensor]:
-    """a and the difference of the biases, of a two-class probe, towards one class."""
-    other = 1 - target
-    return probe.weights[target] - probe.weights[other], probe.bias[target] - probe.bias[other]
 
 
 # --- 07.1 What a move costs -----------------------------------------------------------------------
@@ -81,7 +37,7 @@ def _normal(probe: probing.Probe, target: int) -> tuple[Tensor, Tensor]:
 @exercise("07.1")
 def _what_a_move_costs(ctx: Context) -> Key:
     probe, covariance, start, log_alpha = ctx.toy
-    a, bias = _normal(probe, probe.classes.index("B"))
+    a, bias = normal(probe, probe.classes.index("B"))
     sigma = covariance.matrix
     lacks = log_alpha - bias - a @ start
     spread = (a @ sigma @ a).sqrt()
@@ -125,7 +81,7 @@ def _what_a_move_costs(ctx: Context) -> Key:
 
 @exercise("07.2")
 def _closed_form(ctx: Context) -> Key:
-    at, targets = _place(ctx, ctx.point), _opposite(ctx)
+    at, targets = place(ctx, ctx.point), opposites(ctx.test.orders)
     codes = at.probe.codes(targets, len(at.x0)).to(at.probe.weights.device)
     a = at.probe.weights[codes] - at.probe.weights[1 - codes]
     offset = at.probe.bias[codes] - at.probe.bias[1 - codes]
@@ -160,7 +116,7 @@ def _closed_form(ctx: Context) -> Key:
             "giving each prompt the order that it has already (the control), not the other one": (
                 solved(list(ctx.test.orders))
             ),
-            "taking the default alpha, not log alpha = 10 on every prompt": _counterfactual(
+            "taking the default alpha, not log alpha = 10 on every prompt": counterfactual(
                 ctx, ctx.point
             ),
             "putting in alpha = 10. The task asks for *log* alpha = 10": solved(
@@ -199,7 +155,7 @@ def _hook_by_hand(ctx: Context) -> Key:
     model, test = ctx.model, ctx.test
     block, _ = runs.parse_point(ctx.point)
     point = f"L{block}.pre"
-    new = _counterfactual(ctx, point)
+    new = counterfactual(ctx, point)
 
     def each(
         point: str = point, role: str | Tensor = "S2", values: Tensor = new
@@ -235,7 +191,7 @@ def _hook_by_hand(ctx: Context) -> Key:
             "stream": each(f"L{block}.post").mean(),
             "reading the last column of the logits, which is padding in most rows; read END": last,
             "putting in each prompt's activation as it was": each(
-                values=_place(ctx, point).x0
+                values=place(ctx, point).x0
             ).mean(),
             "taking the change from the clean run, not the mean logit difference itself": truth
             - clean,
@@ -256,7 +212,7 @@ def _hook_by_hand(ctx: Context) -> Key:
 @exercise("07.4")
 def _by_attention_alone(ctx: Context) -> Key:
     model, test = ctx.model, ctx.test
-    injected = residual_edit(test, "S2", ctx.point, _counterfactual(ctx, ctx.point))
+    injected = residual_edit(test, "S2", ctx.point, counterfactual(ctx, ctx.point))
 
     def share(edits: list[Any]) -> float:
         return float((runs.logit_diffs(model, test, edits) < 0).double().mean())
@@ -290,81 +246,10 @@ def _by_attention_alone(ctx: Context) -> Key:
     )
 
 
-# --- 07.5 The price of the straight way -----------------------------------------------------------
+# --- 07.5 Three classes without a solver ----------------------------------------------------------
 
 
 @exercise("07.5")
-def _straight_way(ctx: Context) -> Key:
-    at = _place(ctx, ctx.point)
-    a, _ = _normal(at.probe, 1)
-    slope = at.covariance.matrix @ a
-    inner, straight = a @ slope, at.covariance.length(a[None])[0]
-    ratio = inner.sqrt() * straight / (a @ a)
-    return number(
-        ratio,
-        relative=1e-3,
-        mistakes={
-            "dividing the other way round; the straight way's length by LRQP's is at least 1": 1
-            / ratio,
-            "dividing the costs, which are squares: take the root": ratio**2,
-            "dividing Euclidean lengths, in which the straight way is shorter. Measure both with "
-            "the covariance": inner / (slope.norm() * a.norm()),
-            "dividing Euclidean lengths (and the wrong way round). Measure both with the covariance"
-            "": slope.norm() * a.norm() / inner,
-            "dividing the length of the vector a by that of Sigma a. Scale both first, so that "
-            "they change the log odds by the same amount": straight / inner.sqrt(),
-        },
-        hint="Scale both moves to the same change of the log odds, then measure both with the "
-        "covariance.",
-        right="By the Cauchy-Schwarz inequality it can never be below 1.",
-    )
-
-
-# --- 07.6 A timid probe ---------------------------------------------------------------------------
-
-
-@exercise("07.6")
-def _timid_probe(ctx: Context) -> Key:
-    at = _place(ctx, ctx.point)
-
-    def moves(C: float = WEAK, *, control: bool = True, train: bool = False) -> float:
-        probe = probing.fit_probe(at.x, ctx.train.orders, C=C)
-        data, values = (ctx.train, at.x) if train else (ctx.test, at.x0)
-        goal = data.orders if control else [OTHER[order] for order in data.orders]
-        found = lrqp.intervene(values, probe, goal, at.covariance, true=data.orders)
-        return float(found.moved.double().mean())
-
-    truth = moves()
-    return number(
-        truth,
-        absolute=1e-3,
-        relative=1e-3,
-        between=SHARE,
-        # Where a prompt's log odds are almost 10, it depends on the optimiser whether it moves.
-        close=(
-            1.5 / len(ctx.test),
-            "Within one prompt, whose log odds must be almost exactly 10.",
-        ),
-        mistakes={
-            "counting the prompts that are left where they are": 1 - truth,
-            "taking C = 1, the probe that you had already. Fit a new one with C = 0.1": moves(1.0),
-            "moving to the counterfactual, or with a much more timid probe. The control's target "
-            "is the order that the prompt has; the probe has C = 0.1 and is fitted on `x`": (
-                moves(control=False)
-            ),
-            "counting the training prompts, not those of `test`": moves(train=True),
-            "taking C = 10; a small C means a strong penalty": moves(10.0),
-        },
-        hint="A prompt moves if `solution.moved` says so: its constraint was not met from the "
-        "start.",
-        right="These prompts move although nothing about them was to change.",
-    )
-
-
-# --- 07.7 Three classes without a solver ----------------------------------------------------------
-
-
-@exercise("07.7")
 def _three_classes(ctx: Context) -> Key:
     probe, covariance, starts, log_alpha = ctx.trio
     target = probe.classes.index("C")

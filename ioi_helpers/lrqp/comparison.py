@@ -51,10 +51,11 @@ def compare(
 
     Returns:
         One intervention a row: ``logit_diff`` and ``stderr`` (logits, of the clean answers),
-        ``flipped`` and ``flipped_stderr`` (share of prompts that prefer S), ``norm`` (mean
-        Euclidean length of the move), ``length`` (mean Mahalanobis length, infinite where it leaves
-        the range of the covariance), ``belief`` (share of rows for which the probe says the
-        target), ``kl_here`` (mean change of the prediction at the role itself, nats) and
+        ``flipped`` and ``flipped_stderr`` (share of prompts that prefer S), ``flipped_`` and a
+        class (the same of its prompts alone: where classes disagree their mean says little),
+        ``norm`` (mean Euclidean length of the move), ``length`` (mean Mahalanobis length, infinite
+        where it leaves the range of the covariance), ``belief`` (share of rows for which the probe
+        says the target), ``kl_here`` (mean change of the prediction at the role itself, nats) and
         ``kl_after`` (at all tokens after it and before END, nats). Errors are over pairs, NaN for a
         single one.
 
@@ -104,6 +105,7 @@ def compare(
             "stderr": stderr,
             "flipped": flipped,
             "flipped_stderr": flipped_stderr,
+            **{f"flipped_{label}": _share_of(diffs, true, label) for label in dict.fromkeys(true)},
             "norm": move.norm(dim=-1).mean().item(),
         }
         if ruler is not None:
@@ -115,6 +117,11 @@ def compare(
         row["kl_after"] = kl.cpu()[between].mean().item() if bool(between.any()) else 0.0
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _share_of(diffs: Float[Tensor, " batch"], true: Sequence[Any], label: Any) -> float:
+    """The share of one class' prompts that prefer S."""
+    return (diffs[[one == label for one in true]] < 0).double().mean().item()
 
 
 def _over_pairs(values: Float[Tensor, " batch"], data: IOIDataset) -> tuple[float, float]:

@@ -24,14 +24,6 @@ def patterns(chosen, on):
     return [attention_edit(test, "END", h, p) for h, p in found.items()]
 injected = edits["counterfactual"]
 """
-PRICE = """
-normal = probe.weights[1] - probe.weights[0]
-sigma_normal = covariance.matrix @ normal
-inverse_normal = torch.linalg.solve(covariance.matrix, normal)
-"""
-TIMID = """
-timid = probing.fit_probe(x, train.orders, C=0.1)
-"""
 TRIO = """
 sigma3 = trio_covariance.matrix
 gram = normals @ sigma3 @ normals.T
@@ -87,33 +79,6 @@ RIGHT = {
         "share = sum(value < 0 for value in run.tolist()) / len(test)",
     ],
     "07.5": [
-        PRICE + "ratio = ((normal @ inverse_normal) * (normal @ sigma_normal)).sqrt() "
-        "/ (normal @ normal)",
-        "one = lrqp.intervene(x0, probe, opposite, covariance, log_alpha=30.0)\n"
-        "flat = torch.eye(x0.shape[1], dtype=torch.float64)\n"
-        "two = lrqp.intervene(x0, probe, opposite, flat, log_alpha=30.0)\n"
-        "ratio = covariance.length(two.move).mean() / one.length.mean()",
-        PRICE + "straight = normal / (normal @ normal)\n"
-        "cheap = sigma_normal / (normal @ sigma_normal)\n"
-        "white = covariance.whitener\n"
-        "ratio = ((white @ straight).norm() / (white @ cheap).norm()).item()",
-    ],
-    "07.6": [
-        TIMID + "logits = timid.logits(x0)\n"
-        "truth = timid.codes(test.orders, len(test)).to(logits.device)[:, None]\n"
-        "odds = logits.gather(1, truth) - logits.gather(1, 1 - truth)\n"
-        "share = (odds < 10).double().mean()",
-        TIMID + "found = lrqp.intervene(x0, timid, test.orders, covariance, true=test.orders)\n"
-        "share = int((found.move.norm(dim=1) > 0).sum()) / len(test)",
-        TIMID + "found = lrqp.intervene(x0, timid, test.orders, covariance, true=test.orders)\n"
-        "share = found.active.any(dim=1).double().mean().item()",
-        # scikit-learn itself, whose optimum is less exact: a prompt may fall on the other side.
-        "from sklearn.linear_model import LogisticRegression\n"
-        "loose = LogisticRegression(C=0.1, max_iter=5000).fit(x.cpu().numpy(), train.orders)\n"
-        "found = lrqp.intervene(x0, loose, test.orders, covariance, true=test.orders)\n"
-        "share = found.moved.double().mean()",
-    ],
-    "07.7": [
         "ends = lrqp.intervene(\n"
         "    trio_starts, trio_probe, 'C', trio_covariance, log_alpha=trio_log_alpha\n"
         ").x",
@@ -219,31 +184,6 @@ WRONG = {
         "patterns(movers[:1], [injected])))": r"all of `movers`",
     },
     "07.5": {
-        PRICE + "ratio = (normal @ normal) / "
-        "((normal @ inverse_normal) * (normal @ sigma_normal)).sqrt()": r"other way round",
-        PRICE + "ratio = (normal @ inverse_normal) * (normal @ sigma_normal) "
-        "/ (normal @ normal) ** 2": r"take the root",
-        PRICE
-        + "ratio = (normal @ sigma_normal) / (sigma_normal.norm() * normal.norm())": r"Euclidean",
-        PRICE + "lengths = covariance.length(torch.stack([normal, sigma_normal]))\n"
-        "ratio = lengths[0] / lengths[1]": r"Scale both",
-        "ratio = a_real": r"single number",
-    },
-    "07.6": {
-        TIMID + "found = lrqp.intervene(x0, timid, test.orders, covariance, "
-        "true=test.orders)\n"
-        "share = 1 - found.moved.double().mean()": r"left where they are",
-        TIMID + "found = lrqp.intervene(x0, timid, test.orders, covariance, "
-        "true=test.orders)\n"
-        "share = found.moved.sum()": r"between 0 and 1",
-        TIMID
-        + "share = lrqp.intervene(x0, timid, test.orders, covariance).moved": r"single number",
-        "share = lrqp.intervene(x0, probe, test.orders, covariance, "
-        "true=test.orders).moved.double().mean()": r"C = 1",
-        TIMID + "share = lrqp.intervene(x0, timid, opposite, covariance, "
-        "true=test.orders).moved.double().mean()": r"counterfactual",
-    },
-    "07.7": {
         TRIO + "mu = r.clamp(min=0) / gram.diagonal()\n"
         "ends = trio_starts + mu @ normals @ sigma3": r"one by one",
         TRIO + "alone = r.clamp(min=0) / gram.diagonal()\n"
