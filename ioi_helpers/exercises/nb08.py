@@ -186,7 +186,7 @@ def _placebo_error(ctx: Context) -> Key:
     )
 
 
-# --- 08.5 Two halves of DAS -----------------------------------------------------------------------
+# --- 08.5 Two halves of a move --------------------------------------------------------------------
 
 
 @exercise("08.5")
@@ -195,33 +195,36 @@ def _two_halves(ctx: Context) -> Key:
     v = ctx.das.basis[:, 0].double().to(x0.device)
     natural = runs.activations_at(ctx.model, ctx.test.swap_order(), "S2", ctx.point).double()
     unit = _apart(ctx) / _apart(ctx).norm()
-    part = v - (v @ unit) * unit
-    rest = part / part.norm()
+    moves = ((natural - x0) @ v)[:, None] * v
+    along = (moves @ unit)[:, None] * unit
+    rest = moves - along
+    other = v - (v @ unit) * unit
+    other = other / other.norm()
 
-    def along(direction: Float[Tensor, " d_model"], size: float = 1.0) -> Tensor:
-        step = ((natural - x0) @ direction)[:, None] * direction
-        return _after(ctx, x0 + size * step).mean()
+    def moved(by: Float[Tensor, "test d_model"]) -> Tensor:
+        return _after(ctx, x0 + by).mean()
 
-    truth, untouched = along(rest), clean(ctx, "test").mean()
+    truth, untouched = moved(rest), clean(ctx, "test").mean()
     return number(
         truth,
         relative=2e-3,
         absolute=2e-3,
         unit="logits",
         mistakes={
-            "interchanging along the difference of the means, the other half": along(unit),
-            "interchanging along the whole of DAS": along(v),
-            "taking a rest that is not of unit length. Divide it by its norm": along(part),
-            "adding the coordinate of the other prompt to what is there, not putting it in its "
-            "place": _after(ctx, x0 + (natural @ rest)[:, None] * rest).mean(),
-            "turning the step's sign": along(rest, -1.0),
-            "interchanging everything *but* the rest": _after(
-                ctx, natural + ((x0 - natural) @ rest)[:, None] * rest
-            ).mean(),
+            "adding the part along the difference of the means, the other half": moved(along),
+            "adding the whole move of DAS": moved(moves),
+            "interchanging along the rest of v, which is not the rest of its move. Split the move "
+            "that DAS makes": moved(((natural - x0) @ other)[:, None] * other),
+            "turning the sign of the rest": moved(-rest),
+            "adding all that is natural but the part along the means. Split the move that DAS "
+            "makes": moved(natural - x0 - ((natural - x0) @ unit)[:, None] * unit),
+            "projecting on a vector that is not of unit length": moved(
+                moves - (moves @ _apart(ctx))[:, None] * _apart(ctx)
+            ),
             "changing nothing": untouched,
             "taking the change from the clean run, not the mean logit difference itself": truth
             - untouched,
         },
-        hint="The rest is v - (v.u) u, scaled to unit length; then swap that one coordinate.",
+        hint="The move of a row is ((natural - x0).v) v; the rest is that minus its part along u.",
         right="Set it beside `along the means` and `DAS` in the table.",
     )

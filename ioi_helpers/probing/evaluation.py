@@ -34,6 +34,7 @@ from ioi_helpers.runs import (
     residual_points,
 )
 
+LEAST_DEALINGS = 39  # of random labels, for a band that holds chance with 95 %
 HELD_OUT: tuple[str, ...] = ("prompt", "names", "template")
 """What may be shared by no training and no test row, by default."""
 
@@ -244,7 +245,11 @@ class ProbeScore:
             over the number of classes, whatever the class balance.
         majority: Share right for always saying the commonest class of the training rows.
         control: Accuracy of the same probe on random labels, one for each prompt. At chance unless
-            something leaks.
+            something leaks. Its error, like that of the accuracy, is over the coarsest groups:
+            near chance it is some 30 % too small, because folds share training rows (Bengio and
+            Grandvalet 2004, "No unbiased estimator of the variance of K-fold cross-validation").
+            Judge an accuracy near chance by :attr:`chance`.
+        dealings: The accuracy on each dealing of random labels.
         control_majority: The majority baseline on the random labels.
         train_accuracy: On the rows it was fitted to, mean over folds.
         loss: Mean negative log probability of the right class on held-out rows, in nats (a class
@@ -258,12 +263,33 @@ class ProbeScore:
     balanced_accuracy: float
     majority: float
     control: Estimate
+    dealings: tuple[float, ...]
     control_majority: float
     train_accuracy: float
     loss: float
     counts: dict[Any, int]
     predicted: tuple[Any, ...]
     dropped: float
+
+    @property
+    def chance(self) -> tuple[float, float]:
+        """Between what accuracies it lies 19 times in 20 if nothing is known: a permutation band.
+
+        Were the labels as good as random, their accuracy would take any rank among those of n
+        dealings equally often. So with k = 0.025 (n + 1) it lies between the k-th lowest and the
+        k-th highest with a probability of 95 %: lowest to highest of 39 dealings.
+
+        Raises:
+            ValueError: Fewer than 39 dealings.
+        """
+        n = len(self.dealings)
+        if n < LEAST_DEALINGS:
+            raise ValueError(
+                f"{n} dealings of random labels make no band of 95 %; ask for n_controls="
+                f"{LEAST_DEALINGS} or more."
+            )
+        k, ordered = int(0.025 * (n + 1)), sorted(self.dealings)
+        return ordered[k - 1], ordered[-k]
 
     @property
     def selectivity(self) -> float:
@@ -306,6 +332,7 @@ def evaluate_probe(
     splits: Sequence[Split] | None = None,
     hold_out: Sequence[str] | None = None,
     n_controls: int = 3,
+    deal_by: Int[Tensor, " batch"] | None = None,
     C: float = 1.0,
     standardize: bool = False,
     class_weight: str | None = None,
@@ -323,7 +350,11 @@ def evaluate_probe(
         n_folds: Cross-validation folds, where ``splits`` is not given.
         splits: Splits of your own.
         hold_out: Which groupings to hold out; by default all.
-        n_controls: Times to repeat the control task, with other random labels.
+        n_controls: Times to repeat the control task, with other random labels; from 39 on the
+            score has a band for :attr:`~ProbeScore.chance`.
+        deal_by: Numbers of what random labels are dealt to as one, within which the real label is
+            the same: ``data.pair_ids``, where the prompts of a pair have the label in common. By
+            default the prompt.
         C, standardize, class_weight: Of :func:`fit_probe`.
         seed: Of folds and random labels.
 
@@ -349,7 +380,15 @@ def evaluate_probe(
     settings = {"C": C, "standardize": standardize, "class_weight": class_weight}
     real = _score(values, codes, made, settings)
     rng = np.random.default_rng(seed)
-    prompt_of = next(iter(groups.values())).cpu().numpy()
+    prompt_of = (next(iter(groups.values())) if deal_by is None else deal_by).cpu().numpy()
+    alike = set(zip(prompt_of.tolist(), codes.tolist(), strict=False))
+    if deal_by is not None and not len(alike) == len(set(prompt_of)) <= len(prompt_of) == len(
+        values
+    ):
+        raise ValueError(
+            "deal_by must number all rows so that rows of one number have one label; leave it out "
+            "to deal labels to prompts."
+        )
     controls = [
         _score(values, _random_labels(codes, prompt_of, rng), made, settings)
         for _ in range(n_controls)
@@ -367,6 +406,7 @@ def evaluate_probe(
         balanced_accuracy=float(np.mean([part.mean() for part in recall if len(part)])),
         majority=float(real.majority[tested].mean()),
         control=mean_and_stderr(torch.as_tensor(control), clusters),
+        dealings=tuple(float(np.nanmean(one.correct)) for one in controls),
         control_majority=float(np.mean([one.majority[tested].mean() for one in controls])),
         train_accuracy=real.train_accuracy,
         loss=float(real.loss[tested].mean()),
@@ -452,7 +492,9 @@ def probe_table(
 
     Returns:
         One role and point a row: ``role``, ``point``, ``accuracy``, ``stderr``, ``balanced``,
-        ``majority``, ``control``, ``control_stderr``, ``train``, ``loss`` (nats).
+        ``majority``, ``control``, ``control_stderr``, ``chance_low`` and ``chance_high``
+        (:attr:`ProbeScore.chance`; NaN below 39 controls), ``train``, ``loss`` (nats). Random
+        labels are dealt to pairs where the two prompts of each have the label in common.
 
     Raises:
         ValueError: As for :func:`evaluate_probe`.
@@ -460,6 +502,9 @@ def probe_table(
     require_data(model, data)
     labels = labels_of(data, variable) if isinstance(variable, str) else list(variable)
     points = residual_points(model) if points is None else list(points)
+    numbers = data.pair_ids.tolist()
+    in_common = len(set(zip(numbers, labels, strict=True))) == len(set(numbers))
+    pairs = data.pair_ids if in_common else None
     rows = []
     for role in roles:
         grouped = groups(data, role)
@@ -467,8 +512,9 @@ def probe_table(
         for point, values in progress_bar(f"probes at {role}", at.items(), show=progress):
             score = evaluate_probe(
                 values, labels, grouped, n_folds=n_folds, hold_out=hold_out,
-                n_controls=n_controls, C=C, standardize=standardize, seed=seed,
+                n_controls=n_controls, deal_by=pairs, C=C, standardize=standardize, seed=seed,
             )  # fmt: skip
+            low, high = score.chance if n_controls >= LEAST_DEALINGS else (np.nan, np.nan)
             rows.append(
                 {
                     "role": role,
@@ -479,6 +525,8 @@ def probe_table(
                     "majority": score.majority,
                     "control": score.control.mean,
                     "control_stderr": score.control.stderr,
+                    "chance_low": low,
+                    "chance_high": high,
                     "train": score.train_accuracy,
                     "loss": score.loss,
                 }

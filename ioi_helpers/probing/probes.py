@@ -157,7 +157,9 @@ def fit_probe(
         raise ValueError(f"C must be a positive number, not {C!r}.")
     # Newton's method reaches the optimum, so that results do not depend on where an optimiser
     # happened to stop; its Hessian has (K d_model) squared entries.
-    width = values.shape[1] * (len(classes) if len(classes) > 2 else 1)
+    # With fewer rows than dimensions the weights lie in the rows' span: there the problem is small.
+    narrow = len(values) < values.shape[1]
+    width = min(values.shape) * (len(classes) if len(classes) > 2 else 1)
     newton = width <= 2048
     classifier = LogisticRegression(
         C=C,
@@ -168,7 +170,9 @@ def fit_probe(
     )
     # Subtracting the mean changes nothing but the (unpenalised) intercept, and makes the problem
     # well conditioned where activations are far from zero.
-    estimator = make_pipeline(StandardScaler(with_std=standardize), classifier)
+    steps = [StandardScaler(with_std=standardize)]
+    steps += [PCA(svd_solver="full")] if narrow else []
+    estimator = make_pipeline(*steps, classifier)
     estimator.fit(values.cpu().numpy(), codes)
     weights, bias, _ = _unfold(estimator)
     return Probe(

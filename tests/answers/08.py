@@ -9,13 +9,10 @@ TIMID = """
 timid = probing.fit_probe(x, train.orders, C=0.1)
 """
 HALF = """
-rest = v.to(u) - (v.to(u) @ u) * u
-rest = rest / rest.norm()
+moves = ((natural - x0) @ v)[:, None] * v
+along = (moves @ u)[:, None] * u
 def after(new):
     return runs.logit_diffs(model, test, [residual_edit(test, "S2", place, new)]).mean()
-def swapped(basis):
-    move = lrqp.InterchangeActivation(basis[:, None])
-    return move(x0, true=test.orders, target=opposite, counterfactual=natural)
 """
 TEN = """
 def placebo(seed, ruler=None):
@@ -66,11 +63,13 @@ RIGHT = {
         TEN + "placebo_error = metrics.mean_and_stderr(each.mean(dim=1)).stderr",
     ],
     "08.5": [
-        HALF + "of_the_rest = after(swapped(rest))",
-        HALF + "basis = torch.linalg.qr(torch.stack([u, v.to(u)], dim=1)).Q[:, 1]\n"
-        "of_the_rest = after(swapped(basis)).item()",
-        HALF + "new = x0 - (x0 @ rest).outer(rest) + (natural @ rest).outer(rest)\n"
-        "of_the_rest = after(new)",
+        HALF + "of_the_rest = after(x0 + moves - along)",
+        HALF
+        + "all_of_it = das(x0, true=test.orders, target=opposite, counterfactual=natural) - x0\n"
+        "flat_u = torch.eye(len(u)).to(u) - u.outer(u)\n"
+        "of_the_rest = after(x0 + all_of_it.double() @ flat_u).item()",
+        HALF + "basis = torch.linalg.qr(torch.stack([u, v], dim=1)).Q[:, 1]\n"
+        "of_the_rest = after(x0 + (moves @ basis).outer(basis))",
     ],
 }
 
@@ -122,14 +121,14 @@ WRONG = {
         TEN + "placebo_error = each.mean(dim=1)": r"single number",
     },
     "08.5": {
-        HALF + "of_the_rest = after(swapped(u))": r"other half",
-        HALF + "of_the_rest = after(swapped(v.to(u)))": r"whole of DAS",
-        HALF + "part = v.to(u) - (v.to(u) @ u) * u\n"
-        "of_the_rest = after(x0 + ((natural - x0) @ part).outer(part))": r"unit length",
-        HALF + "of_the_rest = after(x0 + (natural @ rest).outer(rest))": r"adding",
-        HALF + "of_the_rest = after(x0 - ((natural - x0) @ rest).outer(rest))": r"sign",
-        "of_the_rest = clean.mean()": r"changing nothing",
-        HALF + "of_the_rest = after(swapped(rest)) - clean.mean()": r"change from the clean run",
-        HALF + "of_the_rest = swapped(rest)": r"single number",
+        HALF + "of_the_rest = after(x0 + along)": r"other half",
+        HALF + "of_the_rest = after(x0 + moves)": r"whole move",
+        HALF + "w = v - (v @ u) * u\nw = w / w.norm()\n"
+        "of_the_rest = after(x0 + ((natural - x0) @ w).outer(w))": r"rest of v",
+        HALF + "of_the_rest = after(x0 - moves + along)": r"sign",
+        "of_the_rest = clean.mean()": r"changing nothing|rest of v",
+        HALF
+        + "of_the_rest = after(x0 + moves - along) - clean.mean()": r"change from the clean run",
+        HALF + "of_the_rest = moves - along": r"single number",
     },
 }
