@@ -201,6 +201,19 @@ def test_edits_that_do_not_fit_are_refused(tiny: TransformerBridge, data: IOIDat
     for positions in (data.positions["S2"] - 40, data.lengths):
         with pytest.raises(ValueError, match="Prompt 0 has no position"):
             residual_edit(data, positions, "L1.mid", new)
+    with pytest.raises(ValueError, match="a tensor or a function .* not a ndarray"):
+        residual_edit(data, "S2", "L1.mid", new.numpy())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="hold NaN or infinity"):
+        residual_edit(data, "S2", "L1.mid", new * torch.nan)
+    whole = residual_edit(data, "S2", "L1.mid", new)
+    for part, on, match in (
+        (data[:4], [whole], "made for 12 prompts, but there are 4"),
+        (data, whole, "as a list"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            runs.logit_diffs(tiny, part, on)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=match):
+            logit_diffs_and_kl(tiny, part, {"on": on})  # type: ignore[dict-item]
     with pytest.raises(ValueError, match="12 prompts, but positions of shape"):
         residual_edit(data, data.positions["S2"][:5], "L1.mid", new)
     with pytest.raises(ValueError, match="'S3' is not a role"):

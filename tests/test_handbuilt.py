@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers import metrics
+from ioi_helpers import lrqp, metrics, probing, runs
 from ioi_helpers.attribution import head_attribution
 from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.edits import residual_edit
 from ioi_helpers.models import handbuilt
 
 
@@ -232,3 +233,24 @@ def test_through_an_mlp_it_does_the_same(tmp_path: Path) -> None:
     assert_all_close(
         metrics.logit_diff(without, data, per_prompt=True), handbuilt.expected_logit_diff(order=0.0)
     )
+
+
+def test_an_injected_belief_turns_the_negative_name_mover_too(
+    built: TransformerBridge, data: IOIDataset
+) -> None:
+    """Its order bit turned at S2, the model is of two minds: identity alone still says who S is.
+
+    All heads that copy then look at both names alike, the negative one with them, and write for
+    neither.
+    """
+    x0 = runs.activations_at(built, data, "S2", "L2.pre")
+    probe, covariance = probing.fit_probe(x0, data.orders), probing.fit_covariance(x0)
+    opposite = ["BABA" if order == "ABBA" else "ABBA" for order in data.orders]
+    moved = lrqp.intervene(x0, probe, opposite, covariance, true=data.orders).x
+    edit = residual_edit(data, "S2", "L2.pre", moved)
+    pairs = [("END", "IO"), ("END", "S1")]
+    clean, turned = (runs.attention_of_pairs(built, data, pairs, on) for on in ([], [edit]))
+    for head in ("L3H0", "L3H2", "L3H3"):
+        before, after = clean[head_numbers(head)], turned[head_numbers(head)]
+        assert (before[0] - before[1]).min() > 0.9
+        assert (after[0] - after[1]).max() < 0.2, head

@@ -305,10 +305,44 @@ def test_bad_input_is_refused_in_a_sentence() -> None:
         "There is no solver 'simplex' here; use 'exact' or one of": lambda: call(solver="simplex"),
         "'exact' takes no eps_abs": lambda: call(eps_abs=1e-9),
         "negative eigenvalue": lambda: lrqp.intervene(x0, probe, 1, -covariance),
+        "A covariance is needed": lambda: lrqp.intervene(x0, probe, 1, None),
+        "No classes were given": lambda: lrqp.intervene(x0, probe, None, covariance),
+        "alpha is a number, not the text '10'": lambda: call(alpha="10"),  # type: ignore[arg-type]
+        "for a very large one give log_alpha": lambda: call(alpha=10**400),
+        "these are complex": lambda: lrqp.intervene(x0 + 1j, probe, 1, covariance),
         "LogisticRegression|two classes": lambda: lrqp.intervene(x0, one_class, 1, covariance),
     }.items():
         with pytest.raises(ValueError, match=match):
             attempt()
+
+
+def test_baselines_refuse_what_does_not_fit() -> None:
+    values = torch.randn(8, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    true, target = ["A", "B"] * 4, ["B", "A"] * 4
+    steering = lrqp.MeanDifferenceSteering.fit(values, true)
+    leace = lrqp.LeaceErasure.fit(values, true)
+    told: dict[str, Any] = {"true": true, "target": target}
+    for match, attempt in {
+        "nowhere to steer to": lambda: lrqp.MeanDifferenceSteering.fit(values, ["A"] * 8),
+        "'X' is not a class .* 'A', 'B'": lambda: steering(values, true=true, target=["X"] * 8),
+        "5 activations, but true has 8 rows": lambda: steering(values[:5], **told),
+        "on 6 dimensions, but the activations have 4": lambda: steering(values[:, :4], **told),
+        "have 4; take both": lambda: leace(values[:, :4]),
+        "counterfactual has 3 rows": lambda: lrqp.InterchangeActivation()(
+            values, **told, counterfactual=values[:3]
+        ),
+        "6 dimensions, but the moves 4": lambda: probing.fit_covariance(values).length(
+            values[:, :4]
+        ),
+    }.items():
+        with pytest.raises(ValueError, match=match):
+            attempt()
+
+
+def test_das_wants_both_orders(built: TransformerBridge) -> None:
+    data = IOIDataset.generate(built.tokenizer, 4, order="ABBA", names=NAMES, seed=1)
+    with pytest.raises(ValueError, match="All prompts are ABBA"):
+        lrqp.fit_das(built, data, "S2", "L2.pre", epochs=1)
 
 
 # --- alpha, classes, devices --------------------------------------------------------------------

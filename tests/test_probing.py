@@ -20,12 +20,13 @@ from sklearn.svm import LinearSVC
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers import probing
+from ioi_helpers import load_model, probing
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.models import handbuilt
 from tests import random_models
 
 NAMES = handbuilt.NAMES
+WIDTH = 8  # of noise: fits are quick, and how often a band holds does not depend on it
 
 
 @pytest.fixture(scope="module")
@@ -372,6 +373,68 @@ def test_a_probe_of_noise_scores_at_chance_within_its_error() -> None:
         outside += abs(score.accuracy.mean - 0.5) > 2 * score.accuracy.stderr
         assert score.train_accuracy > 0.6  # it learns its training rows by heart all the same
     assert outside <= 2
+
+
+def test_the_band_for_chance_is_the_range_of_its_dealings() -> None:
+    values, labels = clouds(120, 4, gap=0.0)
+    score = probing.evaluate_probe(values, labels, alone(120), n_folds=3, n_controls=49)
+    assert len(score.dealings) == 49
+    assert score.chance == (min(score.dealings), max(score.dealings))
+    more = probing.evaluate_probe(values, labels, alone(120), n_folds=3, n_controls=99)
+    assert more.dealings[:49] == score.dealings
+    assert more.chance == (sorted(more.dealings)[1], sorted(more.dealings)[-2])
+    few = probing.evaluate_probe(values, labels, alone(120), n_folds=3)
+    with pytest.raises(ValueError, match=r"3 dealings .* n_controls=49"):
+        few.chance  # noqa: B018
+
+
+def test_random_labels_are_dealt_to_pairs(data: IOIDataset) -> None:
+    """Where pairs share the label and nearly the activation, prompts are not exchangeable."""
+    twins = torch.randn(120, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values = twins.repeat_interleave(2, dim=0)
+    settings: dict[str, Any] = {"n_folds": 4, "hold_out": ("template",), "n_controls": 49}
+    groups = probing.groups(data, "S2")
+    by_pair = probing.evaluate_probe(values, data.orders, groups, deal_by=data.pair_ids, **settings)
+    by_prompt = probing.evaluate_probe(values, data.orders, groups, **settings)
+    assert np.std(by_pair.dealings) > 1.2 * np.std(by_prompt.dealings)
+    with pytest.raises(ValueError, match=r"deal_by .* one label"):
+        probing.evaluate_probe(
+            values, data.orders, groups, deal_by=torch.zeros(240, dtype=torch.long), **settings
+        )
+
+
+def test_fewer_rows_than_dimensions_give_the_same_probe() -> None:
+    values, labels = clouds(40, 60, gap=1.0)
+    found = probing.fit_probe(values, labels)
+    wanted = LogisticRegression(tol=1e-10, max_iter=10_000).fit(values.numpy(), labels)
+    odds = found.logits(values).diff(dim=1)[:, 0].numpy()
+    np.testing.assert_allclose(odds, wanted.decision_function(values.numpy()), atol=1e-3)
+
+
+@pytest.mark.slow
+def test_on_pure_noise_the_band_of_notebook_06_holds_the_accuracy() -> None:
+    """2,000 times noise in place of activations, with the notebook's prompts, folds and dealings.
+
+    Nine dealings are tried first: what lies between them lies between all 49.
+    """
+    tokenizer = load_model("ioi-mini", verbose=False).tokenizer
+    data = IOIDataset.generate(tokenizer, 300, prefixes="bundled", seed=1)
+    groups = probing.groups(data, "S2")
+    noise = np.random.default_rng(0)
+
+    def held(values: Tensor, n_controls: int) -> bool:
+        score = probing.evaluate_probe(
+            values, data.orders, groups, n_folds=4, n_controls=n_controls,
+            deal_by=data.pair_ids,
+        )  # fmt: skip
+        dealings = score.dealings if n_controls < 49 else score.chance
+        return min(dealings) <= score.accuracy.mean <= max(dealings)
+
+    inside = 0
+    for _ in range(2000):
+        values = torch.as_tensor(noise.normal(size=(300, WIDTH)))
+        inside += held(values, 9) or held(values, 49)
+    assert 0.94 < inside / 2000 < 0.98, inside / 2000
 
 
 def test_unequal_classes_show_in_the_baselines() -> None:

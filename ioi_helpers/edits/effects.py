@@ -18,6 +18,7 @@ from ioi_helpers.runs import (
     Edit,
     refuse_too_long,
     require_data,
+    require_edits_for,
     run_rows_in_batches,
 )
 
@@ -79,6 +80,8 @@ def logit_diffs_and_kl(
         ValueError: As :func:`ioi_helpers.runs.logit_diffs`.
     """
     require_data(model, data)
+    for of_run in edits.values():
+        require_edits_for(of_run, len(data))
     width = data.tokens.shape[1]
 
     def read(part: IOIDataset, rows: Int[Tensor, " rows"]) -> dict[tuple[str, str], Tensor]:

@@ -32,6 +32,13 @@ def edited_positions(
     """
     require_dataset(data)
     positions = role_positions(data, role)
+    if not isinstance(new, Tensor) and not callable(new):
+        raise ValueError(
+            f"New {what} are a tensor or a function of what is there, not a {type(new).__name__}; "
+            "torch.as_tensor makes one."
+        )
+    if isinstance(new, Tensor) and not bool(torch.isfinite(new).all()):
+        raise ValueError(f"The new {what} hold NaN or infinity.")
     if isinstance(new, Tensor) and (new.ndim != 2 or len(new) != len(data)):
         raise ValueError(
             f"There are {len(data)} prompts, but new {what} of shape {tuple(new.shape)}; give "

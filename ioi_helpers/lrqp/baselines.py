@@ -44,6 +44,8 @@ class MeanDifferenceSteering(Intervention):
         """Means of training activations by class."""
         values = require_activations(activations)
         codes, classes = encode_labels(labels, len(values))
+        if len(classes) < 2:
+            raise ValueError(f"All labels are {classes[0]!r}; there is nowhere to steer to.")
         index = torch.as_tensor(codes, device=values.device)
         means = [values[index == code].mean(dim=0) for code in range(len(classes))]
         return cls(torch.stack(means), classes, strength)
@@ -51,7 +53,13 @@ class MeanDifferenceSteering(Intervention):
     def moved(self, rows: Rows) -> Float[Tensor, "batch d_model"]:
         true, target = rows.classes()
         number = {label: code for code, label in enumerate(self.classes)}
-        start = to_float64(rows.x0)
+        unknown = next((label for label in [*true, *target] if label not in number), None)
+        if unknown is not None:
+            raise ValueError(
+                f"{unknown!r} is not a class that the means were taken of; these are "
+                f"{', '.join(map(repr, self.classes))}."
+            )
+        start = _of_width(rows.x0, self.means.shape[1])
         means = self.means.to(start)
         steer = (
             means[[number[label] for label in target]] - means[[number[label] for label in true]]
@@ -119,7 +127,7 @@ class LeaceErasure(Intervention):
 
     def moved(self, rows: Rows) -> Float[Tensor, "batch d_model"]:
         eraser = self.eraser
-        start = to_float64(rows.x0)
+        start = _of_width(rows.x0, eraser.proj_left.shape[0])
         there = type(eraser)(
             *(part.to(start) for part in (eraser.proj_left, eraser.proj_right, eraser.bias))
         )
@@ -180,6 +188,15 @@ class RandomDirection(Intervention):
         directions = (draws / draws.norm(dim=-1, keepdim=True)).to(goal.device)
         length = ((goal - start) @ covariance.whitener.T).norm(dim=-1)
         return start + ((length[:, None] * directions) @ covariance.factor.T)
+
+
+def _of_width(x0: Tensor, width: int) -> Float[Tensor, "batch d_model"]:
+    if x0.shape[-1] != width:
+        raise ValueError(
+            f"The intervention was fitted on {width} dimensions, but the activations have "
+            f"{x0.shape[-1]}; take both at the same kind of place."
+        )
+    return to_float64(x0)
 
 
 def _to_source(base: Tensor, source: Tensor) -> Tensor:

@@ -66,8 +66,8 @@ def fit_das(
         epochs, batch_size, lr, seed: Of the training.
 
     Raises:
-        ValueError: Another number of source prompts, an unknown role or point, a model in training
-            mode.
+        ValueError: Prompts of one order only, another number of source prompts, an unknown role or
+            point, a model in training mode.
     """
     parse_point(point)
     require_data(model, data)
@@ -77,6 +77,11 @@ def fit_das(
     if len(source) != len(data):
         raise ValueError(
             f"There are {len(data)} prompts but {len(source)} sources; give one for each."
+        )
+    if len(set(data.orders) | set(source.orders)) < 2:
+        raise ValueError(
+            f"All prompts are {data.orders[0]}; only prompts of both orders can teach which "
+            "direction carries the order."
         )
     at, source_at = role_positions(data, role).cpu(), role_positions(source, role).cpu()
     targets = [int(a != b) for a, b in zip(data.orders, source.orders, strict=True)]

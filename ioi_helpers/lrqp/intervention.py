@@ -121,8 +121,14 @@ def _log_alpha(
 ) -> Float[Tensor, " batch"]:
     if alpha is not None and log_alpha is not None:
         raise ValueError("Give either alpha or log_alpha, not both.")
+    for name, given in (("alpha", alpha), ("log_alpha", log_alpha)):
+        if isinstance(given, str | bytes):
+            raise ValueError(f"{name} is a number, not the text {given!r}.")
     if alpha is not None:
-        ratio = torch.as_tensor(alpha, dtype=torch.float64)
+        try:
+            ratio = torch.as_tensor(alpha, dtype=torch.float64)
+        except OverflowError:
+            ratio = torch.tensor(torch.inf, dtype=torch.float64)
         if not bool(((ratio > 0) & torch.isfinite(ratio)).all()):
             raise ValueError(
                 "alpha is a ratio of probabilities and must be positive and finite; for a very "
@@ -189,6 +195,13 @@ class Intervention(ABC):
         target: Sequence[Any] | None = None,
         counterfactual: Float[Tensor, "batch d_model"] | None = None,
     ) -> Float[Tensor, "batch d_model"]:
+        given = {"true": true, "target": target, "counterfactual": counterfactual}
+        for name, rows in given.items():
+            if rows is not None and len(rows) != len(x0):
+                raise ValueError(
+                    f"There are {len(x0)} activations, but {name} has {len(rows)} rows; give one "
+                    "for each."
+                )
         return self.moved(Rows(x0, true, target, counterfactual))
 
     @abstractmethod

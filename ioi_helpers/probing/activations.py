@@ -90,4 +90,6 @@ def require_matrix(activations: Any) -> Float[Tensor, "batch d_model"]:
             f"Activations must be [batch, d_model], not of shape {tuple(values.shape)}; take them "
             "at one role and one point."
         )
+    if values.is_complex():
+        raise ValueError("Activations are real numbers, and these are complex.")
     return to_float64(values)

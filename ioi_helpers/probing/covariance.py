@@ -77,6 +77,11 @@ class Covariance:
         Infinite for a move that leaves the range of a singular covariance: no activation does.
         """
         moves = moves.to(self.matrix)
+        if moves.shape[-1] != len(self.matrix):
+            raise ValueError(
+                f"The covariance has {len(self.matrix)} dimensions, but the moves "
+                f"{moves.shape[-1]}; take both at the same kind of place."
+            )
         _, vectors = self._eigen
         outside = moves - (moves @ vectors) @ vectors.T
         left = outside.norm(dim=-1) > 1e-4 * moves.norm(dim=-1)
@@ -159,6 +164,8 @@ def as_covariance(covariance: Any, d_model: int, device: torch.device | str = "c
     Raises:
         ValueError: It is of another width, not symmetric, not finite, or has a negative eigenvalue.
     """
+    if covariance is None:
+        raise ValueError("A covariance is needed; estimate it with fit_covariance.")
     if isinstance(covariance, Covariance):
         found = covariance
     else:

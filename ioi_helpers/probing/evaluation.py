@@ -34,7 +34,7 @@ from ioi_helpers.runs import (
     residual_points,
 )
 
-LEAST_DEALINGS = 39  # of random labels, for a band that holds chance with 95 %
+LEAST_DEALINGS = 49  # of random labels, for a band that holds chance with 96 %
 HELD_OUT: tuple[str, ...] = ("prompt", "names", "template")
 """What may be shared by no training and no test row, by default."""
 
@@ -273,22 +273,22 @@ class ProbeScore:
 
     @property
     def chance(self) -> tuple[float, float]:
-        """Between what accuracies it lies 19 times in 20 if nothing is known: a permutation band.
+        """Between what accuracies it lies 24 times in 25 if nothing is known: a permutation band.
 
         Were the labels as good as random, their accuracy would take any rank among those of n
-        dealings equally often. So with k = 0.025 (n + 1) it lies between the k-th lowest and the
-        k-th highest with a probability of 95 %: lowest to highest of 39 dealings.
+        dealings equally often. So with k = 0.02 (n + 1) it lies between the k-th lowest and the
+        k-th highest with a probability of 96 %: lowest to highest of 49 dealings.
 
         Raises:
-            ValueError: Fewer than 39 dealings.
+            ValueError: Fewer than 49 dealings.
         """
         n = len(self.dealings)
         if n < LEAST_DEALINGS:
             raise ValueError(
-                f"{n} dealings of random labels make no band of 95 %; ask for n_controls="
+                f"{n} dealings of random labels make no band of 96 %; ask for n_controls="
                 f"{LEAST_DEALINGS} or more."
             )
-        k, ordered = int(0.025 * (n + 1)), sorted(self.dealings)
+        k, ordered = int(0.02 * (n + 1) + 1e-9), sorted(self.dealings)
         return ordered[k - 1], ordered[-k]
 
     @property
@@ -350,7 +350,7 @@ def evaluate_probe(
         n_folds: Cross-validation folds, where ``splits`` is not given.
         splits: Splits of your own.
         hold_out: Which groupings to hold out; by default all.
-        n_controls: Times to repeat the control task, with other random labels; from 39 on the
+        n_controls: Times to repeat the control task, with other random labels; from 49 on the
             score has a band for :attr:`~ProbeScore.chance`.
         deal_by: Numbers of what random labels are dealt to as one, within which the real label is
             the same: ``data.pair_ids``, where the prompts of a pair have the label in common. By
@@ -493,7 +493,7 @@ def probe_table(
     Returns:
         One role and point a row: ``role``, ``point``, ``accuracy``, ``stderr``, ``balanced``,
         ``majority``, ``control``, ``control_stderr``, ``chance_low`` and ``chance_high``
-        (:attr:`ProbeScore.chance`; NaN below 39 controls), ``train``, ``loss`` (nats). Random
+        (:attr:`ProbeScore.chance`; NaN below 49 controls), ``train``, ``loss`` (nats). Random
         labels are dealt to pairs where the two prompts of each have the label in common.
 
     Raises:

@@ -83,6 +83,8 @@ class Probe:
             ValueError: A label that is no class of this probe, or another number of them than n.
         """
         values = labels
+        if values is None:
+            raise ValueError("No classes were given; name one for each row, or one for all.")
         if isinstance(values, Tensor | np.ndarray):
             values = values.tolist()
         if isinstance(values, str | int | float) or np.isscalar(values):
@@ -153,7 +155,7 @@ def fit_probe(
             f"All {len(values)} labels are {classes[0]!r}; a probe needs at least two classes to "
             "tell apart."
         )
-    if not C > 0 or math.isinf(C):
+    if isinstance(C, str) or not C > 0 or math.isinf(C):
         raise ValueError(f"C must be a positive number, not {C!r}.")
     # Newton's method reaches the optimum, so that results do not depend on where an optimiser
     # happened to stop; its Hessian has (K d_model) squared entries.

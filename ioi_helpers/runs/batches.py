@@ -51,6 +51,24 @@ def hooks_of(model: TransformerBridge, edits: Sequence[Edit]) -> list[Hook]:
     ]
 
 
+def require_edits_for(edits: Any, n: int) -> Sequence[Edit]:
+    """Refuse what is no list of edits, and an edit that was made for other prompts.
+
+    A shorter edit would miss rows, and a longer one would put into row i what was meant for
+    another prompt.
+    """
+    if not isinstance(edits, Sequence):
+        raise ValueError("Edits are given as a list: [edit], also where there is one.")
+    for one in edits:
+        made_for = getattr(one, "positions", None)
+        if made_for is not None and len(made_for) != n:
+            raise ValueError(
+                f"The edit was made for {len(made_for)} prompts, but there are {n}; make it for "
+                "the same prompts."
+            )
+    return edits
+
+
 Read = TypeVar("Read", Tensor, dict[Any, Tensor])
 Item = TypeVar("Item")
 
@@ -196,6 +214,7 @@ def run_rows_in_batches(
         dim: The axis of the prompts in what ``read`` returns.
         what: What the bar counts.
     """
+    edits = require_edits_for(edits, len(data))
     upto = data.lengths - 1 if upto is None else upto
     at_once = prompts_at_once(model, int(upto.max()) + 1, memory, kept=kept, logits=logits)
     parts: list[Any] = []
