@@ -146,7 +146,7 @@ WRONG = {
         RESPONDER + "due_to_pattern = split(p1 - p0)": r"change of attention",
         RESPONDER + "due_to_pattern = writes(p0, v0)": r"in the clean run",
         RESPONDER + "due_to_pattern = writes(p1, v1)": r"both changed",
-        "due_to_pattern = estimates[most[0]].mean": r"one for each is asked",
+        "due_to_pattern = estimates[most[0]].mean": r"one for each",
     },
     "05.5": {
         MEANS + "left = left_with(0.0)": r"zero ablation",
