@@ -9,24 +9,25 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ioi_helpers import circuits, heads, metrics, runs
-from ioi_helpers.dataset import IOIDataset
-from ioi_helpers.edits import attention_edit
+from ioi_helpers.dataset import ROLES, IOIDataset
+from ioi_helpers.edits import AttentionEdit, attention_edit
 from ioi_helpers.exercises.forms import Numbers, Pick, Refused, single_number
 from ioi_helpers.exercises.measure import Change, correlation, error, hooked
 from ioi_helpers.exercises.registry import Context, exercise
 from ioi_helpers.exercises.verdicts import Key, number, pick
+from ioi_helpers.graph import Shape
 from ioi_helpers.stimuli import NAMES
 
-BOTH = "template and order"
+BOTH: Final = "template and order"
 FRESH, FRESH_SEED = 200, 1107  # prompts on which exercise 11.5 tries an attack
 LEAST_POINTS = 0.25  # how many more prompts an attack must flip than its control
 MOST_ERRORS = 3.0  # standard errors by which a claimed share may be off
@@ -41,44 +42,50 @@ def _diffs(ctx: Context, data: str) -> Float[Tensor, " batch"]:
 
 EXTRA_S = "[B] had a good day."
 DIRECTIONS = {
-    "up": r"up|higher|rises?|increases?|more|\+",
-    "down": r"down|lower|falls?|decreases?|less|-",
-    "no change": r"no change|none|nothing|same|unchanged|no|0|zero",
+    "up": r"\b(up|higher|rises?|rising|increases?d?|more)\b|^\+$",
+    "down": r"\b(down|lower|falls?|falling|decreases?d?|drops?|less)\b|^-$",
 }
+NO_CHANGE = r"\b(no|none|nothing|same|zero|neither|not)\b|unchanged|^0$"
 
 
 def _direction(answer: Any) -> str:
+    if isinstance(answer, (list, tuple)) and len(answer) == 1:
+        answer = answer[0]
     if not isinstance(answer, str):
         raise Refused('Answer with one of the words "up", "down" or "no change".')
-    said = answer.strip().lower().rstrip(".")
-    for direction, words in DIRECTIONS.items():
-        if re.fullmatch(words, said):
-            return direction
-    if "salient" in said or "attention" in said:
+    said = answer.strip().lower()
+    if "salien" in said:
         raise Refused(
             "That S is more salient is a reason, and one that neither story gives; measure, and "
             'answer "up", "down" or "no change".'
         )
-    raise Refused(f'{answer!r} is none of "up", "down" and "no change".')
+    if re.search(NO_CHANGE, said):
+        return "no change"
+    found = [direction for direction, words in DIRECTIONS.items() if re.search(words, said)]
+    if len(found) != 1:
+        raise Refused(f'{answer!r} is none of "up", "down" and "no change".')
+    return found[0]
 
 
 @exercise("11.1")
 def _one_more_s(ctx: Context) -> Key:
     many: IOIDataset = ctx.many
-    with_s = hooked(ctx.model, many.insert(EXTRA_S), {})
-    change = with_s - hooked(ctx.model, many.insert(EXTRA_S.replace("[B]", "[C]")), {})
+    with_s = hooked(ctx.model, many.insert(EXTRA_S), {}).cpu()
+    change = with_s - hooked(ctx.model, many.insert(EXTRA_S.replace("[B]", "[C]")), {}).cpu()
     found = metrics.mean_and_stderr(change, clusters=many.pair_ids)
     none = abs(found.mean) <= 2 * found.stderr
     truth = "no change" if none else "up" if found.mean > 0 else "down"
     measured = f"Measured: {found} logits, against the control"
+    loose = metrics.mean_and_stderr(with_s - _diffs(ctx, "many"), clusters=many.pair_ids)
+    against = f"(Against the prompts without any sentence, which is no control: {loose}.)"
     rules: dict[str, Callable[[str], bool]] = {
         f"{measured}: zero lies within two errors. That S is more salient tells the circuit "
-        "nothing new: it is repeated already.": lambda said: none and said == "down",
-        f"{measured}: zero lies within two errors, so a rise is not shown.": lambda said: (
+        f"nothing new: it is repeated already. {against}": lambda said: none and said == "down",
+        f"{measured}: zero lies within two errors, so no rise is shown. {against}": lambda said: (
             none and said == "up"
         ),
         f"{measured}: zero does not lie within two errors, so it is a change, whatever the "
-        "stories say.": lambda said: not none and said == "no change",
+        f"stories say. {against}": lambda said: not none and said == "no change",
         "It is the other way round; subtract the control from the variant.": lambda said: not none,
     }
     surprise = "as both stories say" if none else "which neither story says: put it on your list"
@@ -108,11 +115,23 @@ def _under_attack(ctx: Context) -> Key:
         return float(_circuits(ctx, data, **how).run(ctx.circuit).logit_diff.mean())
 
     still = _circuits(ctx)
+    first = torch.tensor([order == "ABBA" for order in attack.orders])
+    outside = ctx.circuit.outside(Shape.of(ctx.model), ROLES)
+    # Which names the ABC prompts have is a matter of chance, and another draw is as right.
+    others = {
+        "Right, with means over another draw of ABC prompts.": run(reference=attack.abc(seed=1)),
+        "Right: the control's ABC prompts are of the same kind as the attack's.": run(
+            reference=ctx.control.abc()
+        ),
+    }
+    spread = max(abs(value - float(left.mean())) for value in others.values())
     return number(
         left.mean(),
         relative=0.0,
         absolute=1e-3,  # a faithful circuit and the model lie close together
         unit="logits",
+        also=others,
+        close=(2 * spread, "Right, up to which ABC prompts the means are over."),
         mistakes={
             "running the whole model, not the circuit": model.mean(),
             "comparing accuracies only: the share of prompts with IO above S. Give the mean logit "
@@ -129,6 +148,16 @@ def _under_attack(ctx: Context) -> Key:
             "`attack.abc()`": _quietly(lambda: run(reference=attack)),
             "ablating by zero, not by the mean": run(how="zero"),
             "resampling in place of taking means": run(how="resample"),
+            "ablating at the roles only; what stands at other positions is outside as well": (
+                still.run_model(without=outside).logit_diff.mean()
+            ),
+            "running the heads that have a head class on record, which are no circuit": (
+                still.run(heads.circuit(ctx.model)).logit_diff.mean()
+                if heads.registry(ctx.model)
+                else None
+            ),
+            "taking ABBA only; both orders are asked for": left[first].mean(),
+            "taking BABA only; both orders are asked for": left[~first].mean(),
             "taking one mean for all prompts. Take it by template and order": run(group="all"),
             "leaving out the circuit and keeping the rest": still.run_model(
                 without=ctx.circuit
@@ -176,7 +205,16 @@ def _attention_back(ctx: Context) -> Key:
         ]
         return runs.logit_diffs(model, target, edits, progress=False).cpu()
 
+    def by_hand(head: str, rows: Tensor) -> AttentionEdit:
+        """The attack's own attention, with that to the new name given to S2."""
+        rows, to = rows.clone(), attack.positions["S2"]
+        i, new_name = torch.arange(len(rows), device=rows.device), attack.mentions[:, 0]
+        rows[i, to] += rows[i, new_name]
+        rows[i, new_name] = 0
+        return attention_edit(attack, "END", head, rows)
+
     new = patched(control, readers)
+    moved = [by_hand(head, rows) for head, rows in rows_of(attack, readers).items()]
     undone = (new - low) / fall
     at = torch.arange(len(attack)), attack.mentions[:, 0].cpu()
     look = torch.stack([p.cpu()[at] for p in rows_of(attack, readers).values()]).mean(dim=0)
@@ -210,6 +248,17 @@ def _attention_back(ctx: Context) -> Key:
             "patching the other way round: the attack's attention into `control`": (
                 (high.mean() - patched(attack, readers, control).mean()) / fall
             ),
+            "moving the attention from the new name to S2 by hand; take the control's pattern": (
+                (runs.logit_diffs(model, attack, moved, progress=False).mean().cpu() - low.mean())
+                / fall
+            ),
+            "giving the attack its own attention back, which changes nothing": 0.0,
+            "giving percent, not a share": 100 * undone.mean(),
+            "comparing accuracies: how many more prompts have IO above S": (
+                (new > 0).float().mean() - (low > 0).float().mean()
+            ),
+            "taking what is left as a share of the control's logit difference": new.mean()
+            / high.mean(),
             "patching at S2, not at END": (
                 (patched(control, readers, role="S2").mean() - low.mean()) / fall
             ),
@@ -223,6 +272,7 @@ def _attention_back(ctx: Context) -> Key:
             / high.mean(),
             "looking at failures only": undone[fooled].mean() if mixed else None,
         },
+        hint="Patch all readers at once, at END, with the attention they have on `control`.",
         right="So where they look "
         + (
             "is most of it."
@@ -264,7 +314,9 @@ def _blind_spot(ctx: Context) -> Key:
     def z_on(data: IOIDataset) -> dict[str, Float[Tensor, "batch pos head d_head"]]:
         return model.run_with_cache(data.tokens, names_filter=sites)[1]
 
-    z = {"abc": z_on(abc), "attack": z_on(attack), "control": z_on(ctx.control)}
+    donors = {"abc": abc, "attack": attack, "control": ctx.control}
+    donors |= {"abc again": attack.abc(seed=1), "abc of control": ctx.control.abc()}
+    z = {name: z_on(data) for name, data in donors.items()}
 
     def left(donor: str | None, by: str | None = BOTH, role: str | None = None) -> float:
         """With all heads' z at the new name, or a role, replaced."""
@@ -288,12 +340,24 @@ def _blind_spot(ctx: Context) -> Key:
         f"is {lead} logits. Silence the heads at the new name, and give a number.",
         r"faithful|better|above 1|good": "A faithfulness above 1 is as far from the model as "
         "one below: the circuit does what the model does not. Give a number.",
+        r"see|blind|know|because|position|role": "That is the idea; now show it. Give the logit "
+        "difference of the model whose heads are silent at the new name.",
     }
+    others = {
+        "Right, with means over another draw of ABC prompts.": left("abc again"),
+        "Right: the control's ABC prompts are of the same kind as the attack's.": left(
+            "abc of control"
+        ),
+    }
+    spread = max(abs(value - truth) for value in others.values())
+    everywhere = {site: _everywhere(z["abc"][site], attack.groups(BOTH).values()) for site in sites}
     key = number(
         truth,
         relative=0.0,
         absolute=1e-3,  # the new name may matter little
         unit="logits",
+        also=others,
+        close=(2 * spread, "Right, up to which ABC prompts the means are over."),
         mistakes={
             "running the model as it is, with nothing silenced": low.mean(),
             "running the circuit. Keep the whole model but for the new name": its.mean(),
@@ -308,8 +372,17 @@ def _blind_spot(ctx: Context) -> Key:
             "averaging within templates, over both orders; keep the orders apart": left(
                 "abc", "template"
             ),
+            "averaging within orders, over all templates; keep the templates apart": left(
+                "abc", "order"
+            ),
             "averaging over the attack's own prompts, where names are repeated. Take "
             "`attack.abc()`": left("attack"),
+            "running the model on `control`, with nothing silenced": _diffs(ctx, "control").mean(),
+            "taking what is gained, not what is left": truth - float(low.mean()),
+            "silencing all heads at all positions, not at the new name only": float(
+                hooked(model, attack, everywhere).mean()
+            ),
+            "silencing heads at S1. The new name stands elsewhere": left("abc", role="S1"),
             "taking what heads write on `control`, not the ABC means": left("control", None),
             "silencing by zero, not by the mean": left(None),
             "silencing heads at S2. The new name stands elsewhere": left("abc", role="S2"),
@@ -319,6 +392,14 @@ def _blind_spot(ctx: Context) -> Key:
         right=f"The model has {float(low.mean()):z.3f}, the circuit {float(its.mean()):z.3f}.",
     )
     return replace(key, form=Explained(**vars(key.form), words=words))
+
+
+def _everywhere(z: Tensor, groups: Iterable[Tensor]) -> Change:
+    """Means at every position, of groups whose prompts correspond by index."""
+    means = z.clone()
+    for rows in groups:
+        means[rows] = z[rows].mean(dim=0)
+    return lambda value: means.to(value)
 
 
 def _put(new: Tensor, rows: Tensor, at: Tensor) -> Change:
@@ -341,6 +422,11 @@ def _refuse_text(text: str, where: str) -> None:
                 f"{name} is written out: that is one prompt's name, and a name of two tokens would "
                 "move the roles. Write [A] for IO, so that every prompt gets its own."
             )
+    if re.search(r"\[(?![ABC]\])", text):
+        raise Refused(
+            f"The text {text!r} may hold the fields [A] (IO), [B] (S) and [C] (a third name), and "
+            "no other brackets."
+        )
     if "[A]" not in text:
         if "[B]" in text:
             raise Refused(
@@ -348,7 +434,7 @@ def _refuse_text(text: str, where: str) -> None:
                 "work, but the circuit does not predict it. Put it on your list, and name IO."
             )
         raise Refused("That names neither IO nor S, so it is its own control: name IO by [A].")
-    ended = text.rstrip()
+    ended = text.strip()
     if where == "after S2":
         if not (ended.startswith(",") and ended.endswith(",")) or re.search(r"[.!?;:]", ended):
             raise Refused(

@@ -57,6 +57,7 @@ if score(model, many, text, where)["points"] < 0.3:
 RIGHT = {
     "11.1": [
         CHANGE + RIGHT_WAY + "direction = sign(e).upper()",
+        CHANGE + RIGHT_WAY + "direction = [f'it goes {sign(e)}'.replace('goes no', 'shows no')]",
         # Without the estimate's helper, pair by pair.
         CHANGE + "pairs = d.reshape(-1, 2).mean(dim=1)\n"
         "mean, stderr = pairs.mean(), pairs.std() / len(pairs) ** 0.5\n"
@@ -65,6 +66,9 @@ RIGHT = {
     "11.2": [
         HELD + "left = c.mean().item()",
         HELD + "left = estimate(c, few)",
+        "left = circuits.Circuits(model, attack, attack.abc(seed=1)).run(circuit).logit_diff.mean()",
+        "left = circuits.Circuits(model, attack, attack.abc(seed=5)).run(circuit).logit_diff.mean()",
+        "left = circuits.Circuits(model, attack, control.abc()).run(circuit).logit_diff.mean()",
         "left = circuits.faithfulness(circuits.Circuits(model, attack), circuit)"
         ".table()['F(C)'].item()",
     ],
@@ -87,6 +91,7 @@ RIGHT = {
     "11.4": [
         AT_NEW_NAME + "blinded = left_with(abc)",
         AT_NEW_NAME + "blinded = round(left_with(abc).item(), 3)",
+        AT_NEW_NAME + "blinded = left_with(control.abc())",
     ],
     "11.5": [
         PLACES + "my_attack = (text, where, score(model, many, text, where)['S above IO'])",
@@ -98,7 +103,7 @@ RIGHT = {
 
 WRONG = {
     "11.1": {
-        "direction = 'up'": r"rise is not shown|other way round",
+        "direction = 'up'": r"no rise is shown|other way round",
         CHANGE + RIGHT_WAY + "direction = {'no change': 'down', 'down': 'no change', "
         "'up': 'down'}[sign(e)]": r"more salient tells|is a change|other way round",
         "direction = 'down, since S is more salient'": r"salient is a reason",
@@ -113,6 +118,9 @@ WRONG = {
         "left = circuits.Circuits(model, attack, attack).run(circuit).logit_diff.mean()": r"own prompts",
         "left = circuits.Circuits(model, attack, how='zero').run(circuit).logit_diff.mean()": r"by zero",
         HELD + "left = c": r"single number",
+        HELD + "left = c[torch.tensor([o == 'ABBA' for o in attack.orders])].mean()": r"ABBA only",
+        "outside = circuit.outside(Shape.of(model), ROLES)\n"
+        "left = circuits.Circuits(model, attack).run_model(without=outside).logit_diff.mean()": r"at the roles only",
     },
     "11.3": {
         BACK + "undone = torch.stack([p[torch.arange(len(attack)), attack.mentions[:, 0]] for p in "
@@ -125,12 +133,16 @@ WRONG = {
         + "undone = (high - with_look(attack, readers, control).mean()) / (high - low)": r"other way round",
         BACK + "undone = share(with_look(control, readers, role='S2'))": r"at S2",
         BACK + "undone = with_look(control, readers).mean() - low": r"in logits",
+        BACK + "undone = 100 * share(with_look(control, readers))": r"percent",
     },
     "11.4": {
         "blinded = runs.logit_diffs(model, attack).mean()": r"nothing silenced",
         "blinded = circuits.Circuits(model, attack).run(circuit).logit_diff.mean()": r"running the circuit",
         "blinded = 'noise'": r"Noise",
         "blinded = 'faithfulness above 1 is good'": r"as far from the model",
+        "blinded = 'because the circuit cannot see the new name'": r"now show it",
+        "with ablation.ablate(model, every, reference=attack.abc()):\n"
+        "    blinded = metrics.logit_diff(model(attack.tokens), attack)": r"at all positions",
         "its_ld = circuits.Circuits(model, attack).run(circuit).logit_diff.mean()\n"
         "blinded = its_ld / runs.logit_diffs(model, attack).mean()": r"ratio",
         AT_NEW_NAME + "blinded = left_with(abc, 'template')": r"both orders",
@@ -148,5 +160,7 @@ WRONG = {
         "best = max(found[i:i + 6].mean() for i in range(0, 120, 6))\n"
         "my_attack = ('[A] saw [A].', 'middle', best)": r"tested on itself|naming IO adds",
         "my_attack = ('[A] was tired.', 'middle')": r"three things",
+        "my_attack = ('[a] was tired.', 'middle', 0.4)": r"no other brackets",
+        "my_attack = ('[A] was tired.', 'middle', 45)": r"between 0 and 1",
     },
 }
