@@ -338,6 +338,15 @@ def many_prompts(model: TransformerBridge, n: int) -> dict[str, Any]:
 # --- report ------------------------------------------------------------------------------------
 
 
+AUTO_CIRCUIT = (
+    "auto-circuit 1.0.1 needs an older TransformerLens, so it is not timed in the same run. It was "
+    "tried once by hand, with TransformerLens 2.16.1 in an environment of its own: it wraps the "
+    "model with the same 32,491 edges and patches an edge by running the whole model, at all "
+    "positions; the one edge that was timed cost 1.3 plain runs of its own. No ratio to ours is "
+    "claimed."
+)
+
+
 def markdown(report: dict[str, Any]) -> str:
     """The report as a page."""
 
@@ -391,6 +400,10 @@ def markdown(report: dict[str, Any]) -> str:
             f"all {lens['edges']} pairs of heads. Ours for the same edge: {by_layer} (s an edge). "
             f"Largest difference {lens['largest_difference']:.1e}, of effects up to "
             f"{lens['largest_effect']:.2f}.",
+            "",
+            "## auto-circuit",
+            "",
+            AUTO_CIRCUIT,
             "",
         ]
     if many := report["many_prompts"]:
