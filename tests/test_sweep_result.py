@@ -128,6 +128,14 @@ def test_fraction_of_one_prompt_and_of_an_ablation() -> None:
         ablation.fraction()
 
 
+def test_fraction_of_a_single_patch() -> None:
+    one = sweep_result(
+        torch.tensor([2.0, 2.0]), {}, clean=torch.tensor([3.0, 3.1]),
+        corrupted=torch.tensor([1.0, 1.1]), pair_ids=torch.tensor([0, 1]), labels=["the patch"],
+    )  # fmt: skip
+    torch.testing.assert_close(one.fraction(), torch.tensor(0.525))
+
+
 def test_fraction_in_both_directions() -> None:
     for direction, start, end in (("denoising", -2.0, 2.0), ("noising", 2.0, -2.0)):
         clean, corrupted = torch.full((4,), 2.0), torch.full((4,), -2.0)

@@ -102,6 +102,9 @@ def _nothing(ctx: Context) -> Key:
             "A is far, and that is no obstacle: what a head writes stays in the stream.": has("A"),
             "D and E: whoever sits in one block with the sender reads before it writes, but for "
             "the block's MLP after its heads.": lambda given: not {"D", "E"} <= given,
+            "J is an edge: what the last block's heads write is read by the logits.": has("J"),
+            "F and H are edges: the name at S2 differs between the runs, and END reads what stands "
+            "there.": lambda given: bool({"F", "H"} & given),
             "Look at G once more: the word at END is the same in both runs.": lacks("G"),
             "Look at I once more: who reads what the last block makes of S2?": lacks("I"),
         },
@@ -139,9 +142,9 @@ def _one_head(ctx: Context) -> Key:
         z[:, -1, head] = theirs[own][:, -1, head]
         return z
 
-    def patched(**how: Any) -> float:
+    def patched(data: IOIDataset = many, reference: IOIDataset = abc, **how: Any) -> float:
         sender = (head_name(layer, head), "END")
-        return _mean(path_patch(model, many, abc, sender, "final", progress=False, **how))
+        return _mean(path_patch(model, data, reference, sender, "final", progress=False, **how))
 
     direct = run(True) - before
     change = many.gather(theirs[own] - ours[own], "END")[:, head] @ model.W_O[layer, head]
@@ -183,6 +186,13 @@ def _one_head(ctx: Context) -> Key:
             "sending from the last index, which in shorter prompts is padding. Use "
             "`many.positions['END']`": (run(True, at_the_last_index) - before).mean(),
             "taking the sum over the prompts, not the mean": direct.sum(),
+            "taking the eight prompts of `demo`, not `many`": patched(ctx.demo, ctx.demo.abc()),
+            "taking prompts of the other order as the reference; it is `abc`": patched(
+                reference=many.swap_order()
+            ),
+            "taking percent of the logit difference, not logits": 100
+            * direct.mean()
+            / before.mean(),
         },
         hint="Freeze z of every block as in pass B, but for the teller's at END.",
         right=f"Its total effect there is {total.mean():.3f} logits: what differs goes through "
@@ -224,7 +234,8 @@ class _HeadEffects:
 
     def gap(self, given: Mapping[Head, float], truth: Mapping[Head, float]) -> str:
         if set(given) != set(truth):
-            return Heads(self.shape).gap(list(given), list(truth))
+            said = Heads(self.shape).gap(list(given), list(truth))
+            return said.replace("empty list", "empty dict").replace("the list is", "the dict is")
         if self.distance(given, {head: -value for head, value in truth.items()}) <= 1:
             return "The heads are right; the sign of their effects is not: a fall is negative."
         return "The heads are right, their effects are not: means over prompts, in logits."

@@ -167,8 +167,8 @@ class SweepResult(PatchingResult):
         spare = (1,) * len(self.axis_names)
         return recovered_fraction(
             self.mean(),
-            there.reshape(*there.shape, *spare),
-            here.reshape(*here.shape, *spare),
+            there.reshape((*there.shape, *spare)),
+            here.reshape((*here.shape, *spare)),
         )
 
     def table(self) -> pd.DataFrame:
