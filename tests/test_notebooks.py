@@ -23,9 +23,18 @@ LARGEST = 3_000_000  # bytes; GitHub shows notebooks up to a few megabytes
 def test_the_notebooks_are_those_of_readme() -> None:
     table = re.findall(r"^\| (\d\d) \| \[.*?\]\(notebooks/(\S+)\) \|", README, re.MULTILINE)
     assert [path.name for path in NOTEBOOKS] == [name for _, name in table]
-    numbers = [number for number, _ in table]
-    assert [path.name[:2] for path in NOTEBOOKS] == numbers
-    assert len(set(numbers)) == len(numbers) > 0
+    numbers = [f"{place:02}" for place in range(1, len(NOTEBOOKS) + 1)]
+    assert [number for number, _ in table] == [name[:2] for _, name in table] == numbers
+
+
+@pytest.mark.parametrize(
+    ("path", "neighbour"),
+    [*zip(NOTEBOOKS, NOTEBOOKS[1:], strict=False), *zip(NOTEBOOKS[1:], NOTEBOOKS, strict=False)],
+    ids=lambda path: path.stem[:2],
+)
+def test_it_links_to_the_one_before_and_after(path: Path, neighbour: Path) -> None:
+    """At its head, where a reader decides whether to go on."""
+    assert f"]({neighbour.name})" in read(path).cells[0].source
 
 
 @each_notebook
