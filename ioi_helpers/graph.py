@@ -210,6 +210,8 @@ class Edge:
         """
         sender, receiver = self.sender, self.receiver
         if receiver is None:
+            if sender.role not in (None, "END"):
+                return f"the final stream is read at END, not at {sender.role}"
             return ""
         same_block = sender.layer == receiver.layer
         into_own_mlp = same_block and sender.is_head and not receiver.is_head and not shape.parallel

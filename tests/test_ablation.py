@@ -374,7 +374,7 @@ def test_sweep_finds_what_was_built(built: TransformerBridge) -> None:
     # The backup is asleep, so nothing is lost with it; earlier heads do not work at END.
     expected = {
         f"{head} at END"
-        for head, role in handbuilt.ROLES.items()
+        for head, role in handbuilt.HEAD_CLASSES.items()
         if role in ("s_inhibition", "name_mover", "negative_name_mover")
     }
     assert found == expected

@@ -336,7 +336,7 @@ def test_edges_on_other_architectures_or_references_are_refused() -> None:
     data = prompts(10)
     with pytest.raises(ValueError, match="resample"):
         EdgeCircuits(mini(), data, how="mean")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="not as long"):
+    with pytest.raises(ValueError, match="positions do not correspond"):
         EdgeCircuits(mini(), data, prompts(10, "bundled"))
     with pytest.raises(ValueError, match="has no edges"):
         EdgeCircuits(mini(), data).run(Circuit.of(TEN))
@@ -456,7 +456,7 @@ def test_the_hand_built_circuit_is_faithful_complete_and_minimal(built: Transfor
     assert table["incompleteness"].max() < 0.1
     # Everything else writes nothing: the rest of the model is idle.
     rest = circuit.outside(Shape.of(built), ROLES)
-    idle = runner.run_model(without=[n for n in rest if n.name not in handbuilt.ROLES])
+    idle = runner.run_model(without=[n for n in rest if n.name not in handbuilt.HEAD_CLASSES])
     close(idle.logit_diff, runner.run_model().logit_diff, 1e-4)
 
 
@@ -466,7 +466,7 @@ def test_pruning_finds_the_hand_built_heads(built: TransformerBridge) -> None:
     found = circuits.prune(
         runner, Shape.of(built).nodes(ROLES), most_difference=0.2, progress=False
     )
-    assert {node.name for node in found.circuit} <= set(handbuilt.ROLES)
+    assert {node.name for node in found.circuit} <= set(handbuilt.HEAD_CLASSES)
     assert {"L3H0", "L3H3", "L2H1"} <= {node.name for node in found.circuit}
     assert circuits.faithfulness(runner, found.circuit).mean_absolute_difference().mean <= 0.2
 

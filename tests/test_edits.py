@@ -610,7 +610,7 @@ def test_s_inhibition_reports_the_injected_order_and_restored_attention_restores
     belief = probing.head_outputs(built, data, "END", [carrier], [edit])[carrier]
     assert reader.predict(belief) == other_order(data)
 
-    movers = [head for head, role in handbuilt.ROLES.items() if "name_mover" in role]
+    movers = [head for head, role in handbuilt.HEAD_CLASSES.items() if "name_mover" in role]
     clean = runs.attention_patterns(built, data, movers)
     restore = [attention_edit(data, "END", h, p) for h, p in clean.items()]
     assert (runs.logit_diffs(built, data, [edit]) < 0).all()

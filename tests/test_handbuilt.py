@@ -90,7 +90,7 @@ def test_everything_else_writes_exactly_zero(built: TransformerBridge, data: IOI
         z = cache[f"blocks.{layer}.attn.hook_z"]
         for index in range(built.cfg.n_heads):
             written = z[:, :, index] @ built.blocks[layer].attn.W_O[index]
-            assert bool(written.any()) == (f"L{layer}H{index}" in handbuilt.ROLES)
+            assert bool(written.any()) == (f"L{layer}H{index}" in handbuilt.HEAD_CLASSES)
 
 
 def test_layer_norm_is_a_fixed_scale(built: TransformerBridge, data: IOIDataset) -> None:

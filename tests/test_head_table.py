@@ -78,7 +78,7 @@ def test_hand_built_heads_get_the_head_classes_they_were_built_for(
     model = handbuilt.boot(handbuilt.save(tmp_path_factory.mktemp("handbuilt")))
     data = IOIDataset.generate(model.tokenizer, 80, seed=1, names=handbuilt.NAMES)
     table = heads.head_table(model, data, progress=False)
-    built = dict(handbuilt.ROLES)
+    built = dict(handbuilt.HEAD_CLASSES)
     # Its backup wakes when no name is written at END. Another name's output, as from the prompts
     # with three names, lets it sleep.
     del built["L4H1"]

@@ -466,7 +466,7 @@ def test_noising_finds_the_circuit(built: TransformerBridge, data: IOIDataset) -
     assert found(order) <= expected | movers | {("L0H1", "S1+1"), ("L0H1", "IO")}
     names = patch_sweep(built, data, data.random_names(), "z", axes, direction="noising")
     assert movers <= found(names)
-    assert all(head in handbuilt.ROLES for head, _ in found(names))
+    assert all(head in handbuilt.HEAD_CLASSES for head, _ in found(names))
     abc = patch_sweep(built, data, data.abc(), "z", axes, direction="noising")
     everything = set(WORKS_AT.items())
     assert found(abc) <= everything | {("L4H1", "END"), ("L0H1", "S1"), ("L0H1", "IO")}

@@ -20,9 +20,12 @@ from ioi_helpers.graph import Node
 from ioi_helpers.runs import (
     DEFAULT_MEMORY,
     in_parts,
+    misalignment,
     prompts_at_once,
+    refuse_misaligned,
     refuse_too_long,
     require_alike,
+    require_as_many,
     require_data,
     require_model,
     role_positions,
@@ -203,26 +206,15 @@ class _Match(NamedTuple):
 
 def _partners(data: IOIDataset, reference: IOIDataset, role: str | None) -> _Match:
     """Each prompt's values are those of the reference's prompt in the same row."""
-    if len(data) != len(reference):
-        raise ValueError(
-            f"The reference has {len(reference)} prompts but the data {len(data)}; resampling "
-            "takes them row by row, such as from data.abc()."
-        )
+    require_as_many(data, reference)
     device = data.tokens.device
-    equal = data.lengths == reference.lengths.to(device)
     if role is not None:
         at = role_positions(data, role)[:, None]
         # A prompt and its counterfactual correspond token by token; of others only roles do.
         own = role_positions(reference, role)[:, None].to(device)
-        source_at = at if bool(equal.all()) else own
+        source_at = own if misalignment(data, reference) else at
     else:
-        if not bool(equal.all()):
-            row = int((~equal).int().argmax())
-            raise ValueError(
-                f"Prompt {row} has {int(data.lengths[row])} tokens, but its partner in the "
-                f"reference {int(reference.lengths[row])}, so their positions do not correspond; "
-                "ablate at a role, or resample from a counterfactual such as data.abc()."
-            )
+        refuse_misaligned(data, reference)
         at = source_at = _all_positions(data)
     index = torch.arange(at.numel(), device=device).reshape(at.shape)
     return _Match(_Places(at, index), _Places(source_at, index), at.numel())

@@ -1,4 +1,4 @@
-"""Circuits to compare one with: random ones of the same kind, and the best by single effects."""
+"""Circuits to compare one with: random ones of the same kind, and where one stands among them."""
 
 from __future__ import annotations
 
@@ -45,6 +45,13 @@ def random_circuits(
             raise ValueError(f"{node} is no head; random circuits are made of heads.")
     if match not in ("layer and role", "size"):
         raise ValueError(f"match must be 'layer and role' or 'size', not {match!r}.")
+    # Checked above and drawn below, so that a fault shows at the call and not at the first draw.
+    return _drawn(circuit, shape, roles, n, match, seed)
+
+
+def _drawn(
+    circuit: Circuit, shape: Shape, roles: Sequence[str], n: int, match: Match, seed: int
+) -> Iterator[Circuit]:
     rng = np.random.default_rng(seed)
     everywhere = sum(node.role is None for node in circuit)
     kinds = ((shape.nodes(roles), len(circuit) - everywhere), (shape.nodes(), everywhere))

@@ -58,6 +58,15 @@ class EdgeMask:
         """The same on a device."""
         return EdgeMask(*(part.to(device) for part in (self.q, self.kv, self.mlp, self.final)))
 
+    def without(self, other: EdgeMask) -> EdgeMask | None:
+        """What is kept here and not there; None if something is kept there only."""
+        pairs = [
+            (self.q, other.q), (self.kv, other.kv), (self.mlp, other.mlp), (self.final, other.final)
+        ]  # fmt: skip
+        if any(bool((its & ~mine).any()) for mine, its in pairs):
+            return None
+        return EdgeMask(*(mine & ~its for mine, its in pairs))
+
     @staticmethod
     def of(
         shape: Shape, roles: Sequence[str], edges: Iterable[Edge], *, kept: bool = True
@@ -227,10 +236,11 @@ class EdgeCircuits:
     Args:
         model: A GPT-2-style model.
         data: The prompts.
-        reference: The prompts, as long as their partners, whose values removed edges carry.
-        how: ``"resample"``, row by row from the reference, or ``"zero"``. (No means here: the mean
-            of LayerNorms is not the LayerNorm of means, so with them not even a circuit without
-            any edge is a run of the model.)
+        reference: The prompts whose values removed edges carry; they correspond to the data row by
+            row and token by token. None is ``data.abc()``.
+        how: ``"resample"``, row by row from the reference, or ``"zero"``, which asks for none. (No
+            means here: the mean of LayerNorms is not the LayerNorm of means, so with them not even
+            a circuit without any edge is a run of the model.)
         memory: Bytes for activations; more prompts than fit are run in parts.
 
     Raises:
@@ -252,26 +262,57 @@ class EdgeCircuits:
         gpt = forward.require_weights(model, "Circuits of edges need")
         self.model, self.data, self.how = model, data, how
         self.shape = Shape.of(model)
-        self.reference = data.abc() if reference is None and how == "resample" else reference
-        other = self.reference
-        if other is not None and not torch.equal(other.lengths.cpu(), data.lengths.cpu()):
-            raise ValueError(
-                "The reference's prompts are not as long as their partners, so tokens do not "
-                "correspond; use a counterfactual such as data.abc()."
-            )
+        width = int(data.lengths.max())
+        runs.refuse_too_long(model, data.tokens[:, :width])
+        self.reference: IOIDataset | None = None
+        if how == "resample":
+            self.reference = data.abc() if reference is None else reference
+            runs.require_data(model, self.reference)
+            runs.refuse_misaligned(data, self.reference)
         self.memory = memory
         self._gpt = gpt
-        width = int(data.lengths.max())
         classes = torch.full((len(data), width), len(ROLES), device=gpt.device)
         rows = torch.arange(len(data), device=gpt.device)
+        at = {role: runs.role_positions(data, role).to(gpt.device) for role in ROLES}
         for number, role in enumerate(ROLES):
-            classes[rows, runs.role_positions(data, role).to(gpt.device)] = number
+            classes[rows, at[role]] = number
         self._classes = classes
+        # Of two roles at one token a class can name one only.
+        self._shared = {
+            role: other
+            for role in ROLES
+            for other in ROLES
+            if role != other and bool((at[role] == at[other]).any())
+        }
 
     def run(self, circuit: Circuit, *, without: Circuit | None = None) -> CircuitRun:
-        """The model with every edge replaced but the circuit's, those of ``without`` too."""
-        edges = self._edges(circuit) - (frozenset() if without is None else self._edges(without))
-        return self._run(EdgeMask.of(self.shape, ROLES, edges))
+        """The model with every edge replaced but the circuit's, those of ``without`` too.
+
+        Args:
+            circuit: What is kept.
+            without: Edges that are not kept after all; one of them may be a part of an edge of the
+                circuit, such as one role's of an edge at every position.
+
+        Raises:
+            ValueError: An edge that the model does not have, or, in ``without``, the circuit; a
+                role that stands at another role's token.
+        """
+        mask = EdgeMask.of(self.shape, ROLES, self._edges(circuit))
+        if without is not None:
+            gone = self._edges(without)
+            left = mask.without(EdgeMask.of(self.shape, ROLES, gone))
+            if left is None:
+                one = next(
+                    edge
+                    for edge in sorted(gone, key=str)
+                    if mask.without(EdgeMask.of(self.shape, ROLES, [edge])) is None
+                )
+                raise ValueError(
+                    f"{one} is not in the circuit, so the circuit cannot be run without it; leave "
+                    "it out."
+                )
+            mask = left
+        return self._run(mask)
 
     def run_model(self, *, without: Circuit | None = None) -> CircuitRun:
         """The whole model, or the model with these edges replaced."""
@@ -284,6 +325,14 @@ class EdgeCircuits:
         circuit.require(self.model)
         if circuit.edges is None:
             raise ValueError("This circuit has no edges; run its nodes with Circuits.")
+        for edge in circuit.sorted_edges() if self._shared else ():
+            for node in (edge.sender, edge.receiver):
+                role = None if node is None else node.role
+                if role in self._shared:
+                    raise ValueError(
+                        f"In some prompt {role} and {self._shared[role]} are one token, so edges "
+                        f"cannot tell them apart ({edge}); leave out such prompts, or the roles."
+                    )
         return circuit.edges
 
     @torch.no_grad()
@@ -295,7 +344,7 @@ class EdgeCircuits:
         def logits(rows: Tensor) -> Float[Tensor, "batch vocab"]:
             tokens = data.tokens[rows, :width].to(gpt.device)
             last = data.lengths[rows].to(gpt.device) - 1
-            if reference is None:
+            if self.how == "zero":
                 shape = (number_of_sources(self.shape), int((last + 1).sum()), gpt.W_E.shape[1])
                 instead = torch.zeros(
                     shape,
@@ -303,6 +352,7 @@ class EdgeCircuits:
                     dtype=torch.promote_types(gpt.W_E.dtype, torch.float32),
                 )
             else:
+                assert reference is not None
                 instead = sources(gpt, reference.tokens[rows, :width].to(gpt.device), last)
             token_class = self._classes[rows.to(gpt.device)][_whole(last).at]
             return forward.unembed(gpt, run_edges(gpt, tokens, last, token_class, mask, instead))

@@ -1,4 +1,4 @@
-"""Find a circuit of nodes by leaving out, one after another, what is missed least.
+"""Find a circuit of nodes by leaving out, round after round, what is missed least.
 
 What "missed" means decides what is found. F(C) / F(M) alone is easily satisfied: errors of opposite
 sign cancel in a mean. So :func:`prune` asks that every prompt stays near the model, and
@@ -20,17 +20,17 @@ from ioi_helpers.runs import progress_bar
 
 @dataclass(frozen=True)
 class Step:
-    """One node left out: what is left then, and how it does.
+    """One round: the nodes left out together, what is left then, and how it does.
 
     Attributes:
-        left_out: The node.
+        left_out: The nodes, least missed first.
         size: Nodes left.
         ratio: F(C) / F(M).
         mean_absolute_difference: Over prompts, logits.
         nats: The circuit's loss minus the model's.
     """
 
-    left_out: Node
+    left_out: tuple[Node, ...]
     size: int
     ratio: float
     mean_absolute_difference: float
@@ -70,8 +70,10 @@ class Limits:
         )
 
 
-def _step(circuits: Circuits, model: CircuitRun, nodes: Circuit, left_out: Node) -> Step:
-    """How a circuit does, which was reached by leaving out a node."""
+def _step(
+    circuits: Circuits, model: CircuitRun, nodes: Circuit, left_out: tuple[Node, ...]
+) -> Step:
+    """How a circuit does, which was reached by leaving out these nodes."""
     found = circuits.run(nodes)
     return Step(
         left_out,
@@ -94,9 +96,9 @@ def prune(
 ) -> Pruning:
     """Leave out nodes as long as the circuit stays near the model, prompt by prompt.
 
-    In each round every node is left out in turn; the node without which the mean absolute
-    difference is smallest goes. Nodes whose absence did nearly nothing in one round are tried
-    together first, so that a long tail of idle nodes costs few runs.
+    In each round every node is left out in turn. The half of them without which the mean absolute
+    difference stays smallest then goes at once, if that is allowed; else half of that, and so on
+    down to the single best node that is allowed. So a long tail of idle nodes costs few runs.
 
     Args:
         circuits: The model on the prompts that the search may see. Score what it finds on others.
@@ -113,9 +115,9 @@ def prune(
     model = circuits.run_model()
     limits = asked = Limits(most_difference, most_nats, most_gap)
     if len(circuit):
-        limits = asked.at_least(_step(circuits, model, circuit, next(iter(circuit))))
+        limits = asked.at_least(_step(circuits, model, circuit, ()))
 
-    def step(nodes: Circuit, left_out: Node) -> Step:
+    def step(nodes: Circuit, left_out: tuple[Node, ...]) -> Step:
         return _step(circuits, model, nodes, left_out)
 
     def allowed(found: Step) -> bool:
@@ -126,15 +128,15 @@ def prune(
     with bar:
         while len(circuit):
             tried = sorted(
-                (step(circuit - [node], node) for node in circuit),
+                (step(circuit - [node], (node,)) for node in circuit),
                 key=lambda one: (one.mean_absolute_difference, one.left_out),
             )
             # The better half at once, while that is allowed; else half of that; then the best one
             # that is allowed by itself.
             number = len(tried) // 2
             while number > 1:
-                gone = [one.left_out for one in tried[:number]]
-                found = step(circuit - gone, gone[-1])
+                gone = tuple(node for one in tried[:number] for node in one.left_out)
+                found = step(circuit - gone, gone)
                 if allowed(found):
                     break
                 number //= 2
@@ -143,12 +145,11 @@ def prune(
                 if not possible:
                     break
                 found = possible[0]
-                gone = [found.left_out]
-            circuit = circuit - gone
+            circuit = circuit - found.left_out
             if limits.allow(found):
                 limits = asked.at_least(found)
             steps.append(found)
-            bar.update(len(gone))
+            bar.update(len(found.left_out))
     return Pruning(circuit, tuple(steps))
 
 
@@ -217,7 +218,7 @@ def make_minimal(
             idle.sort(key=lambda node: float(table.loc[str(node), "share"]))
             for node in idle:
                 rest = circuit - [node]
-                if limits.allow(_step(circuits, model, rest, node)):
+                if limits.allow(_step(circuits, model, rest, (node,))):
                     circuit, gone = rest, [*gone, node]
                     break
             else:

@@ -11,6 +11,7 @@ depends on the reference, so numbers with different references do not compare.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -32,7 +33,7 @@ def top_edges(scores: Mapping[Edge, float], n: int, *, by: By = "size") -> Circu
     """The ``n`` edges of highest score, or of largest size of it; ties go to earlier edges.
 
     Raises:
-        ValueError: ``n`` is negative, or ``by`` unknown.
+        ValueError: ``n`` is negative, ``by`` unknown, or a score not a number.
     """
     if n < 0:
         raise ValueError(f"n must not be negative, but is {n}.")
@@ -42,6 +43,9 @@ def top_edges(scores: Mapping[Edge, float], n: int, *, by: By = "size") -> Circu
 def _ranked(scores: Mapping[Edge, float], by: str) -> list[Edge]:
     if by not in ("signed", "size"):
         raise ValueError(f"by must be 'signed' or 'size', not {by!r}.")
+    for edge, score in scores.items():
+        if math.isnan(score):
+            raise ValueError(f"The score of {edge} is not a number; leave it out.")
     value = (lambda s: float(s)) if by == "signed" else (lambda s: abs(float(s)))
     return sorted(scores, key=lambda edge: -value(scores[edge]))
 
@@ -53,7 +57,7 @@ def greedy_edges(scores: Mapping[Edge, float], n: int, *, by: By = "size") -> Ci
     score comes in, and its sender with it (EAP-IG's greedy search, Hanna et al. 2024).
 
     Raises:
-        ValueError: ``by`` is unknown.
+        ValueError: ``by`` is unknown, or a score not a number.
     """
     ranked = _ranked(scores, by)
     rank_of = {edge: i for i, edge in enumerate(ranked)}
@@ -81,6 +85,9 @@ def _component(node: Node | None) -> tuple[int, int | None] | None:
 
 def without_dead_ends(circuit: Circuit) -> Circuit:
     """Without edges that lie on no way from the embedding to the final stream.
+
+    A way goes from component to component: roles are not asked, so an edge stays whose sender is
+    fed at another role only.
 
     Under resampling they change nothing. Under zero ablation they do, as a head or MLP writes
     something there even if all that it reads is taken away.
@@ -191,8 +198,12 @@ def size_curve(
         progress: Show a bar where there is something to wait for.
 
     Raises:
-        ValueError: A share is not between 0 and 1, or the two ends have the same logit difference.
+        ValueError: A share is not between 0 and 1, ``by`` or ``method`` is unknown, a score is not
+            a number, or the two ends have the same logit difference.
     """
+    if method not in ("top", "greedy"):
+        raise ValueError(f"method must be 'top' or 'greedy', not {method!r}.")
+    _ranked(scores, by)  # refused before anything is run
     shares = tuple(sorted(shares))
     if not shares or shares[0] < 0 or shares[-1] > 1:
         raise ValueError(f"shares must be numbers from 0 to 1, not {list(shares)}.")

@@ -7,8 +7,8 @@ another method. ::
     data = IOIDataset.generate(model.tokenizer, 16, names=handbuilt.NAMES)
     truth = handbuilt.edges()
 
-It has GPT-2's architecture (5 layers of 4 heads) and is saved as an ordinary
-folder that TransformerBridge boots. Every head that is not listed in `ROLES` and every MLP writes
+It has GPT-2's architecture (5 layers of 4 heads) and is saved as an ordinary folder that
+TransformerBridge boots. Every head that is not listed in `HEAD_CLASSES` and every MLP writes
 exactly zero.
 
 How it does the task (END is the last " to", S and IO are the two names of the first clause)::
@@ -59,7 +59,7 @@ NAMES: tuple[str, ...] = (
     *("Alice", "Bob", "Anna", "George", "Henry", "Jack", "Jane", "Kate"),
 )
 
-ROLES: dict[str, str] = {
+HEAD_CLASSES: dict[str, str] = {
     "L0H1": "previous_token",
     "L0H3": "duplicate_token",
     "L1H0": "induction",
@@ -260,7 +260,7 @@ def circuit(layout: Layout) -> dict[str, Head]:
     """The circuit's heads. Scores are such that each head's attention is all or nothing, except
     for IO against S1 in the heads that copy, where the S-inhibition signals decide by degrees."""
     bits, position_bits = len(layout["token"]), len(layout["position"])
-    heads = {name: Head(layout) for name in ROLES}
+    heads = {name: Head(layout) for name in HEAD_CLASSES}
 
     # Codes of unequal numbers differ in a bit or more: equal ones win by 2 * gain or more.
     previous = heads["L0H1"]

@@ -123,7 +123,8 @@ def _of_edge(edge: Edge) -> Receiver:
         return FINAL
     if edge.input in ("k", "v"):
         return Receiver(edge.receiver, edge.input, edge.sender.role)
-    return Receiver(edge.receiver.at(None), edge.input, edge.receiver.role)
+    # A query, or an MLP's input, is read where it is written: either end may say where.
+    return Receiver(edge.receiver.at(None), edge.input, edge.receiver.role or edge.sender.role)
 
 
 # --- sets ----------------------------------------------------------------------------------------

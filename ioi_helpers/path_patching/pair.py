@@ -13,7 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.graph import Shape
 from ioi_helpers.patching.result import DIRECTIONS
-from ioi_helpers.runs import refuse_too_long, require_data, role_positions
+from ioi_helpers.runs import refuse_misaligned, refuse_too_long, require_data, role_positions
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def pair_of(
     if reference is None:
         reference = data.abc()
     require_data(model, reference)
-    _refuse_misaligned(data, reference)
+    refuse_misaligned(data, reference)
     refuse_too_long(model, data.tokens[:, : int(data.lengths.max())])
     wanted = dict.fromkeys(["END", *(role for role in roles if role is not None)])
     device = model.W_E.device
@@ -112,35 +112,3 @@ def pair_of(
         at={role: role_positions(data, role).to(device) for role in wanted},
     )
     return pair if direction == "noising" else pair.exchanged()
-
-
-def _refuse_misaligned(data: IOIDataset, reference: IOIDataset) -> None:
-    """A path is patched at one and the same position of a prompt and its counterpart."""
-    if len(data) != len(reference):
-        raise ValueError(
-            f"The data have {len(data)} prompts but the reference has {len(reference)}; they must "
-            "correspond row by row, as those of data.abc() do."
-        )
-    if data.prepend_bos != reference.prepend_bos:
-        one, other = ("data", "reference") if data.prepend_bos else ("reference", "data")
-        raise ValueError(
-            f"The {one} start with BOS and the {other} do not, so their positions do not "
-            "correspond; make both with the same prepend_bos."
-        )
-    for row, (mine, its) in enumerate(
-        zip(data.template_ids.tolist(), reference.template_ids.tolist(), strict=True)
-    ):
-        if data.templates[mine] != reference.templates[its]:
-            raise ValueError(
-                f"Prompt {row} has the template {data.templates[mine]!r}, but its counterpart in "
-                f"the reference {reference.templates[its]!r}; make the reference from the data, "
-                "such as data.abc()."
-            )
-    unequal = data.lengths.cpu() != reference.lengths.cpu()
-    if unequal.any():
-        row = int(unequal.int().argmax())
-        raise ValueError(
-            f"Prompt {row} has {int(data.lengths[row])} tokens, but its counterpart in the "
-            f"reference {int(reference.lengths[row])}, so their positions do not correspond; make "
-            "the reference from the data, such as data.abc()."
-        )

@@ -78,10 +78,17 @@ class Parts:
             question: What says that a file's parts belong to this sweep, as JSON can hold it.
 
         Raises:
-            ValueError: The file holds parts of another sweep, or something else.
+            ValueError: The file holds parts of another sweep, or something else; or there is no
+                folder for it.
         """
         if file is not None:
-            self._path = Path(file)
+            path = Path(file)
+            if path.is_dir() or not path.parent.is_dir():
+                what = f"{path} is a folder" if path.is_dir() else f"There is no {path.parent}"
+                raise ValueError(
+                    f"{what}, so parts cannot be written there; give a path to a file."
+                )
+            self._path = path
             text = json.dumps(question, sort_keys=True)
             self._question = hashlib.sha256(text.encode()).hexdigest()
             if self._path.exists():

@@ -88,6 +88,79 @@ def require_alike(data: Any, other: Any, name: str) -> None:
         )
 
 
+def refuse_misaligned(data: IOIDataset, reference: IOIDataset) -> None:
+    """Refuse a reference that does not correspond to the data row by row and token by token.
+
+    Args:
+        data, reference: Each has passed :func:`require_data`.
+
+    Raises:
+        ValueError: They differ in number, or as :func:`misalignment` says.
+    """
+    require_as_many(data, reference)
+    why = misalignment(data, reference)
+    if why:
+        raise ValueError(
+            f"{why}, so their positions do not correspond; make the reference from the data, such "
+            "as data.abc()."
+        )
+
+
+def require_as_many(data: IOIDataset, reference: IOIDataset) -> None:
+    """Refuse a reference with more or fewer prompts than the data.
+
+    Raises:
+        ValueError: They differ in number.
+    """
+    if len(data) != len(reference):
+        raise ValueError(
+            f"The reference has {len(reference)} prompts but the data {len(data)}; they must "
+            "correspond row by row, as those of data.abc() do."
+        )
+
+
+def misalignment(data: IOIDataset, reference: IOIDataset) -> str:
+    """Why position i of a row is not position i of its counterpart; empty if it is.
+
+    Equal lengths are not enough: BOS, the template, and where names and END stand count too. (The
+    roles IO and S1 may change places, and S1+1 with them: that is what some counterfactuals do.)
+    """
+    if data.prepend_bos != reference.prepend_bos:
+        one, other = ("data", "reference") if data.prepend_bos else ("reference", "data")
+        return f"The {one} start with BOS and the {other} do not (prepend_bos)"
+    rows = zip(data.template_ids.tolist(), reference.template_ids.tolist(), strict=True)
+    for row, (mine, its) in enumerate(rows):
+        if data.templates[mine] != reference.templates[its]:
+            return (
+                f"Prompt {row} has the template {data.templates[mine]!r}, but its counterpart in "
+                f"the reference {reference.templates[its]!r}"
+            )
+    lengths = [one.lengths.cpu() for one in (data, reference)]
+    unequal = lengths[0] != lengths[1]
+    if unequal.any():
+        row = int(unequal.int().argmax())
+        return (
+            f"Prompt {row} has {int(lengths[0][row])} tokens, but its counterpart in the reference "
+            f"{int(lengths[1][row])}"
+        )
+    places = [_landmarks(one) for one in (data, reference)]
+    unequal = (places[0] != places[1]).any(dim=1)
+    if unequal.any():
+        row = int(unequal.int().argmax())
+        return (
+            f"Prompt {row} has its names and END at {places[0][row].tolist()}, but its counterpart "
+            f"in the reference at {places[1][row].tolist()}"
+        )
+    return ""
+
+
+def _landmarks(data: IOIDataset) -> Int[Tensor, "batch 4"]:
+    """Where the first two names stand, in order, the third, and END."""
+    at = {role: data.positions[role].cpu() for role in ("IO", "S1", "S2", "END")}
+    first = torch.stack([at["IO"], at["S1"]], dim=1).sort(dim=1).values
+    return torch.cat([first, at["S2"][:, None], at["END"][:, None]], dim=1)
+
+
 def _kind(thing: Any) -> str:
     """What something is, for a reader who expected something else."""
     if isinstance(thing, Tensor):
