@@ -1,4 +1,4 @@
-"""Causal scrubbing: draws, identities, and the two hypotheses on the two bundled models."""
+"""Causal scrubbing: draws, identities, and the two hypotheses on ioi-mini."""
 
 from __future__ import annotations
 
@@ -49,6 +49,38 @@ def test_a_draw_agrees_in_what_it_should_and_in_nothing_else() -> None:
         data.redraw(("place",))
     with pytest.raises(ValueError, match="named twice"):
         data.abc().redraw()
+
+
+@pytest.mark.parametrize("order", ["ABBA", "BABA", "mixed"])
+@pytest.mark.parametrize("features", [(), ("IO",), ("IO", "S")])
+def test_an_order_that_is_free_is_a_coin_for_each_row(order: str, features: Features) -> None:
+    # Eight prompts of different templates: no row has a partner in the other order.
+    data = IOIDataset.generate(mini().tokenizer, 8, seed=3, order=order)
+    same = []
+    for seed in range(40):
+        drawn = data.redraw(features, seed=seed)
+        same += [a == b for a, b in zip(drawn.orders, data.orders, strict=True)]
+        assert torch.equal(drawn.lengths, data.lengths)
+        assert torch.equal(drawn.template_ids, data.template_ids)
+        for role in ("S2", "END"):
+            assert torch.equal(drawn.positions[role], data.positions[role])
+        # The two places of the first clause stay; who stands there may change.
+        places = [
+            torch.stack([x.positions["IO"], x.positions["S1"]]).sort(dim=0).values
+            for x in (data, drawn)
+        ]
+        assert torch.equal(*places)
+        # And the text is built as its roles say.
+        rows = torch.arange(len(drawn))
+        assert torch.equal(drawn.tokens[rows, drawn.positions["IO"]], drawn.io_tokens)
+        for role in ("S1", "S2"):
+            assert torch.equal(drawn.tokens[rows, drawn.positions[role]], drawn.s_tokens)
+        words = (drawn.tokens != data.tokens).sum(dim=1)
+        assert (words <= 3 + 2).all()  # names, and a place and an object
+    # 320 coins: 4 standard errors are 0.11.
+    assert abs(sum(same) / len(same) - 0.5) < 0.11
+    kept = data.redraw(("order", *features), seed=0)
+    assert kept.orders == data.orders
 
 
 def everything(model: TransformerBridge, features: Features) -> Stream:
@@ -105,6 +137,17 @@ def test_on_ioi_mini_the_order_bit_beats_the_repeated_name() -> None:
     )
     assert order.loss_recovered().mean > name.loss_recovered().mean + 0.05
     assert order.loss_recovered().mean > nothing.loss_recovered().mean + 0.05
+
+
+@pytest.mark.parametrize("order", ["ABBA", "BABA"])
+def test_in_data_of_one_order_the_order_bit_wins_too(order: str) -> None:
+    data = IOIDataset.generate(mini().tokenizer, 60, seed=3, order=order)
+    bit, name, nothing = (
+        scrub(mini(), data, ioi_hypothesis(*parts(mini()), signal), draws=2).loss_recovered()
+        for signal in (("order",), ("S",), ())
+    )
+    assert bit.mean > nothing.mean + 0.05
+    assert bit.mean > name.mean + 0.05
 
 
 def test_hypotheses_that_make_no_sense_are_refused() -> None:

@@ -113,9 +113,10 @@ class PromptsWithCounterfactuals(TokenisedPrompts):
         """Another IOI prompt for each row: alike in some features, drawn anew in all others.
 
         This is the draw that causal scrubbing makes: what a hypothesis says a part of the model
-        does not depend on is replaced by what it is on such a prompt. Rows of a template exchange
-        their places and objects (and, unless ``"order"`` is to agree, their orders); names are
-        drawn from the pool. Tokens correspond by index where the template is without prefixes.
+        does not depend on is replaced by what it is on such a prompt. Rows of a template (and of an
+        order, if ``"order"`` is to agree) exchange their places and objects; which name comes first
+        is otherwise decided by a coin for each row, and free names come from the pool. Tokens
+        correspond by index where the template is without prefixes.
 
         Args:
             agree: Of ``"template"`` (always meant), ``"order"``, ``"IO"`` and ``"S"``.
@@ -143,6 +144,12 @@ class PromptsWithCounterfactuals(TokenisedPrompts):
             rows = np.flatnonzero(group == number)
             partner[rows] = rows[np.argsort(rng.random(len(rows)), kind="stable")]
         base = replace(self._rows.take(partner), pair_ids=self._rows.pair_ids)
+        if "order" not in features:
+            # A coin, not the partner's order: a row of a small template, or of data in one order
+            # only, may have no partner of the other order, and then the draw would tell its own.
+            turned = rng.random(len(self)) < 0.5
+            columns = np.where(turned[:, None], base.columns[:, [S1, IO, S2]], base.columns)
+            base = base.place(base.names(), columns)
 
         pool = self.name_pool if names is None else check_names(self._pieces, names)
         pool_pieces = name_pieces(self._pieces, pool)
