@@ -199,7 +199,7 @@ def usable_weights(model: TransformerBridge) -> tuple[GPT2 | None, str]:
     except UnsupportedModel as error:
         return None, str(error)
     # The architecture was asked for first: on others the bridge has permanent hooks of its own.
-    hooked = _first_hook(model)
+    hooked = first_hook(model)
     if hooked:
         return None, f"there are hooks on the model ({hooked}), which the fast path would not run"
     if not _runs_as_written(model, gpt):
@@ -209,7 +209,7 @@ def usable_weights(model: TransformerBridge) -> tuple[GPT2 | None, str]:
     return gpt, ""
 
 
-def _first_hook(model: TransformerBridge) -> str:
+def first_hook(model: TransformerBridge) -> str:
     """The name of a module on which somebody has put a hook; empty if nobody has."""
     if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:
         return "on all modules"

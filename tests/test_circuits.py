@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,7 +14,16 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers import IOIDataset, circuits, heads, load_model, metrics, path_patching, runs
+from ioi_helpers import (
+    IOIDataset,
+    circuits,
+    forward,
+    heads,
+    load_model,
+    metrics,
+    path_patching,
+    runs,
+)
 from ioi_helpers.circuits import Circuits, EdgeCircuits
 from ioi_helpers.dataset import ROLES
 from ioi_helpers.graph import Circuit, Edge, Node, Shape, parse_node
@@ -52,8 +62,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
     return handbuilt.boot(folder)
 
 
-def model_logit_diffs(data: IOIDataset, answers: IOIDataset | None = None) -> Tensor:
-    logits = mini()(data.tokens)
+def model_logit_diffs(
+    data: IOIDataset, answers: IOIDataset | None = None, model: TransformerBridge | None = None
+) -> Tensor:
+    logits = (model or mini())(data.tokens)
     return metrics.logit_diff(data.gather(logits, "END"), answers or data, per_prompt=True)
 
 
@@ -80,13 +92,27 @@ def test_nothing_kept_with_resampling_is_the_reference_at_end() -> None:
 
 
 def test_nothing_kept_with_means_is_zero_for_exchanged_pairs() -> None:
-    runner = Circuits(mini(), prompts(40))
+    data = prompts(40)
+    runner = Circuits(mini(), data)
     assert abs(float(runner.run(()).logit_diff.mean())) < 1e-5
-    by_template: dict[int, set[float]] = {}
-    # END's logits are one constant for each template and order: the pair's two are mirrored.
     found = runner.run(()).logit_diff
     close(found[::2], -found[1::2])
-    assert not by_template
+
+
+def test_nothing_kept_with_means_is_one_constant_for_each_template_and_order() -> None:
+    """At END all that is left to tell prompts apart is gone: scored for one pair of names, prompts
+    of one template and order have one logit difference, and the two orders of a template theirs."""
+    data = prompts(120)
+    runner = Circuits(mini(), data)
+    outside = runner._nothing_kept(forward.require_weights(mini(), "This test needs")).final
+    groups = data.groups("template and order")
+    assert len(groups) > 20 and max(map(len, groups.values())) > 2
+    constants = []
+    for rows in groups.values():
+        close(outside[rows], outside[rows[:1]].expand_as(outside[rows]), 1e-4)
+        constants.append(outside[rows[0]])
+    apart = torch.cdist(torch.stack(constants), torch.stack(constants))
+    assert apart.fill_diagonal_(1).min() > 1e-2
 
 
 def test_means_over_single_prompts_are_the_prompts_themselves() -> None:
@@ -124,13 +150,19 @@ def test_fast_is_hooks(how: str, mlps: str) -> None:
 
 def test_positions_before_the_first_difference_are_idle_but_under_zeros() -> None:
     data = prompts()
-    at_bos = torch.zeros(len(data), dtype=torch.long)
-    runner = Circuits(mini(), data, how="resample")
-    kept = runner._nothing()
-    runner._mark(kept, TEN, True)
-    with_bos = kept.clone()
-    with_bos[:, torch.arange(len(data)), at_bos] = True
-    close(runner._run(with_bos).logit_diff, runner._run(kept).logit_diff)
+
+    def change(how: Literal["mean", "resample", "zero"]) -> Tensor:
+        runner = Circuits(mini(), data, how=how)
+        kept = runner._nothing()
+        runner._mark(kept, TEN, True)
+        with_bos = kept.clone()
+        with_bos[:, :, 0] = True
+        gpt = runner._weights()
+        return runner._run(gpt, with_bos).logit_diff - runner._run(gpt, kept).logit_diff
+
+    close(change("resample"), torch.zeros(len(data)))
+    close(change("mean"), torch.zeros(len(data)))
+    assert change("zero").abs().max() > 0.01
 
 
 def test_batches_do_not_matter() -> None:
@@ -157,6 +189,49 @@ def test_without_is_everywhere_in_the_circuit_and_at_roles_in_the_model() -> Non
     assert len(shape.nodes()) == 36
 
 
+def test_one_position_of_a_head_that_is_kept_everywhere() -> None:
+    """C \\ K is what is marked for C, less K's positions: not a difference of names."""
+    data = prompts(12, "bundled")
+    everything = Circuit.of(Shape.of(mini()).nodes())
+    K = [("L4H4", "END"), ("L1H0", "S2")]
+    for engine in ("fast", "hooks"):
+        runner = Circuits(mini(), data, engine=engine)  # type: ignore[arg-type]
+        found = runner.run(everything, without=K).logit_diff
+        close(found, runner.run_model(without=K).logit_diff)
+        assert (found - runner.run_model().logit_diff).abs().max() > 0.1
+    # What is everywhere in both goes everywhere, and so at a role that is named as well.
+    both, rest = [*TEN, parse_node("L4H4")], [node for node in TEN if node.name != "L4H4"]
+    assert len(both) == len(rest) + 2
+    close(runner.run(both, without=["L4H4"]).logit_diff, runner.run(rest).logit_diff)
+    table = circuits.completeness(runner, everything, {"K": K}, progress=False)
+    assert table.loc["K", "incompleteness"] < 1e-5 and table.loc["K", "size of K"] == 2
+    for outside in ([("L5H5", "END")], ["L2H4"]):
+        with pytest.raises(ValueError, match="is not in the circuit, so it cannot be in K"):
+            runner.run(TEN, without=outside)
+
+
+def test_hooks_that_come_later_are_run() -> None:
+    data = prompts()
+    model = load_model("ioi-mini", device="cpu", verbose=False)
+    fast, auto, slow = (Circuits(model, data, engine=e) for e in ("fast", "auto", "hooks"))  # type: ignore[arg-type]
+    before = auto.run(TEN).logit_diff, auto.run_model().logit_diff
+
+    def without_mlp(activation: Tensor, hook: object) -> Tensor:
+        return torch.zeros_like(activation)
+
+    with model.hooks(fwd_hooks=[("blocks.0.hook_mlp_out", without_mlp)]):
+        for runner in (auto, slow):
+            after = runner.run(TEN).logit_diff, runner.run_model().logit_diff
+            close(after[1], model_logit_diffs(data, model=model))
+            for one, other in zip(before, after, strict=True):
+                assert (one - other).abs().max() > 0.1
+        close(auto.run(TEN).logit_diff, slow.run(TEN).logit_diff)
+        with pytest.raises(ValueError, match="hooks on the model"):
+            fast.run(TEN)
+    close(fast.run(TEN).logit_diff, before[0])
+    close(auto.run_model().logit_diff, before[1])
+
+
 def test_a_reference_that_repeats_a_name_is_warned_about() -> None:
     data = prompts()
     with pytest.warns(UserWarning, match="a name is repeated"):
@@ -164,7 +239,50 @@ def test_a_reference_that_repeats_a_name_is_warned_about() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Circuits(mini(), data, data.abc())
-        Circuits(mini(), data, data.random_names(), group="template")
+        Circuits(mini(), prompts(120), prompts(120).random_names(), group="template")
+    # Of one order only, pooling the orders does not help.
+    abba = data[[i for i, order in enumerate(data.orders) if order == "ABBA"]]
+    for group in ("template", "all"):
+        few = r"\(of \d prompts only\)" if group == "template" else "an order of names"
+        with pytest.warns(UserWarning, match=few):
+            Circuits(mini(), abba, abba.random_names(), group=group)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("prefixes", [None, "bundled"])
+@pytest.mark.parametrize("group", ["template", "all"])
+def test_pooled_orders_share_every_token_index(group: str, prefixes: str | None) -> None:
+    """Behind the first name, a mean is over all prompts of its group at the same token."""
+    data = prompts(120, prefixes)
+    reference = data.abc()
+    z = Circuits(mini(), data, reference, group=group)._values.z  # type: ignore[arg-type]
+    _, cache = mini().run_with_cache(reference.tokens)
+    own = torch.stack([cache[f"blocks.{layer}.attn.hook_z"] for layer in range(len(z))])
+    first = torch.minimum(data.positions["IO"], data.positions["S1"])
+    same = data.template_ids if group == "template" else torch.zeros(len(data), dtype=torch.long)
+    for number in same.unique():
+        rows = (same == number).nonzero()[:, 0]
+        assert {data.orders[i] for i in rows} == {"ABBA", "BABA"}
+        for offset in range(4):  # A, " and", B, and what follows B
+            at = first[rows] + offset
+            values, mean = z[:, rows, at], own[:, rows, at].mean(dim=1, keepdim=True)
+            close(values, mean.expand_as(values), 1e-5)
+        for role in ("S2", "END"):
+            at = data.positions[role][rows]
+            values, mean = z[:, rows, at], own[:, rows, at].mean(dim=1, keepdim=True)
+            close(values, mean.expand_as(values), 1e-5)
+        if group == "template" and prefixes is None:  # one length: all token indices are places
+            width = int(data.lengths[rows[0]])
+            assert (data.lengths[rows] == width).all()
+            mean = own[:, rows, :width].mean(dim=1, keepdim=True)
+            close(z[:, rows, :width], mean.expand_as(z[:, rows, :width]), 1e-5)
+
+
+def test_the_stored_circuit_does_nearly_as_well_with_orders_pooled() -> None:
+    """Means that mix token indices leave .49 of ABBA's logit difference, and .84 of BABA's."""
+    runner = Circuits(mini(), prompts(120), group="template")
+    table = circuits.faithfulness(runner, circuits.circuit_of(mini())).table("order")
+    print(table)
+    assert table["F(C) / F(M)"].between(0.8, 1.05).all()
 
 
 def test_the_wrong_reference_takes_little_away() -> None:
@@ -211,6 +329,10 @@ def test_circuits_that_do_not_fit_are_refused() -> None:
         runner.run(["MLP0"])
     with pytest.raises(ValueError, match="is not in the circuit"):
         circuits.completeness(runner, Circuit.of(TEN), {"K": ["L5H5"]})
+    edges = Circuit.of_edges([Edge(parse_node(("L4H4", "END")), None, "final")])
+    for run in (runner.run, lambda nodes: runner.run_model(without=nodes)):
+        with pytest.raises(ValueError, match="has edges, which Circuits would ignore"):
+            run(edges)
 
 
 # --- edges ----------------------------------------------------------------------------------------
@@ -371,6 +493,17 @@ def test_faithfulness_is_what_it_says(runner: Circuits) -> None:
     assert len(found.table("template and order")) == len(
         {*zip(prompts(40).template_ids.tolist(), prompts(40).orders, strict=True)}
     )
+
+
+def test_faithfulness_of_a_model_on_prompts_is_that_with_the_defaults(runner: Circuits) -> None:
+    found = circuits.faithfulness(mini(), runner.data, TEN)
+    for one, other in zip(
+        found.table().to_numpy(), circuits.faithfulness(runner, TEN).table().to_numpy(), strict=True
+    ):
+        assert one == pytest.approx(other, abs=1e-5)
+    for arguments in ((mini(), TEN), (runner, runner.data, TEN), (mini(), TEN, runner.data)):
+        with pytest.raises(ValueError, match=r"takes \(model, data, circuit\) or"):
+            circuits.faithfulness(*arguments)  # type: ignore[call-overload]
 
 
 def test_the_loss_is_that_of_io(runner: Circuits) -> None:

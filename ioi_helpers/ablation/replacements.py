@@ -93,8 +93,9 @@ def replacements(
     paper counts the orders of a sentence as two templates), and at the same *place*: at the role's
     position where the component has a role. Where it has none, every position is replaced, and two
     positions are the same place if they stand equally far behind the same role (before the first
-    role: equally far before it); BOS is a place of its own. Without prefix sentences that is the
-    paper's "same template, same position".
+    role: equally far before it); BOS is a place of its own. Where ``group`` pools the orders, the
+    roles counted from are the first of the two names, S2 and END, which stand alike in both.
+    Without prefix sentences all of that is the paper's "same template, same position".
 
     Args:
         model: The model, for what it writes on the reference.
@@ -257,8 +258,7 @@ def _keyed(
     if role is not None:
         return role_positions(data, role)[:, None], group[:, None]
     at = _all_positions(data)
-    marks = torch.stack([data.positions[mark] for mark in data.positions], dim=1)  # [batch role]
-    marks = marks.sort(dim=1).values
+    marks = _marks(data, pooled=group_by != "template and order")
     segment = (at[:, :, None] >= marks[:, None]).sum(dim=-1)  # roles at or before each position
     opened_by = marks.gather(1, (segment - 1).clamp(min=0))
     offset = at - opened_by
@@ -269,6 +269,21 @@ def _keyed(
     keys = ((group[:, None] * 8 + segment + 1) * 2 + 1) * most + offset
     # What only fills up shorter prompts is nobody's place.
     return at, keys.masked_fill(at < 0, -1)
+
+
+def _marks(data: IOIDataset, pooled: bool) -> Int[Tensor, "batch mark"]:
+    """The positions that places are counted from, ascending.
+
+    All roles, where a mean is of one order. Where orders are pooled, only what stands at the same
+    token index in both: the pair's first name, which is IO or S1, then S2 and END. (IO, S1 and S1+1
+    follow each other differently, so that counting from them would mix token indices.)
+    """
+    at = data.positions
+    if pooled:
+        roles = [torch.minimum(at["IO"], at["S1"]), at["S2"], at["END"]]
+    else:
+        roles = list(at.values())
+    return torch.stack(roles, dim=1).sort(dim=1).values
 
 
 # --- what the model writes on the reference ------------------------------------------------------

@@ -58,6 +58,22 @@ class CircuitRun:
         )
 
 
+_SLOWLY = "Circuits are run with TransformerLens' hooks"
+
+
+def part_of(circuit: Circuit, nodes: Circuit | Iterable[NodeLike]) -> Circuit:
+    """Nodes of a circuit, such as those of K in C \\ K.
+
+    Raises:
+        ValueError: The circuit has one of them neither at its role nor everywhere.
+    """
+    part = nodes if isinstance(nodes, Circuit) else Circuit.of(nodes)
+    for node in part:
+        if node not in circuit and node.at(None) not in circuit:
+            raise ValueError(f"{node} is not in the circuit, so it cannot be in K; leave it out.")
+    return part
+
+
 class Circuits:
     """Many circuits of one model, run on the same prompts with the same values outside.
 
@@ -76,7 +92,9 @@ class Circuits:
         group: Whose mean: ``"template and order"`` (the paper's, with ABC prompts), ``"template"``,
             or ``"all"`` (one mean for all prompts, at the same place).
         mlps: ``"kept"``: MLPs stay. ``"nodes"``: an MLP is kept only where the circuit has it.
-        engine: ``"fast"``, ``"hooks"``, or ``"auto"``: the fast one where the model allows.
+        engine: ``"fast"``, ``"hooks"``, or ``"auto"``: the fast one where the model allows, which
+            is asked anew in each run. (Hooks put on the model later change what it computes, and
+            not the values that stand in.)
         memory: Bytes for activations; more prompts than fit are run in parts.
 
     Raises:
@@ -102,9 +120,8 @@ class Circuits:
         self.shape, self.how, self.group, self.mlps = Shape.of(model), how, group, mlps
         self.reference = data.abc() if reference is None and how != "zero" else reference
         self.memory = memory
-        self._gpt = forward.weights_for(
-            model, engine, "Circuits are run with TransformerLens' hooks"
-        )
+        self.engine: forward.Engine = engine
+        self._gpt = forward.weights_for(model, engine, _SLOWLY)
         self._values = values_outside(model, data, self.reference, how, group, mlps=mlps == "nodes")
         self._outside: Outside | None = None
 
@@ -134,6 +151,11 @@ class Circuits:
     def _checked(self, nodes: Circuit | Iterable[NodeLike]) -> Circuit:
         circuit = nodes if isinstance(nodes, Circuit) else Circuit.of(nodes)
         circuit.require(self.model)
+        if circuit.edges is not None:
+            raise ValueError(
+                "This circuit has edges, which Circuits would ignore; run it with EdgeCircuits, or "
+                "its nodes alone as Circuit(circuit.nodes)."
+            )
         if self.mlps == "kept" and any(not node.is_head for node in circuit):
             raise ValueError(
                 "The circuit names MLPs, but with mlps='kept' all of them stay anyway; use "
@@ -150,25 +172,39 @@ class Circuits:
 
         Args:
             circuit: What is kept; may be empty.
-            without: Nodes K that are not kept after all.
+            without: Nodes K that are not kept after all. A head that the circuit has everywhere
+                may be taken away at one role.
+
+        Raises:
+            ValueError: The model has no such node, K is not in the circuit, or the circuit has
+                edges.
         """
         inside = self._checked(circuit)
-        left = inside - self._checked(without)
-        if self._only_roles(left):
-            return self._run_at_roles(left)
+        gone = self._checked(part_of(inside, without))
+        left = Circuit.of(node for node in inside if node not in gone and node.at(None) not in gone)
+        gpt = self._weights()
+        if gpt is not None and self._only_roles(left):
+            return self._run_at_roles(gpt, left)
         kept = self._nothing()
-        self._mark(kept, left, True)
-        return self._run(kept)
+        self._mark(kept, inside, True)
+        self._mark(kept, gone, False)
+        return self._run(gpt, kept)
 
     def run_model(self, *, without: Circuit | Iterable[NodeLike] = ()) -> CircuitRun:
         """The whole model, or M \\ K: K replaced at its roles' positions only."""
         kept = ~self._nothing()
         self._mark(kept, self._checked(without), False)
-        return self._run(kept)
+        return self._run(self._weights(), kept)
+
+    def _weights(self) -> forward.GPT2 | None:
+        """The weights, if this run may be made with them: not past hooks put on the model since."""
+        if self._gpt is None or not forward.first_hook(self.model):
+            return self._gpt
+        return forward.weights_for(self.model, self.engine, _SLOWLY)
 
     def _only_roles(self, circuit: Circuit) -> bool:
         """Whether tokens at roles are enough: see :mod:`ioi_helpers.circuits.roles`."""
-        if self._gpt is None or self.mlps == "nodes" or any(node.role is None for node in circuit):
+        if self.mlps == "nodes" or any(node.role is None for node in circuit):
             return False
         # Keys and values of the run with nothing kept are as large as the values twice.
         z = self._values.z
@@ -182,12 +218,11 @@ class Circuits:
             role: runs.role_positions(self.data, role).to(self._values.z.device) for role in ROLES
         }
 
-    def _run_at_roles(self, circuit: Circuit) -> CircuitRun:
-        gpt, data, at = self._gpt, self.data, self._at()
-        assert gpt is not None
+    def _run_at_roles(self, gpt: forward.GPT2, circuit: Circuit) -> CircuitRun:
+        data, at = self.data, self._at()
         width = int(data.lengths.max())
         if self._outside is None:
-            self._outside = self._nothing_kept()
+            self._outside = self._nothing_kept(gpt)
         outside = self._outside
 
         def logits(rows: Tensor) -> Float[Tensor, "batch vocab"]:
@@ -205,9 +240,8 @@ class Circuits:
 
         return run_in_parts(self.model, data, logits, self.memory)
 
-    def _nothing_kept(self) -> Outside:
-        gpt, data, values = self._gpt, self.data, self._values
-        assert gpt is not None
+    def _nothing_kept(self, gpt: forward.GPT2) -> Outside:
+        data, values = self.data, self._values
         width = int(data.lengths.max())
         k, v = torch.zeros_like(values.z), torch.zeros_like(values.z)
         final = values.z.new_zeros(len(data), gpt.W_E.shape[1])
@@ -224,16 +258,18 @@ class Circuits:
             final[here] = run.final.to(final)
         return Outside(k, v, final)
 
-    def _run(self, kept: Kept) -> CircuitRun:
+    def _run(self, gpt: forward.GPT2 | None, kept: Kept) -> CircuitRun:
         def logits(rows: Tensor) -> Float[Tensor, "batch vocab"]:
             here = rows.to(kept.device)
-            return self._logits(kept[:, here], self._values.rows(here), rows)
+            return self._logits(gpt, kept[:, here], self._values.rows(here), rows)
 
         return run_in_parts(self.model, self.data, logits, self.memory)
 
     @torch.no_grad()
-    def _logits(self, kept: Kept, values: Values, rows: Tensor) -> Float[Tensor, "batch vocab"]:
-        width, gpt = kept.shape[2], self._gpt
+    def _logits(
+        self, gpt: forward.GPT2 | None, kept: Kept, values: Values, rows: Tensor
+    ) -> Float[Tensor, "batch vocab"]:
+        width = kept.shape[2]
         if gpt is not None:
             tokens = self.data.tokens[rows, :width].to(gpt.device)
             last = self.data.lengths[rows].to(gpt.device) - 1

@@ -16,15 +16,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers.circuits.run import CircuitRun, Circuits
+from ioi_helpers.circuits.run import CircuitRun, Circuits, part_of
+from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.graph import Circuit, Node, NodeLike, parse_node
 from ioi_helpers.metrics import (
     Estimate,
@@ -165,17 +167,44 @@ def _ratio(
     return Estimate(float(ratio), float(standard_error(residual, pair_ids)), n)
 
 
-def faithfulness(circuits: Circuits, circuit: Circuit | Iterable[NodeLike]) -> Faithfulness:
+@overload
+def faithfulness(circuits: Circuits, circuit: Circuit | Iterable[NodeLike], /) -> Faithfulness: ...
+
+
+@overload
+def faithfulness(
+    model: TransformerBridge, data: IOIDataset, circuit: Circuit | Iterable[NodeLike], /
+) -> Faithfulness: ...
+
+
+def faithfulness(model: Any, data: Any, circuit: Any = None, /) -> Faithfulness:
     """How near the circuit comes to the model on the prompts, whatever is asked of it then.
 
     ::
 
-        faithfulness(Circuits(model, data), circuit).table(by="order")
+        faithfulness(model, data, circuit).table(by="order")
+        faithfulness(Circuits(model, data, how="zero"), circuit).table(by="order")
 
     Args:
-        circuits: The model on its prompts, with what stands in for the rest.
+        model: A model; or `Circuits`, a model on its prompts with what stands in for the rest.
+        data: The prompts, on which means over ABC prompts then stand in; not given to `Circuits`.
         circuit: What is kept.
+
+    Raises:
+        ValueError: The arguments have neither form.
     """
+    if (
+        isinstance(model, TransformerBridge)
+        and isinstance(data, IOIDataset)
+        and circuit is not None
+    ):
+        circuits = Circuits(model, data)
+    elif not isinstance(model, TransformerBridge) and circuit is None:
+        circuits, circuit = model, data
+    else:
+        raise ValueError(
+            "faithfulness takes (model, data, circuit) or (Circuits(model, data), circuit)."
+        )
     data = circuits.data
     return Faithfulness(
         circuits.run_model(),
@@ -233,17 +262,9 @@ def completeness(
     named = class_subsets(circuit) if subsets is None else subsets
     rows = []
     for nodes in progress_bar("completeness", named.values(), show=progress):
-        without = _part_of(circuit, nodes)
+        without = part_of(circuit, nodes)
         rows.append(_compare(circuits, circuit, without))
     return pd.DataFrame(rows, index=pd.Index(list(named), name="K"))
-
-
-def _part_of(circuit: Circuit, nodes: Circuit | Subset) -> Circuit:
-    part = nodes if isinstance(nodes, Circuit) else Circuit.of(nodes)
-    for node in part:
-        if node not in circuit:
-            raise ValueError(f"{node} is not in the circuit, so it cannot be in K; leave it out.")
-    return part
 
 
 def _compare(circuits: Circuits, circuit: Circuit, without: Circuit) -> dict[str, float]:
@@ -368,8 +389,8 @@ def minimality(
     rows, names = [], []
     for spec, witness in progress_bar("minimality", chosen.items(), show=progress):
         node = parse_node(spec)
-        K = _part_of(circuit, witness).nodes - {node}
-        _part_of(circuit, [node])
+        K = part_of(circuit, witness).nodes - {node}
+        part_of(circuit, [node])
         before, after = without(K), without(K | {node})
         change = _estimate(after - before, pair_ids)
         rows.append(

@@ -3,11 +3,14 @@
 Every head and MLP has, at every token index of every prompt, a value that takes its place when it
 is left out. For means, a *group* says whose mean: the IOI paper takes prompts with three different
 names of the same template, where the two orders of a sentence are two templates (section 2.1).
+A mean over few prompts still holds their names (under ten in a group, say; 15 templates in two
+orders share the prompts out among 30 groups), so take more prompts where a number matters.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +21,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from ioi_helpers.ablation.replacements import GROUPINGS, METHODS, replacements
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.graph import Shape
+
+FEW = 10
+"""A mean over fewer prompts still holds much of their own names."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +93,19 @@ def _warn_of_a_repeated_name(reference: IOIDataset, group: str) -> None:
     """A mean over prompts of one order in which a name stands twice still says which order it is,
     and that a name is repeated: it leaves in the model what it should take away."""
     repeated = any(names.S2 in (names.S1, names.IO) for names in reference.names)
-    if repeated and group == "template and order":
+    if not repeated:
+        return
+    # Prompts that share a mean, by their orders: a template may occur in one order only.
+    groups = defaultdict[object, list[str]](list)
+    for template, order in zip(reference.template_ids.tolist(), reference.orders, strict=True):
+        keys: dict[str, object] = {"template and order": (template, order), "template": template}
+        groups[keys.get(group)].append(order)
+    of_one_order = [len(orders) for orders in groups.values() if len(set(orders)) == 1]
+    if of_one_order:
+        few = f" (of {min(of_one_order)} prompts only)" if min(of_one_order) < FEW else ""
         warnings.warn(
-            "In the reference's prompts a name is repeated, and its means are taken within an "
-            "order of names; such a mean still holds that order and that a name is repeated, so "
+            "In the reference's prompts a name is repeated, and a mean is taken within an order of "
+            f"names{few}; such a mean still holds that order and that a name is repeated, so "
             "taking heads away by it takes little away. Use data.abc().",
             UserWarning,
             stacklevel=4,
