@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers import IOIDataset, circuits, heads, load_model
+from ioi_helpers import IOIDataset, circuits, heads, load_model, path_patching
 from ioi_helpers.circuits import Drawn, Heads, Stream, ioi_hypothesis, scrub
+from ioi_helpers.circuits.run import CircuitRun
 from ioi_helpers.circuits.scrubbing import Features
 from ioi_helpers.graph import Node, Shape, parse_node
 
@@ -99,6 +102,78 @@ def everything(model: TransformerBridge, features: Features) -> Stream:
     return Stream(tuple(by_layer))
 
 
+# --- identities -----------------------------------------------------------------------------------
+
+
+def drawing(monkeypatch: pytest.MonkeyPatch, draw: Callable[..., IOIDataset]) -> None:
+    monkeypatch.setattr("ioi_helpers.circuits.scrubbing._Scrubber.draw", draw)
+
+
+def assert_same(run: CircuitRun, other: CircuitRun) -> None:
+    assert torch.allclose(run.logit_diff, other.logit_diff, rtol=0, atol=2e-5)
+    assert torch.allclose(run.loss, other.loss, rtol=0, atol=2e-5)
+
+
+def test_drawing_each_prompt_itself_is_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawing(monkeypatch, lambda self, data, features: data)
+    found = scrub(mini(), prompts(), ioi_hypothesis(*parts(mini())), draws=1)
+    assert_same(found.scrubbed, found.model)
+
+
+def test_drawing_one_prompt_for_all_is_that_prompt_with_the_own_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = prompts()
+    other = data.redraw((), seed=5)
+    drawing(monkeypatch, lambda self, data, features: other)
+    found = scrub(mini(), data, ioi_hypothesis(*parts(mini())), draws=1)
+    rows = torch.arange(len(data))
+    # In plain TransformerLens: its logits, the data's names.
+    logits = mini()(other.tokens)[rows, other.positions["END"]].detach()
+    own = CircuitRun.of_logits(logits, data)
+    assert_same(found.scrubbed, own)
+    assert_same(found.unrelated, own)
+    assert not torch.allclose(own.loss, found.model.loss, atol=0.1)
+
+
+def test_one_level_is_path_patching_of_all_other_heads_at_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = prompts()
+    other = data.redraw((), seed=5)
+    drawing(monkeypatch, lambda self, data, features: data if features == ALL else other)
+    named = frozenset(parts(mini())[0])
+    hypothesis = Stream((Heads(named, ALL, Drawn(ALL), {}, Drawn(ALL)),))
+    found = scrub(mini(), data, hypothesis, draws=1)
+    senders = [
+        Node(layer, head, "END")
+        for layer in range(Shape.of(mini()).n_layers)
+        for head in range(Shape.of(mini()).n_heads)
+        if Node(layer, head, "END") not in named
+    ]
+    patched = path_patching.path_patch(
+        mini(), data, other, senders, "final", mlps="recomputed", progress=False
+    )
+    expected = torch.as_tensor(patched.values, dtype=found.scrubbed.logit_diff.dtype)
+    assert torch.allclose(found.scrubbed.logit_diff, expected, rtol=0, atol=2e-5)
+    assert not torch.allclose(found.scrubbed.logit_diff, found.model.logit_diff, atol=0.1)
+
+
+def test_little_memory_changes_neither_draws_nor_results() -> None:
+    hypothesis = ioi_hypothesis(*parts(mini()))
+    much, little = (
+        scrub(mini(), prompts(24), hypothesis, draws=2, memory=memory, progress=False)
+        for memory in (2**30, 1)
+    )
+    for name in ("model", "scrubbed", "unrelated"):
+        assert_same(getattr(much, name), getattr(little, name))
+    with pytest.raises(ValueError, match="positive number of bytes"):
+        scrub(mini(), prompts(8), hypothesis, memory=0)
+
+
+# --- hypotheses -----------------------------------------------------------------------------------
+
+
 def test_nothing_said_to_be_read_is_an_unrelated_prompt() -> None:
     found = scrub(mini(), prompts(), Stream(), draws=1)
     assert abs(found.loss_recovered().mean) < 0.25
@@ -159,6 +234,26 @@ def test_hypotheses_that_make_no_sense_are_refused() -> None:
     early = Heads(frozenset([parse_node(("L4H4", "END"))]), (), late)
     with pytest.raises(ValueError, match="does not come before"):
         scrub(mini(), data, Stream((early,)))
+    away = Heads(frozenset([parse_node(("L1H0", "S2"))]), ())
+    with pytest.raises(ValueError, match=r"L1H0 at S2 does not stand at END") as refused:
+        scrub(mini(), data, Stream((away,)))
+    assert str(refused.value).count(".") == 1
+    mover = frozenset([parse_node(("L4H4", "END"))])
+    for reads in (
+        {"queries": Stream((away,))},
+        {"keys_values": {"IO": Stream((away,))}},
+    ):
+        with pytest.raises(ValueError, match=r"L1H0 at S2 does not stand at (END|IO)"):
+            scrub(mini(), data, Stream((Heads(mover, (), **reads),)))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"L4H4 at END is in two parts of one stream"):
+        scrub(mini(), data, Stream((Heads(mover, ("order",)), Heads(mover, ("S",)))))
+    for draws in (0, -1):
+        with pytest.raises(ValueError, match="draws must be at least 1"):
+            scrub(mini(), data, Stream(), draws=draws)
+    wrong: list[Any] = [away, Drawn(), None]
+    for hypothesis in wrong:
+        with pytest.raises(ValueError, match="A hypothesis is a Stream"):
+            scrub(mini(), data, hypothesis)
     mixed = IOIDataset.generate(mini().tokenizer, 20, prefixes="bundled", seed=0)
     with pytest.raises(ValueError, match="differ in length"):
         scrub(mini(), mixed, Stream())

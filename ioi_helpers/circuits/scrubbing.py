@@ -124,6 +124,8 @@ def scrub(
     *,
     draws: int = 4,
     seed: int = 0,
+    memory: int = runs.DEFAULT_MEMORY,
+    progress: bool = True,
 ) -> Scrubbed:
     """Run a hypothesis about the final stream at END.
 
@@ -134,11 +136,22 @@ def scrub(
             answer is scored with each prompt's own names.
         draws: How often everything is drawn.
         seed: Seeds the draws.
+        memory: Bytes for activations; more prompts than fit are run in parts.
+        progress: Show a bar where there is something to wait for.
 
     Raises:
-        ValueError: Prompts of one template differ in length; the hypothesis names heads that the
-            model lacks, at several roles at once, or layers out of order; another architecture.
+        ValueError: No draws; prompts of one template differ in length; the hypothesis is no
+            ``Stream``, or names heads that the model lacks, at several roles at once, at another
+            role than the stream that they write into, twice in one stream, or layers out of order;
+            another architecture.
     """
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1, not {draws}.")
+    if not isinstance(hypothesis, Stream):
+        raise ValueError(
+            "A hypothesis is a Stream, what the final stream at END is said to read, not "
+            f"{type(hypothesis).__name__}; write Stream((heads,))."
+        )
     runs.require_data(model, data)
     gpt = forward.require_weights(model, "Causal scrubbing needs")
     lengths = data.lengths.cpu()
@@ -149,43 +162,66 @@ def scrub(
                 "Prompts of the same template differ in length, so tokens of a draw would not "
                 "correspond; make the prompts without prefixes."
             )
-    _require_heads(model, hypothesis)
-    parts: dict[str, list[CircuitRun]] = {"model": [], "scrubbed": [], "unrelated": []}
-    for draw in range(draws):
-        scrubber = _Scrubber(gpt, seed * 1_000_003 + draw * 1_009)
-        own = scrubber.plain(data)
-        parts["model"].append(_scored(gpt, own["resid_pre"][-1], data, data))
-        other = data.redraw(("template",), seed=scrubber.next_seed())
-        parts["unrelated"].append(_scored(gpt, scrubber.plain(other)["resid_pre"][-1], other, data))
-        final = scrubber.stream(hypothesis, data, "END", gpt.n_layers)[-1]
-        parts["scrubbed"].append(CircuitRun.of_logits(forward.unembed(gpt, final), data))
-    joined = {name: CircuitRun.join(runs_) for name, runs_ in parts.items()}
+    _require_heads(model, hypothesis, "END")
+    width = int(lengths.max())
+    # Of each plain run that is waiting for those further down: its stream, keys, values and z.
+    kept = _runs_at_once(hypothesis) * 4 * gpt.n_layers * width * gpt.W_E.shape[1]
+    size = runs.prompts_at_once(model, width, memory, kept=kept)
+    found: dict[str, list[CircuitRun]] = {"model": [], "scrubbed": [], "unrelated": []}
+    for draw in runs.progress_bar("draws", range(draws), show=progress):
+        # All prompts are drawn together whatever the memory, so parts do not change the draws.
+        drawn: dict[int, IOIDataset] = {}
+        parts: dict[str, list[CircuitRun]] = {name: [] for name in found}
+        order = list(runs.in_parts(lengths, size, progress=False))
+        for rows in order:
+            scrubber = _Scrubber(gpt, seed * 1_000_003 + draw * 1_009, rows, drawn)
+            part = data[rows]
+            unrelated = scrubber.draw(data, ())
+            finals = {
+                "model": scrubber.final(data),
+                "unrelated": scrubber.final(unrelated),
+                "scrubbed": scrubber.stream(hypothesis, data, "END", gpt.n_layers)[-1],
+            }
+            for name, final in finals.items():
+                parts[name].append(CircuitRun.of_logits(forward.unembed(gpt, final), part))
+        for name, runs_ in parts.items():
+            found[name].append(CircuitRun.join(runs_, order))
+    joined = {name: CircuitRun.join(runs_) for name, runs_ in found.items()}
     return Scrubbed(**joined, pair_ids=data.pair_ids.cpu().repeat(draws))
 
 
-def _scored(gpt: forward.GPT2, final: Tensor, ran: IOIDataset, data: IOIDataset) -> CircuitRun:
-    at_end = _at_role(final, ran, "END")
-    return CircuitRun.of_logits(forward.unembed(gpt, at_end), data)
+def _runs_at_once(spec: Stream | Heads | Drawn) -> int:
+    """How many plain runs are held together at most, while a part is computed."""
+    if isinstance(spec, Drawn):
+        return 1
+    below = spec.heads if isinstance(spec, Stream) else (spec.queries, *spec.keys_values.values())
+    return 1 + max(map(_runs_at_once, below), default=0)
 
 
-def _at_role(values: Tensor, data: IOIDataset, role: str) -> Tensor:
-    at = runs.role_positions(data, role).to(values.device)
-    return values[torch.arange(len(at), device=values.device), at]
-
-
-def _require_heads(model: TransformerBridge, spec: Stream | Heads | Drawn) -> None:
+def _require_heads(model: TransformerBridge, spec: Stream | Heads | Drawn, role: str) -> None:
+    """Refuse what cannot be at a role: a stream there is written, and queries asked, there only."""
     if isinstance(spec, Drawn):
         return
     if isinstance(spec, Stream):
+        named: set[Node] = set()
         for heads in spec.heads:
-            _require_heads(model, heads)
+            if heads.role != role:
+                raise ValueError(
+                    f"{min(heads.nodes)} does not stand at {role}, so it cannot write into the "
+                    "stream there that is said to read it."
+                )
+            if twice := named & heads.nodes:
+                raise ValueError(
+                    f"{min(twice)} is in two parts of one stream, which carries what a head writes "
+                    "once; name it in one of them."
+                )
+            named |= heads.nodes
+            _require_heads(model, heads, role)
         return
     Circuit(spec.nodes).require(model)
-    assert spec.role
     first = min(node.layer for node in spec.nodes)
-    below = [spec.queries, *spec.keys_values.values()]
-    for child in below:
-        _require_heads(model, child)
+    for at, child in ((spec.role, spec.queries), *spec.keys_values.items()):
+        _require_heads(model, child, at)
         if isinstance(child, Stream):
             late = [n for part in child.heads for n in part.nodes if n.layer >= first]
             if late:
@@ -195,11 +231,22 @@ def _require_heads(model: TransformerBridge, spec: Stream | Heads | Drawn) -> No
 
 
 class _Scrubber:
-    """One draw of everything."""
+    """One draw of everything, computed for some rows of the prompts.
 
-    def __init__(self, gpt: forward.GPT2, seed: int) -> None:
+    Args:
+        gpt: The weights.
+        seed: Of this draw.
+        rows: Which prompts are computed; all are drawn.
+        drawn: What was drawn for other rows, by seed; grows.
+    """
+
+    def __init__(
+        self, gpt: forward.GPT2, seed: int, rows: Tensor, drawn: dict[int, IOIDataset]
+    ) -> None:
         self._gpt = gpt
         self._seed = seed
+        self._rows = rows
+        self._drawn = drawn
 
     def next_seed(self) -> int:
         """A new seed each time: every node has its own draw."""
@@ -208,14 +255,30 @@ class _Scrubber:
 
     def draw(self, data: IOIDataset, features: Features) -> IOIDataset:
         """Other prompts that agree with these."""
-        return data.redraw(("template", *features), seed=self.next_seed())
+        seed = self.next_seed()
+        if seed not in self._drawn:
+            self._drawn[seed] = data.redraw(("template", *features), seed=seed)
+        return self._drawn[seed]
 
     def plain(self, data: IOIDataset) -> forward.Run:
-        """The model's run over them."""
-        width = int(data.lengths.max())
-        tokens = data.tokens[:, :width].to(self._gpt.device)
-        last = data.lengths.to(self._gpt.device) - 1
+        """The model's run over the rows of some prompts."""
+        part = data[self._rows]
+        width = int(part.lengths.max())
+        tokens = part.tokens[:, :width].to(self._gpt.device)
+        last = part.lengths.to(self._gpt.device) - 1
         return forward.run(self._gpt, tokens, last, ("resid_pre", "k", "v", "z"))
+
+    def final(self, data: IOIDataset) -> Float[Tensor, "batch d_model"]:
+        """The final stream at END of that run."""
+        return self._at(self.plain(data)["resid_pre"][-1], data, "END")
+
+    def _positions(self, data: IOIDataset, role: str) -> Tensor:
+        """Where a role is in the rows of some prompts."""
+        return runs.role_positions(data, role)[self._rows].to(self._gpt.device)
+
+    def _at(self, values: Tensor, data: IOIDataset, role: str) -> Tensor:
+        at = self._positions(data, role)
+        return values[torch.arange(len(at), device=at.device), at]
 
     def stream(
         self, spec: Stream, data: IOIDataset, role: str, layers: int
@@ -227,10 +290,10 @@ class _Scrubber:
         claimed: dict[tuple[int, int], Tensor] = {}
         for heads in spec.heads:
             claimed |= self.heads(heads, self.draw(data, heads.features))
-        x = _at_role(run["resid_pre"][0], unrelated, role)
+        x = self._at(run["resid_pre"][0], unrelated, role)
         found = [x]
         for layer in range(layers):
-            z = _at_role(run["z"][layer], unrelated, role).clone()
+            z = self._at(run["z"][layer], unrelated, role).clone()
             for head in range(gpt.n_heads):
                 if (layer, head) in claimed:
                     z[:, head] = claimed[layer, head]
@@ -246,7 +309,7 @@ class _Scrubber:
             return self.stream(spec, self.draw(data, spec.features), role, layer)
         drawn = self.draw(data, spec.features)
         run = self.plain(drawn)
-        return [_at_role(run["resid_pre"][i], drawn, role) for i in range(layer + 1)]
+        return [self._at(run["resid_pre"][i], drawn, role) for i in range(layer + 1)]
 
     def heads(self, spec: Heads, data: IOIDataset) -> dict[tuple[int, int], Tensor]:
         """z ``[batch d_head]`` of each of the heads, on these prompts."""
@@ -258,8 +321,8 @@ class _Scrubber:
             role: self._input(child, data, role, last_layer)
             for role, child in spec.keys_values.items()
         }
-        at = runs.role_positions(data, spec.role).to(gpt.device)
-        rows = torch.arange(len(data), device=gpt.device)
+        at = self._positions(data, spec.role)
+        rows = torch.arange(len(at), device=gpt.device)
         found = {}
         for layer in sorted({node.layer for node in spec.nodes}):
             block = gpt.blocks[layer]
@@ -271,7 +334,7 @@ class _Scrubber:
             k, v = run["k"][layer].clone(), run["v"][layer].clone()
             for role, streams in inputs.items():
                 # Where the role is in the prompt the heads are computed on.
-                there = runs.role_positions(data, role).to(gpt.device)
+                there = self._positions(data, role)
                 k[rows, there] = read(streams[layer], block.W_K, block.b_K)
                 v[rows, there] = read(streams[layer], block.W_V, block.b_V)
             scores = torch.einsum("bhd,bjhd->bhj", q, k) * block.score_scale
