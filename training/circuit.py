@@ -140,7 +140,8 @@ def write(name: str) -> None:
         "how": (
             "python -m training.circuit: on half of the names and templates, heads left out as "
             "long as every prompt stays near the model (means over ABC prompts by template and "
-            "order), then members that do not matter; scores are of the other half"
+            "order), then members that do not matter; members' minimality is on the search half, "
+            "scores are of the other half"
         ),
         "limits": asdict(RECIPES[name]),
         "scores": scores(model, circuit),
