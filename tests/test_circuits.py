@@ -389,9 +389,12 @@ def test_an_edge_for_one_query_is_part_of_that_for_all(edge_runner: EdgeCircuits
         one = edge_runner.run_model(without=Circuit.of_edges([for_end])).logit_diff
         whole = edge_runner.run_model(without=Circuit.of_edges([for_all])).logit_diff
         rest = edge_runner.run_model(without=Circuit.of_edges(others)).logit_diff
-        assert (whole - edge_runner.run_model().logit_diff).abs().max() > 1e-3 or read == "k"
+        model = edge_runner.run_model().logit_diff
+        size = (whole - model).abs().max()
+        assert size > 0.01
         # This head hands on from END only, so that nearly all of it is END's.
-        assert (one - whole).abs().max() < (rest - whole).abs().max() + 1e-4
+        assert (one - whole).abs().max() < size / 3
+        assert (rest - model).abs().max() < size / 100
 
 
 def test_dead_ends_do_nothing_under_resampling(edge_runner: EdgeCircuits) -> None:
@@ -401,9 +404,14 @@ def test_dead_ends_do_nothing_under_resampling(edge_runner: EdgeCircuits) -> Non
         edges[i] for i in rng.choice(len(edges), len(edges) // 2, replace=False)
     )
     pruned = circuits.without_dead_ends(some)
-    sparse = circuits.without_dead_ends(Circuit.of_edges(list(some.edges or ())[:60]))
-    assert len(sparse.edges or ()) < 60
     close(edge_runner.run(pruned).logit_diff, edge_runner.run(some).logit_diff)
+    # Of few edges nearly all are dead ends, and those that are left do something.
+    few = Circuit.of_edges(edges[i] for i in np.random.default_rng(1).permutation(len(edges))[:200])
+    sparse = circuits.without_dead_ends(few)
+    assert 0 < len(sparse.edges or ()) < 100
+    found = edge_runner.run(sparse).logit_diff
+    close(found, edge_runner.run(few).logit_diff)
+    assert (found - edge_runner.run(NO_EDGES).logit_diff).abs().max() > 1e-3
 
 
 def test_the_number_of_edges_is_the_published_formula() -> None:
@@ -423,9 +431,13 @@ def test_size_curve_ends_and_areas(edge_runner: EdgeCircuits) -> None:
     assert curve.f[-1] == pytest.approx(1, abs=1e-5)
     assert curve.edges == (0, 22, 1094, 2188)
     assert curve.area == pytest.approx(np.trapezoid(curve.f, shares))
-    # Where f is never above 1, the two areas fill the width.
-    if max(curve.f) <= 1:
-        assert curve.area + curve.distance == pytest.approx(1)
+    # Here f is never above 1, so the two areas fill the width.
+    assert max(curve.f) < 1 + 1e-5
+    assert curve.area + curve.distance == pytest.approx(1, abs=1e-4)
+    # Above 1 both grow: 3/8 and 5/8 under f in the two halves, 3/8 and 1/8 under |1 - f|.
+    above = circuits.SizeCurve((0.0, 0.5, 1.0), (0, 1, 2), (0.0, 1.5, 1.0), 0.0, 1.0)
+    assert above.area == pytest.approx(0.375 + 0.625)
+    assert above.distance == pytest.approx(0.375 + 0.125)
     with pytest.raises(ValueError, match="no share"):
         curve.at(0.3)
 
