@@ -130,8 +130,9 @@ def path_patch(
     Raises:
         ValueError: No senders or receivers, or some that the model does not have; no receiver comes
             after a sender at its token; a prompt lacks a role; a reference that is built otherwise
-            or not aligned (BOS, templates, lengths); keys and values that heads share (grouped
-            queries); parallel blocks; training mode; prompts longer than the context.
+            or not aligned (BOS, templates, lengths, places of names); keys and values that heads
+            share (grouped queries); parallel blocks; training mode; prompts longer than the
+            context.
     """
     request = Request.of(
         model, data, reference, _one_set(senders, "senders"), _one_set(receivers, "receivers"),
