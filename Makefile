@@ -44,12 +44,12 @@ ifneq ($(TESTS),)
 	$(PYTEST) $(TESTS)
 else
 	OMP_NUM_THREADS=1 $(PYTEST) --numprocesses $(JOBS) --dist loadgroup tests
-	$(PYTEST) notebooks
+	OMP_NUM_THREADS=1 $(PYTEST) --numprocesses $(JOBS) --dist loadfile notebooks
 endif
 
 test-all: lint  ## the same, and what is slow: other models, long statistics, the benchmarks' code
 	OMP_NUM_THREADS=1 $(PYTEST) -m '' --hypothesis-profile=random --numprocesses $(JOBS) --dist loadgroup tests
-	$(PYTEST) notebooks
+	OMP_NUM_THREADS=1 $(PYTEST) --numprocesses $(JOBS) --dist loadfile notebooks
 
 check: $(READY)  ## execute notebooks and compare with what is stored, storing nothing (NOTEBOOKS=04)
 	@$(TOOLS) check $(NOTEBOOKS)

@@ -202,6 +202,9 @@ class NotebookSession:
         with self._as_a_kernel(printed, progress):
             result = eval(check, namespace)
         seconds = time.process_time() - began
+        # Functions of an answer refer to the namespace that holds them: what they cached would stay
+        # until the collector comes round, gigabytes of it where answers run the model.
+        namespace.clear()
         return Verdict(
             result.passed, str(result.message), printed.getvalue(), progress.getvalue(), seconds
         )
