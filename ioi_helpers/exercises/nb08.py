@@ -224,6 +224,7 @@ def _two_halves(ctx: Context) -> Key:
             "changing nothing": untouched,
             "taking the change from the clean run, not the mean logit difference itself": truth
             - untouched,
+            "dividing by the clean run's logit difference": truth / untouched,
         },
         hint="The move of a row is ((natural - x0).v) v; the rest is that minus its part along u.",
         right="Set it beside `along the means` and `DAS` in the table.",

@@ -129,6 +129,8 @@ WRONG = {
         "of_the_rest = clean.mean()": r"changing nothing|rest of v",
         HALF
         + "of_the_rest = after(x0 + moves - along) - clean.mean()": r"change from the clean run",
+        HALF + "of_the_rest = after(x0 + moves - along) / clean.mean()": r"dividing by",
+        HALF + "of_the_rest = -after(x0 + moves - along)": r"The sign is wrong",
         HALF + "of_the_rest = moves - along": r"single number",
     },
 }
