@@ -27,6 +27,7 @@ matrix product is done once for all of them.
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -36,7 +37,7 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
@@ -209,18 +210,31 @@ def usable_weights(model: TransformerBridge) -> tuple[GPT2 | None, str]:
     return gpt, ""
 
 
+def modules(model: TransformerBridge) -> list[nn.Module]:
+    """Every module of the bridge and of the wrapped model, once."""
+    found: dict[nn.Module, None] = {}
+    waiting: list[nn.Module] = [model, model.original_model]
+    while waiting:
+        module = waiting.pop()
+        if module not in found:
+            found[module] = None
+            waiting.extend(part for part in module._modules.values() if part is not None)
+    return list(found)
+
+
 def first_hook(model: TransformerBridge) -> str:
     """The name of a module on which somebody has put a hook; empty if nobody has."""
     if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:
         return "on all modules"
-    for root in (model, model.original_model):
-        for name, module in root.named_modules():
-            hooks = itertools.chain(*(vars(module)[kind].values() for kind in _HOOKS))
-            # The two libraries hang hooks of their own on modules, which only watch.
-            theirs = isinstance(module, HookPoint) and module.fwd_hooks
-            if theirs or any(not _made_by_library(hook) for hook in hooks):
-                # Bridges hold the wrapped modules; say the name as a user would.
-                return name.replace("._original_component", "") or type(module).__name__
+    for module in modules(model):
+        own = vars(module)
+        hooks = [hook for kind in _HOOKS if own[kind] for hook in own[kind].values()]
+        # The two libraries hang hooks of their own on modules, which only watch.
+        if own.get("fwd_hooks") or any(not _made_by_library(hook) for hook in hooks):
+            names = itertools.chain(model.named_modules(), model.original_model.named_modules())
+            name = next(name for name, named in names if named is module)
+            # Bridges hold the wrapped modules; say the name as a user would.
+            return name.replace("._original_component", "") or type(module).__name__
     return ""
 
 
@@ -232,8 +246,44 @@ def _made_by_library(hook: Callable[..., Any]) -> bool:
     return made_in.split(".")[0] in ("transformer_lens", "transformers")
 
 
-@torch.no_grad()
 def _runs_as_written(model: TransformerBridge, gpt: GPT2) -> bool:
+    """Whether the model computes what the equations above do, found by trying once.
+
+    The answer is remembered for as long as the model is made of the same modules, each with the
+    same settings: on a small model trying takes a fifth of a sweep.
+    """
+    parts = [part for part in modules(model) if not isinstance(part, HookPoint)]
+    # A method that was put on one module can do anything, and another thing the next time.
+    if any("forward" in vars(part) for part in parts):
+        return _computes_the_equations(model, gpt)
+    settings = [_settings(part) for part in parts]
+    settings.append((torch.get_float32_matmul_precision(),))
+    if model in _tried:
+        then, settings_then, answer = _tried[model]
+        same = len(then) == len(parts) and all(a() is b for a, b in zip(then, parts, strict=True))
+        if same and settings_then == settings:
+            return answer
+    answer = _computes_the_equations(model, gpt)
+    _tried[model] = ([weakref.ref(part) for part in parts], settings, answer)
+    return answer
+
+
+_tried: WeakKeyDictionary[
+    TransformerBridge, tuple[list[weakref.ref[nn.Module]], list[tuple[Any, ...]], bool]
+] = WeakKeyDictionary()
+
+
+def _settings(module: nn.Module) -> tuple[Any, ...]:
+    """What decides how a module computes, beside its submodules."""
+    own = vars(module)
+    plain = [value for value in own.values() if type(value) in (bool, int, float, str)]
+    tensors = [*own["_parameters"].values(), *own["_buffers"].values()]
+    held = [(id(tensor), tensor._version) for tensor in tensors if tensor is not None]
+    return (type(module).forward, *plain, *held)
+
+
+@torch.no_grad()
+def _computes_the_equations(model: TransformerBridge, gpt: GPT2) -> bool:
     """Whether the model's logits on a few tokens are those of the equations above."""
     n_tokens = min(4, gpt.W_pos.shape[0])
     tokens = torch.arange(n_tokens, device=gpt.device)[None] * 31 % gpt.W_E.shape[0]
@@ -267,7 +317,8 @@ def read_weights(model: TransformerBridge) -> GPT2:
         raise UnsupportedModel(f"its architecture is {architecture}, not GPT2LMHeadModel")
     if cfg.act_fn not in _ACTIVATIONS:
         raise UnsupportedModel(f"its activation function is {cfg.act_fn}")
-    devices, dtypes = zip(*((p.device, p.dtype) for p in model.parameters()), strict=True)
+    weights = [w for part in modules(model) for w in part._parameters.values() if w is not None]
+    devices, dtypes = zip(*((w.device, w.dtype) for w in weights), strict=True)
     if len(set(devices)) > 1:
         raise UnsupportedModel("its blocks are on several devices")
     if len(set(dtypes)) > 1:

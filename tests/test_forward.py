@@ -411,6 +411,34 @@ def test_replaced_modules_are_noticed(model: TransformerBridge) -> None:
     assert forward.usable_weights(model)[1] == ""
 
 
+def test_what_a_module_computes_is_tried_again_when_it_changes(
+    model: TransformerBridge,
+) -> None:
+    """A trial's answer is remembered for the same modules with the same settings only."""
+    assert forward.usable_weights(model)[1] == ""
+    part = model.unembed.original_component
+    written = type(part).forward
+    for factor in (2, -1):  # one after the other, on the same module
+        part.forward = lambda x, factor=factor: factor * written(part, x)
+        try:
+            assert "does not compute" in forward.usable_weights(model)[1]
+        finally:
+            del part.forward
+    assert forward.usable_weights(model)[1] == ""
+    type(part).forward = lambda self, x: 2 * written(self, x)
+    try:
+        assert "does not compute" in forward.usable_weights(model)[1]
+    finally:
+        type(part).forward = written
+    assert forward.usable_weights(model)[1] == ""
+
+
+def test_a_trial_is_run_once(model: TransformerBridge, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert forward.usable_weights(model)[1] == ""
+    monkeypatch.setattr(forward, "_computes_the_equations", lambda *_: pytest.fail("tried again"))
+    assert forward.usable_weights(model)[1] == ""
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("name", sorted(BUNDLED))
 def test_rounding_is_no_replaced_module(name: str, dtype: torch.dtype) -> None:

@@ -85,10 +85,9 @@ class Pair:
         Raises:
             ValueError: See :func:`~ioi_helpers.patching.patch_sweep`.
         """
-        require_data(model, clean)
         noise = corrupted if isinstance(corrupted, NoisyEmbedding) else None
         other = clean if isinstance(corrupted, NoisyEmbedding) else corrupted
-        require_data(model, other)
+        require_data(model, clean, other)
         require_alike(clean, other, "corrupted")
         aligned = _require_correspondence(request, clean, other)
         for data in (clean, other):

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools.analysis._model_state import require_eval_mode
 
+from ioi_helpers import forward
 from ioi_helpers.dataset import IOIDataset
 
 
@@ -32,7 +33,9 @@ def require_model(model: Any) -> None:
             "The model must be a TransformerBridge, as load_model() returns it, not "
             f"{_kind(model)}."
         )
-    require_eval_mode(model, operation="A run")
+    # TransformerLens' look takes three times as long, and has the better sentence.
+    if any(module.training for module in forward.modules(model)):
+        require_eval_mode(model, operation="A run")
 
 
 def require_dataset(data: Any) -> None:
@@ -48,15 +51,20 @@ def require_dataset(data: Any) -> None:
         )
 
 
-def require_data(model: Any, data: Any) -> None:
-    """Refuse what cannot be run together: :func:`require_model`, and a dataset that fits it.
+def require_data(model: Any, *datasets: Any) -> None:
+    """Refuse what cannot be run together: :func:`require_model`, and datasets that fit it.
 
     Raises:
-        ValueError: As :func:`require_model` and :func:`require_dataset`; or the dataset was made
+        ValueError: As :func:`require_model` and :func:`require_dataset`; or a dataset was made
             with another tokenizer than the model's.
     """
     require_model(model)
-    require_dataset(data)
+    for data in datasets:
+        require_dataset(data)
+        _require_own_tokenizer(model, data)
+
+
+def _require_own_tokenizer(model: Any, data: Any) -> None:
     own, its = getattr(model, "tokenizer", None), getattr(data, "tokenizer", None)
     if own is its or own is None or its is None:
         return
@@ -216,8 +224,9 @@ def known_hooks(model: TransformerBridge, names: Sequence[str]) -> list[str]:
     Raises:
         ValueError: The model has no such hook.
     """
+    known = model.hook_dict
     for name in names:
-        if name not in model.hook_dict:
+        if name not in known:
             raise ValueError(
                 f"The model has no hook {name!r}; see model.hook_dict for those of this "
                 "architecture."
