@@ -24,11 +24,11 @@ READY := $(VENV)/.ready
 TOOLS := $(BIN)/python -m notebooks.tools
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help run lab test test-all check lint notebooks budgets train clean
+.PHONY: help run lab test test-all check check-gpt2 lint notebooks budgets train clean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
 
 run: $(READY)  ## execute every notebook and write pages to browse to build/ (NOTEBOOKS="01 02" for some)
 	@$(TOOLS) run $(NOTEBOOKS)
@@ -53,6 +53,9 @@ test-all: lint  ## the same, and what is slow: other models, long statistics, th
 
 check: $(READY)  ## execute notebooks and compare with what is stored, storing nothing (NOTEBOOKS=04)
 	@$(TOOLS) check $(NOTEBOOKS)
+
+check-gpt2: $(READY)  ## GPT-2 small against all that is published of it (WEIGHTS=folder; NAMES="05 paper")
+	@$(TOOLS) check-gpt2 $(NAMES) $(if $(WEIGHTS),--weights $(WEIGHTS))
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

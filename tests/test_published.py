@@ -236,6 +236,8 @@ def _same(carried: Any, source: Any) -> bool:
         "faithfulness_per_template_auto_circuit.json",
         "arena_circuit_evaluation.json",
         "eap_ig_ioi_faithfulness.json",
+        "single_head_removals_gpt2.json",
+        "name_mover_ablation_dla.json",
     ],
 )
 def test_carried_over_faithfully(file: str) -> None:

@@ -33,6 +33,7 @@ __all__ = [
     "head_classes",
     "load",
     "names",
+    "place",
     "record",
 ]
 
@@ -214,7 +215,7 @@ def _verdict(published: Published, yours: Float[np.ndarray, " *axes"]) -> tuple[
     gap = np.abs(yours - published.values)
     worst = int(np.argmax(np.where(np.isnan(gap), np.inf, gap)))
     largest = float(gap.ravel()[worst])
-    where = _place(published, worst)
+    where = place(published, worst)
     agrees = bool(largest <= published.tolerance)
     if agrees:
         return True, (
@@ -227,7 +228,8 @@ def _verdict(published: Published, yours: Float[np.ndarray, " *axes"]) -> tuple[
     )
 
 
-def _place(published: Published, flat_index: int) -> str:
+def place(published: Published, flat_index: int) -> str:
+    """Where an entry of the flattened values stands, as it goes on a sentence: " at L9H9"."""
     if not published.axes:
         return ""
     index = np.unravel_index(flat_index, published.values.shape)

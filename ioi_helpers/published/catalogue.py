@@ -40,12 +40,26 @@ AUTO_CIRCUIT = (
     "UFO-101/auto-circuit@98db58c, tests/test_experiment_utils.py (Miller et al. 2024, "
     "arXiv:2407.08734)"
 )
+TROPHIC = "kvenanzi/trophic-cascade@a745aaa, docs/post/figures/data.json, not peer reviewed"
+BACKUP = (
+    "starship006/backup_research@e433656, extra/older_research_graveyard/"
+    "0_copy_suppression_self_repair/Just_Backup_Investigation.ipynb, not peer reviewed"
+)
+MAKELOV = (
+    "Makelov, Lange, Nanda 2023, arXiv:2311.17030, amakelov/activation-patching-illusion@e0c465b, "
+    "ioi_analysis.ipynb"
+)
+ATTRIBUTION_DEMO = "TransformerLens@bb15019, demos/Direct_Logit_Attribution_Demo.ipynb"
 HANNA = "Hanna et al. 2024, arXiv:2403.17806, hannamw/eap-ig-faithfulness@d42fea6, results/"
 
 ARENA_PROMPTS = "the 25 prompts that the file lists, no BOS"
+REMOVAL_PROMPTS = "600 prompts of the paper's 15 templates, half in either order, BOS prepended"
+ONE_TEMPLATE = "600 ABB prompts of one template with names of its own, BOS prepended"
+DIRECTION_PROMPTS = "2000 pairs of ABB and BAB prompts of 3 templates of its own, BOS prepended"
+ONE_PROMPT = "'When John and Mary went to the shops, John gave the bag to', BOS prepended"
 EDGE_PROMPTS = "prompts of data/ioi/gpt2.csv in its repository; whether with BOS is not stated"
 
-Keys = tuple[str | int | tuple[str, ...], ...]
+Keys = tuple[str | int | tuple[str | int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -515,7 +529,97 @@ ENTRIES: dict[str, Entry] = {
     "edges.EAP": _edges("EAP", "gpt2", "EAP"),
     "edges.EAP-IG": _edges("EAP-IG (5 steps)", "gpt2", "EAP-IG"),
     "edges.exact": _edges("exact patching of each edge", "gpt2_real_edge_patching", "real"),
+    # Removing heads, and what the others then do, by others
+    **{
+        f"removal.{kind}_effect": Entry(
+            title,
+            "single_head_removals_gpt2.json",
+            (f"{kind}_effect_12x12",),
+            HEADS,
+            "logits",
+            REMOVAL_PROMPTS,
+            0.3,  # other prompts of the same templates: what samples of the paper's differ by
+            TROPHIC,
+        )
+        for kind, title in (
+            ("direct", "What each head adds directly, beyond its mean over ABC prompts"),
+            ("total", "Logit difference that is lost when each head is mean-ablated everywhere"),
+        )
+    },
+    "removal.name_movers": Entry(
+        "Logit difference that is lost when the three name movers are mean-ablated together",
+        "single_head_removals_gpt2.json",
+        ("name_movers_removed_jointly", "total_effect"),
+        (),
+        "logits",
+        REMOVAL_PROMPTS,
+        0.19,  # less than the value, whose sign is what the source is about
+        TROPHIC,
+    ),
+    "removal.attribution": Entry(
+        "Direct logit attribution of each head on one template",
+        "name_mover_ablation_dla.json",
+        ("clean_dla_12x12",),
+        HEADS,
+        "logits",
+        ONE_TEMPLATE,
+        0.5,  # the source's own lists of names, places and objects are larger than ours
+        BACKUP,
+    ),
+    "removal.attribution_without_name_movers": Entry(
+        "Direct logit attribution of each head when the name movers' output is another prompt's",
+        "name_mover_ablation_dla.json",
+        ("sample_ablate_9.9_9.6_10.0", "dla_after_12x12"),
+        HEADS,
+        "logits",
+        ONE_TEMPLATE,
+        0.5,
+        BACKUP,
+    ),
+    "removal.attribution_change_zero": Entry(
+        "Change of each head's direct logit attribution when the name movers are zero-ablated",
+        "name_mover_ablation_dla.json",
+        ("dla_change_or_value_12x12_per_intervention", "Zero Ablation of NMHs"),
+        HEADS,
+        "logits",
+        ONE_TEMPLATE,
+        0.5,
+        BACKUP,
+    ),
+    "removal.L9H9_everywhere": Entry(
+        "Change of one prompt's logit difference when L9H9 is zero-ablated at every position",
+        "svd_circuits.json",
+        ("whole_head_zero_ablation_all_positions_delta",),
+        (),
+        "logits",
+        EDGES,
+        1e-3,
+        SVD,
+    ),
+    "direction.logit_diff": Entry(
+        "Logit difference towards the base prompt's answer after resid_post of block 8 at END is "
+        "that of a prompt of the other order: not at all, whole, along the difference of means",
+        "position_directions.json",
+        ("rows", (0, 1, 9), 2),
+        ("intervention",),
+        "logits",
+        DIRECTION_PROMPTS,
+        0.6,  # other templates and names, and whether names were the same is not stated
+        MAKELOV,
+        {"intervention": ("rows", (0, 1, 9), 0)},
+    ),
     # Smaller demos
+    "attribution.one_prompt": Entry(
+        "Direct logit attribution of eight heads on one prompt",
+        "direct_logit_attribution.json",
+        ("top8_abs", "*"),
+        ("head",),
+        "logits",
+        ONE_PROMPT,
+        LOGIT,
+        ATTRIBUTION_DEMO,
+        {"head": ("top8_abs", "keys")},
+    ),
     "svd.ov_singular_values": Entry(
         "First singular values of L9H9's OV circuit",
         "svd_circuits.json",

@@ -13,6 +13,7 @@ COMMANDS = {
     "check": "execute notebooks and compare with what is stored; nothing is written",
     "refresh": "execute notebooks and store their outputs",
     "budgets": "measure seconds and memory for the notebooks' budget cards",
+    "check-gpt2": "check GPT-2 small against what is published, where it can be had",
     "as_text": "print a notebook file as text, for git's diffs",
 }
 
@@ -20,11 +21,11 @@ COMMANDS = {
 def main(arguments: list[str]) -> int:
     """Run a command; returns its exit status."""
     if not arguments or arguments[0] not in COMMANDS:
-        listed = "\n".join(f"  {name:<9}{what}" for name, what in COMMANDS.items())
+        listed = "\n".join(f"  {name:<12}{what}" for name, what in COMMANDS.items())
         print(f"python -m notebooks.tools COMMAND [01 02 ...]\n{listed}", file=sys.stderr)
         return 2
     try:
-        command = importlib.import_module(f"notebooks.tools.{arguments[0]}")
+        command = importlib.import_module(f"notebooks.tools.{arguments[0].replace('-', '_')}")
         return int(command.main(arguments[1:]))
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)

@@ -131,12 +131,14 @@ def execute(
     environment: Mapping[str, str],
     on_cell: Callable[[], object] = lambda: None,
     timeout: float = 600,
+    keep_going: bool = False,
 ) -> Execution:
     """Execute a copy of the notebook at `path`; the file stays as it is.
 
     `environment` is added to the kernel's environment variables, `on_cell` is called after every
-    code cell, `timeout` is in seconds a cell. Raises CellFailed, and KeyboardInterrupt where the
-    user interrupts; the kernel is gone then.
+    code cell, `timeout` is in seconds a cell. With `keep_going` a cell that fails, or takes longer,
+    stores its error and the next one runs. Raises CellFailed, and KeyboardInterrupt where the user
+    interrupts; the kernel is gone then.
     """
     notebook = read(path)
     for cell in code_cells(notebook):
@@ -157,6 +159,8 @@ def execute(
     client = FreshKernelClient(
         notebook,
         timeout=int(timeout),
+        allow_errors=keep_going,
+        interrupt_on_timeout=keep_going,
         shutdown_kernel="immediate",  # asked politely, an interrupted one prints its own traceback
         resources={"metadata": {"path": str(path.parent)}},
         on_cell_execute=before_cell,
