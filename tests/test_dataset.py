@@ -682,6 +682,12 @@ def test_str_tokens_and_to(word: Any) -> None:
     assert demo.tokens.device.type == "cpu"
 
 
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_a_device_that_is_not_here_is_refused(word: Any, device: str) -> None:
+    with pytest.raises(ValueError, match=rf"no device '{device}' here; .*model.cfg.device"):
+        IOIDataset.demo(word).to(device)
+
+
 # --- on a model ----------------------------------------------------------------------------------
 
 

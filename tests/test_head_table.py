@@ -36,7 +36,7 @@ def mini_table(seed: int = 0) -> tuple[IOIDataset, pd.DataFrame]:
 def test_head_classes_from_evidence_agree_with_the_registry(seed: int) -> None:
     _, table = mini_table(seed)
     assert (table["head class"] == table["registry"]).all()
-    assert (table["head class"] != "").sum() == len(heads.registry(mini()))
+    assert (table["head class"] != "-").sum() == len(heads.registry(mini()))
 
 
 def test_the_registry_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,13 +48,13 @@ def test_the_registry_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_module, "registry", none_recorded)
     without = heads.head_table(mini(), mini_table(0)[0], progress=False)
     assert without["head class"].equals(with_registry["head class"])
-    assert set(without["registry"]) == {""}
+    assert set(without["registry"]) == {"-"}
 
 
 def test_a_shortcut_model_gets_no_head_classes() -> None:
     model = load_model("ioi-plain", device="cpu", verbose=False)
     data = IOIDataset.generate(model.tokenizer, 100, seed=1)
-    assert set(heads.head_table(model, data, progress=False)["head class"]) == {""}
+    assert set(heads.head_table(model, data, progress=False)["head class"]) == {"-"}
 
 
 def test_permuted_weights_get_no_head_classes() -> None:
@@ -69,7 +69,7 @@ def test_permuted_weights_get_no_head_classes() -> None:
     table = heads.head_table(model, data, progress=False)
     assert not torch.equal(model.W_E, mini().W_E)
     assert abs(table.attrs["logit difference"][0]) < 1
-    assert set(table["head class"]) == {""}
+    assert set(table["head class"]) == {"-"}
 
 
 def test_hand_built_heads_get_the_head_classes_they_were_built_for(
@@ -84,8 +84,8 @@ def test_hand_built_heads_get_the_head_classes_they_were_built_for(
     del built["L4H1"]
     # This one carries the identity of S, which is the same in the other order.
     del built["L2H3"]
-    assert dict(table["head class"][table["head class"] != ""]) == built
-    assert set(table["registry"]) == {""}
+    assert dict(table["head class"][table["head class"] != "-"]) == built
+    assert set(table["registry"]) == {"-"}
 
 
 def test_columns_are_what_the_other_functions_measure() -> None:
@@ -242,7 +242,7 @@ def test_the_printed_rules_are_the_whole_rules() -> None:
 def test_a_table_makes_a_registry_and_a_circuit() -> None:
     _, table = mini_table(0)
     found = heads.registry_of(table)
-    assert [e.head for e in found] == list(table.index[table["head class"] != ""])
+    assert [e.head for e in found] == list(table.index[table["head class"] != "-"])
     assert found.entries == heads.registry(mini()).entries and found.model == "ioi-mini"
     assert found.circuit() == heads.circuit(mini())
     movers = [entry for entry in found if entry.head_class == "name_mover"]
@@ -286,8 +286,10 @@ def test_the_table_sorts_and_exports() -> None:
     _, table = mini_table(0)
     best = table.sort_values("induction", ascending=False).index[0]
     assert "induction" in table.loc[best, "head class"]
-    again = pd.read_csv(io.StringIO(table.to_csv()), index_col="name", keep_default_na=True)
+    again = pd.read_csv(io.StringIO(table.to_csv()), index_col="name")
     assert list(again.index) == list(table.index)
+    for column in ("head class", "registry"):
+        assert list(again[column]) == list(table[column]), "heads without a class are no NaN"
     assert table.attrs["rules"] == heads.CLASS_RULES
     assert set(heads.CLASS_RULES) == set(heads.HEAD_CLASSES)
 
@@ -300,7 +302,7 @@ def test_another_shape_with_random_weights(tmp_path_factory: pytest.TempPathFact
     data = IOIDataset.generate(model.tokenizer, 8, seed=1)
     table = heads.head_table(model, data, seeds=(0, 1), length=20, progress=False)
     assert table.shape == (144, len(heads.COLUMNS))
-    assert set(table["head class"]) == {""}
+    assert set(table["head class"]) == {"-"}
 
 
 def test_too_few_prompts_are_refused() -> None:

@@ -198,7 +198,18 @@ class TokenisedPrompts:
         return type(self)(self._pieces, **{**arguments, **changes})
 
     def to(self, device: torch.device | str) -> Self:
-        """The same dataset with its tensors on ``device``; ``.clean`` moves along."""
+        """The same dataset with its tensors on ``device``; ``.clean`` moves along.
+
+        Raises:
+            ValueError: PyTorch has no such device here.
+        """
+        try:
+            torch.empty(0, device=device)
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(
+                f"PyTorch has no device {str(device)!r} here; "
+                "take the model's own, data.to(model.cfg.device), or 'cpu'."
+            ) from error
         clean = None if self._clean is None else self._clean.to(device)
         return self._replace(device=device, clean=clean)
 

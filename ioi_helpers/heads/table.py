@@ -78,7 +78,7 @@ def _with_errors(columns: Mapping[str, str], over: str) -> dict[str, str]:
 COLUMNS: dict[str, str] = {
     "layer": "the head's layer",
     "head": "its index in the layer",
-    "head class": "head classes that the evidence in this row supports, see CLASS_RULES",
+    "head class": "head classes that the evidence in this row supports, see CLASS_RULES (-: none)",
     "registry": "head class in the model's registry (GPT-2 small: published), where there is one",
     **_with_errors(_SCORED, "seeds"),
     "repeated logit": "direct effect on the logit of the token that comes next there, logits",
@@ -174,9 +174,9 @@ def head_table(
     )
     known = registry(model)
     table["head class"] = [
-        ", ".join(class_evidence(row, total)) for row in table.to_dict("records")
+        ", ".join(class_evidence(row, total)) or "-" for row in table.to_dict("records")
     ]
-    table["registry"] = [known.class_of(name).strip("-") for name in labels]
+    table["registry"] = [known.class_of(name) for name in labels]
     table.attrs = {
         "model": getattr(model, "ioi_name", "unnamed"),
         "logit difference": total,

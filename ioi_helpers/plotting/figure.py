@@ -66,7 +66,7 @@ class Figure:
         return go.Figure(data=spec["data"], layout=spec["layout"])
 
     def png(self) -> bytes:
-        """The static picture, a PNG with a transparent background."""
+        """The static picture, a PNG on white paper."""
         return static.png(self.panels, self._arrangement)
 
     def save(self, path: str | Path) -> Path:

@@ -27,10 +27,10 @@ SHARPNESS = 1.5  # device pixels per pixel: legible on dense screens, still a fe
 
 RC = {
     "font.size": style.FONT_SIZE * 72 / PIXELS_PER_INCH,
-    "text.color": style.TEXT,
-    "axes.labelcolor": style.TEXT,
-    "xtick.color": style.TEXT,
-    "ytick.color": style.TEXT,
+    "text.color": style.INK,
+    "axes.labelcolor": style.INK,
+    "xtick.color": style.INK,
+    "ytick.color": style.INK,
     # Tokens may hold dollar signs, which matplotlib would read as mathematics.
     "text.parse_math": False,
     "axes.unicode_minus": True,
@@ -39,7 +39,7 @@ RC = {
 
 
 def png(panels: Sequence[Panel], arrangement: Arrangement) -> bytes:
-    """Draw the panels; returns a PNG with a transparent background."""
+    """Draw the panels; returns a PNG on white paper."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -48,7 +48,7 @@ def png(panels: Sequence[Panel], arrangement: Arrangement) -> bytes:
         size = (arrangement.width / PIXELS_PER_INCH, arrangement.height / PIXELS_PER_INCH)
         figure = Figure(figsize=size, dpi=PIXELS_PER_INCH * SHARPNESS)
         FigureCanvasAgg(figure)
-        figure.patch.set_alpha(0)
+        figure.patch.set_facecolor(style.PAPER)
         _titles(figure, arrangement)
         for panel, place in zip(panels, arrangement.places, strict=True):
             first = figure.axes[0] if place.same_y else None
@@ -68,7 +68,7 @@ def png(panels: Sequence[Panel], arrangement: Arrangement) -> bytes:
                     _name_points(axes, panel, place)
         _legend(figure, arrangement)
         stream = io.BytesIO()
-        figure.savefig(stream, format="png", transparent=True, metadata={"Software": None})
+        figure.savefig(stream, format="png", metadata={"Software": None})
         return stream.getvalue()
 
 
@@ -176,7 +176,7 @@ def _drawing(axes: Axes, drawing: Drawing, title: str) -> None:
             Frame((box.left, box.top), box.width, box.height, fc=fill, ec=box.colour, **line)
         )
     for x0, y0, x1, y1 in drawing.arrows:
-        look = {"arrowstyle": "-|>", "mutation_scale": 9, "color": style.TEXT, "linewidth": 1.1}
+        look = {"arrowstyle": "-|>", "mutation_scale": 9, "color": style.INK, "linewidth": 1.1}
         axes.add_patch(FancyArrowPatch((x0, y0), (x1, y1), shrinkA=0, shrinkB=1, **look))
     for label in drawing.labels:
         size = _points(label.size)
@@ -187,7 +187,7 @@ def _series(axes: Axes, panel: Panel, place: Place) -> None:
     count = len(panel.series)
     low = min(float(np.nanmin(s.y)) for s in panel.series)
     if panel.kind in ("line", "bar") and low <= 0:
-        axes.axhline(0, color=style.TEXT, linewidth=0.8)
+        axes.axhline(0, color=style.INK, linewidth=0.8)
     for order, series in enumerate(panel.series):
         colour = style.series_colour(order)
         name = series.name or None
@@ -207,10 +207,10 @@ def _series(axes: Axes, panel: Panel, place: Place) -> None:
             x = series.x
             if panel.kind == "bar":
                 x = x + (order - (count - 1) / 2) * 0.8 / count
-            axes.errorbar(x, series.y, series.error, fmt="none", ecolor=style.TEXT, elinewidth=1)
+            axes.errorbar(x, series.y, series.error, fmt="none", ecolor=style.INK, elinewidth=1)
     if panel.diagonal:
         low, high = diagonal_ends(panel, place)
-        axes.plot([low, high], [low, high], color=style.TEXT, linewidth=1, linestyle=":")
+        axes.plot([low, high], [low, high], color=style.INK, linewidth=1, linestyle=":")
 
 
 LABEL_SIZE = (6.5, 11.0)  # pixels: width of a character of a point's name, and its height

@@ -1,6 +1,7 @@
 """One look for every figure of the curriculum, shared by its interactive and its static form.
 
-Backgrounds are transparent and text is a grey that reads equally well on white and on near-black.
+Live figures are transparent, with text of a grey that reads equally well on white and near-black.
+Static pictures bring their own white paper, on which dark text reads better than any such grey.
 Colours are safe for colour-blind readers: a red-blue diverging scale whose middle, always at zero,
 is nearly white, and the Okabe-Ito hues for series.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 # Contrast 4.4 : 1 against white and 4.3 : 1 against GitHub's dark page. No grey does better on
 # both: the best possible is the square root of their own contrast, 18.9 : 1, which is 4.35.
 TEXT = "#787878"
+PAPER, INK = "#ffffff", "#595959"  # of static pictures: 7 : 1
 GRID = "rgba(128,128,128,0.25)"
 GRID_STATIC = (0.5, 0.5, 0.5, 0.25)
 FONT_SIZE = 12
