@@ -130,6 +130,91 @@ def as_gpt_neo(folder: Path, target: Path) -> Path:
     return _save(_filled(neo, new), folder, target)
 
 
+def at_gpt2_small_shape(folder: Path, target: Path, noise: float = 1e-3) -> Path:
+    """In the shape of GPT-2 small, for what depends on the shape: time and memory.
+
+    The stream stands in as many copies side by side as fit; what reads it reads their mean, and
+    what writes writes to each. Of the rest of a stream's variance LayerNorm's weights take account.
+    Heads are filled up with dimensions that hold nothing. The heads, MLPs and layers that the model
+    does not have are random and small, so that its own do what they did, to that noise; tokens
+    that it does not have are copies of its least likely one. Without noise its logits are those of
+    the model within 0.1: embeddings lose their mean, which an unembedding would keep.
+
+    Args: as for :func:`as_stanford`, and
+        noise: Standard deviation of the weights by which the additional parts write.
+    """
+    config, weights = _read(folder)
+    shape = GPT2Config(activation_function=config.activation_function)
+    small, d_model, d_head = config.n_embd, shape.n_embd, shape.n_embd // shape.n_head
+    copies = d_model // small
+    filled = copies * small / d_model  # of the stream: its variance is less by this
+    shape.layer_norm_epsilon = filled * config.layer_norm_epsilon
+    for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+        setattr(shape, name, 0.0)
+    shape.bos_token_id = shape.eos_token_id = config.bos_token_id
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(shape)
+    new = model.transformer.state_dict()
+
+    def wide(x: Tensor) -> Tensor:
+        """In each copy, along the last axis; without its mean, which LayerNorm takes away."""
+        x = (x - x.mean(-1, keepdim=True)).repeat(*(1,) * (x.ndim - 1), copies)
+        return torch.nn.functional.pad(x, (0, d_model - x.shape[-1]))
+
+    def read(x: Tensor) -> Tensor:
+        """Of a matrix [in, out]: from the mean over copies."""
+        x = x.repeat(copies, 1) / copies
+        return torch.nn.functional.pad(x, (0, 0, 0, d_model - x.shape[0]))
+
+    def norm(name: str, scale: float = 1.0) -> None:
+        for part, factor in (("weight", scale * filled**0.5), ("bias", scale)):
+            own = (factor * weights[f"{name}.{part}"]).repeat(copies)
+            new[f"{name}.{part}"] = torch.nn.functional.pad(own, (0, d_model - len(own)))
+
+    embed = weights["wte.weight"]
+    # The final stream's bias says which tokens it makes unlikely, whatever the prompt.
+    least = int((embed @ weights["ln_f.bias"]).argmin())
+    table = embed[[*range(len(embed)), *[least] * (shape.vocab_size - len(embed))]]
+    new["wte.weight"] = wide(table)
+    new["wpe.weight"] = torch.zeros_like(new["wpe.weight"])
+    new["wpe.weight"][: config.n_positions] = wide(weights["wpe.weight"])
+    norm("ln_f", 1 / copies)
+    for layer in range(shape.n_layer):
+        at = f"h.{layer}"
+        for name in ("attn.c_proj", "mlp.c_proj"):  # of the additional parts
+            new[f"{at}.{name}.weight"].normal_(std=noise)
+            new[f"{at}.{name}.bias"].zero_()
+        if layer >= config.n_layer:
+            continue
+        norm(f"{at}.ln_1")
+        norm(f"{at}.ln_2")
+        attention = _attention(weights, at)
+        before = config.n_embd // config.n_head
+        matrix, bias = new[f"{at}.attn.c_attn.weight"], new[f"{at}.attn.c_attn.bias"]
+        for number, part in enumerate("qkv"):
+            scale = (d_head / before) ** 0.5 if part == "q" else 1.0
+            for head in range(config.n_head):
+                own = slice(head * before, (head + 1) * before)
+                start = number * d_model + head * d_head
+                matrix[:, start : start + d_head] = 0
+                matrix[:, start : start + before] = scale * read(attention[f"W_{part}"][:, own])
+                bias[start : start + before] = scale * attention[f"b_{part}"][own]
+        out = new[f"{at}.attn.c_proj.weight"]
+        for head in range(config.n_head):
+            own = slice(head * before, (head + 1) * before)
+            out[head * d_head : head * d_head + before] = wide(
+                weights[f"{at}.attn.c_proj.weight"][own]
+            )
+        hidden = _hidden(config)
+        new[f"{at}.mlp.c_fc.weight"][:, :hidden] = read(weights[f"{at}.mlp.c_fc.weight"])
+        new[f"{at}.mlp.c_fc.bias"][:hidden] = weights[f"{at}.mlp.c_fc.bias"]
+        new[f"{at}.mlp.c_proj.weight"][:hidden] = wide(weights[f"{at}.mlp.c_proj.weight"])
+        for name in ("attn.c_proj", "mlp.c_proj"):
+            new[f"{at}.{name}.bias"] = wide(weights[f"{at}.{name}.bias"])
+    model.transformer.load_state_dict(new)
+    return _save(model, folder, target)
+
+
 def _read(folder: Path) -> tuple[GPT2Config, dict[str, Tensor]]:
     weights = load_file(folder / "model.safetensors")
     named = {name.removeprefix("transformer."): value for name, value in weights.items()}

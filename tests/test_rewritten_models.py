@@ -49,7 +49,7 @@ from ioi_helpers.edits import (
     residual_hooks,
 )
 from ioi_helpers.names import head_labels
-from tests.rewritten_models import as_gpt_neo, as_opt, as_stanford
+from tests.rewritten_models import as_gpt_neo, as_opt, as_stanford, at_gpt2_small_shape
 
 FORMS = {"Stanford": as_stanford, "OPT": as_opt, "GPT-Neo": as_gpt_neo}
 IN_EVERY_FORM = pytest.mark.parametrize(
@@ -67,6 +67,23 @@ def forms(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Transform
         return load_model(str(folder), device="cpu", verbose=False)
 
     return boot
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ioi-mini", "ioi-plain"])
+def test_a_bundled_model_in_gpt2_smalls_shape(name: str, tmp_path: Path) -> None:
+    """On it notebooks are timed: the shape, the answers, and heads that are where they were."""
+    folder = at_gpt2_small_shape(bundled_folder(name), tmp_path / name)
+    small, large = (load_model(m, device="cpu", verbose=False) for m in (name, str(folder)))
+    shape = (large.cfg.n_layers, large.cfg.n_heads, large.cfg.d_model, large.cfg.d_vocab)
+    assert shape == (12, 12, 768, 50257)
+    data = IOIDataset.generate(small.tokenizer, 20, seed=0)
+    ours, theirs = (runs.logit_diffs(model, data) for model in (small, large))
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=0.15)
+    effects, again = (attribution.head_attribution(model, data).values for model in (small, large))
+    own = again[: effects.shape[0], : effects.shape[1]]
+    np.testing.assert_allclose(own, effects, rtol=0, atol=0.15)
+    assert np.abs(np.asarray(again)[effects.shape[0] :]).max() < 0.1
 
 
 # --- what is measured ----------------------------------------------------------------------------
