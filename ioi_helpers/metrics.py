@@ -36,6 +36,10 @@ class Estimate(NamedTuple):
     def __str__(self) -> str:
         return f"{self.mean:.3f} ± {self.stderr:.3f} (n = {self.n})"
 
+    def __format__(self, spec: str) -> str:
+        """With a number's format both in it, such as ``f"{found:.2f}"``: 1.35 ± 0.03."""
+        return f"{self.mean:{spec}} ± {self.stderr:{spec}}" if spec else str(self)
+
 
 def end_logits(logits: Logits, data: IOIDataset) -> Float[Tensor, "batch vocab"]:
     """The logits at END of each prompt, the ones that predict the answer.
@@ -294,6 +298,33 @@ def mean_and_stderr(
             f"A standard error needs at least 2 independent prompts or clusters, not {n}."
         )
     return Estimate(values.mean().item(), standard_error(independent).item(), n)
+
+
+def by_order(values: Shaped[Tensor, " batch"], data: IOIDataset) -> dict[str, Estimate]:
+    """The mean over ABBA prompts and that over BABA prompts, each with its error over pairs.
+
+    A model may do one thing where IO stands first and another where S does: the mean over both is
+    then true of no prompt.
+
+    Args:
+        values: One number for each prompt.
+        data: The prompts.
+
+    Returns:
+        "ABBA" and "BABA", those that occur, with an :class:`Estimate` each.
+
+    Raises:
+        ValueError: ``values`` is not one number a prompt, or an order has fewer than two
+            independent prompts.
+    """
+    if values.shape != (len(data),):
+        raise ValueError(
+            f"Give one value for each of the {len(data)} prompts, not a tensor of shape "
+            f"{tuple(values.shape)}."
+        )
+    values, pairs = values.detach().cpu(), data.pair_ids.cpu()
+    groups = {order: rows.cpu() for order, rows in data.groups("order").items()}
+    return {order: mean_and_stderr(values[r], pairs[r]) for order, r in groups.items()}
 
 
 def recovered_fraction(

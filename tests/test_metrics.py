@@ -39,6 +39,23 @@ def logits(data: IOIDataset) -> Tensor:
     return torch.randn(*data.tokens.shape, len(data.tokenizer), generator=generator)
 
 
+def test_orders_are_told_apart(data: IOIDataset) -> None:
+    values = torch.tensor([3.0 if order == "ABBA" else -1.0 for order in data.orders])
+    values[0] += 1
+    found = metrics.by_order(values, data)
+    for order, rows in data.groups("order").items():
+        assert found[order] == metrics.mean_and_stderr(values[rows], data.pair_ids[rows])
+    assert found["BABA" if data.orders[0] == "ABBA" else "ABBA"].stderr == 0
+    with pytest.raises(ValueError, match="one value for each of the 10 prompts"):
+        metrics.by_order(values[:3], data)
+
+
+def test_an_estimate_takes_a_format() -> None:
+    found = metrics.Estimate(-0.0001, 1.25, 4)
+    assert f"{found:z.2f}" == "0.00 ± 1.25"
+    assert f"{found}" == str(found) == "-0.000 ± 1.250 (n = 4)"
+
+
 def test_each_metric_is_what_its_name_says(data: IOIDataset, logits: Tensor) -> None:
     """Row by row, in plain Python, at the last token of each prompt."""
     for row in range(len(data)):
