@@ -24,7 +24,7 @@ READY := $(VENV)/.ready
 TOOLS := $(BIN)/python -m notebooks.tools
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help run lab test test-all check check-gpt2 lint notebooks budgets train clean
+.PHONY: help run lab test test-all check check-gpt2 address lint notebooks budgets train clean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -56,6 +56,15 @@ check: $(READY)  ## execute notebooks and compare with what is stored, storing n
 
 check-gpt2: $(READY)  ## GPT-2 small against all that is published of it (WEIGHTS=folder; NAMES="05 paper")
 	@$(TOOLS) check-gpt2 $(NAMES) $(if $(WEIGHTS),--weights $(WEIGHTS))
+
+# `make address OWNER/NAME`: the second word is an argument and no target.
+ifeq ($(firstword $(MAKECMDGOALS)),address)
+ADDRESS := $(wordlist 2,2,$(MAKECMDGOALS))
+$(if $(ADDRESS),$(eval $(ADDRESS):;@:))
+endif
+
+address: $(READY)  ## put the repository's public address everywhere (make address OWNER/NAME)
+	@$(TOOLS) address $(ADDRESS)
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ COMMANDS = {
     "refresh": "execute notebooks and store their outputs",
     "budgets": "measure seconds and memory for the notebooks' budget cards",
     "check-gpt2": "check GPT-2 small against what is published, where it can be had",
+    "address": "set the repository's public address, OWNER/NAME",
     "as_text": "print a notebook file as text, for git's diffs",
 }
 
