@@ -225,8 +225,7 @@ def readout(model: TransformerBridge) -> Readout:
     """How a model's logits are read from its last residual stream.
 
     Raises:
-        ValueError: They are no linear map of it, given the final norm's scale, or what heads
-            compute is normalised again before it is added to the stream.
+        ValueError: They are no linear map of it, given the final norm's scale.
     """
     cfg = model.cfg
     name = getattr(cfg, "model_name", "this model")
@@ -242,11 +241,6 @@ def readout(model: TransformerBridge) -> Readout:
         )
     if (getattr(cfg, "output_logits_soft_cap", 0) or 0) > 0:
         raise ValueError(f"{name} caps its logits, so they do not split into a sum of terms.")
-    if hasattr(model.blocks[0], "ln1_post"):
-        raise ValueError(
-            f"{name} normalises what a layer computes before adding it to the residual stream, so "
-            "what a single head adds is not known to attribution."
-        )
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
     ones = torch.ones_like(model.W_U[:, 0])
     weight = ones if weight is None else weight
@@ -421,7 +415,9 @@ def head_attribution(
 ) -> Attribution:
     """What each attention head adds directly to the logit difference.
 
-    A head's output is ``z @ W_O``, without the layer's bias ``b_O``, which belongs to no head. The
+    A head's output is ``z @ W_O``, without the layer's bias ``b_O``, which belongs to no head.
+    (Where all heads' outputs together are normalised before they are added to the stream, as in
+    Gemma 2, each head has its share, given that norm's scale in the run at hand.) The
     same for prompts of one length, slowly, in plain TransformerLens::
 
         _, cache = model.run_with_cache(data.tokens)
@@ -439,7 +435,7 @@ def head_attribution(
         ValueError: As :func:`decompose`.
     """
     found = _attribute(
-        Attribution, model, data, role, _layer_hooks(model, "attn.hook_z"),
+        Attribution, model, data, role, _head_hooks(model),
         lambda cache: _heads(model, cache), scale, memory, progress, constants=False,
     )  # fmt: skip
     by_layer = found.per_prompt.unflatten(0, (model.cfg.n_layers, model.cfg.n_heads))
@@ -486,9 +482,15 @@ def decompose(
     """
     n_heads = model.cfg.n_heads
     has_mlps = not model.cfg.attn_only
-    names = [*_embedding_hooks(model), *_layer_hooks(model, "attn.hook_z")]
+    names = [*_embedding_hooks(model), *_head_hooks(model)]
     if has_mlps:
         names += _layer_hooks(model, "mlp.hook_post" if split_mlp_bias else "hook_mlp_out")
+    post_norms = hasattr(model.blocks[0], "ln2_post")
+    if split_mlp_bias and post_norms:
+        raise ValueError(
+            "This model normalises what an MLP computes before it is added to the residual stream; "
+            "leave out split_mlp_bias."
+        )
 
     def rows(cache: ActivationCache) -> Iterator[tuple[str, Tensor]]:
         stack, labels = cache.decompose_resid(layer=0, pos_slice=0, return_labels=True)
@@ -496,7 +498,9 @@ def decompose(
         heads = list(_heads(model, cache))
         for layer, block in enumerate(model.blocks):
             yield from heads[layer * n_heads : (layer + 1) * n_heads]
-            yield from bias(f"{layer}_b_O", block.attn.b_O, heads[0][1])
+            if block.attn.b_O is not None:
+                b_O = widened(block.attn.b_O).expand_as(heads[0][1])
+                yield f"{layer}_b_O", _through_post_norm(model, cache, layer, b_O)
             if has_mlps and split_mlp_bias:
                 neurons = cache[f"blocks.{layer}.mlp.hook_post"][:, 0]
                 yield f"{layer}_neurons", neurons @ widened(block.mlp.W_out)
@@ -513,7 +517,39 @@ def decompose(
 
 def _heads(model: TransformerBridge, cache: ActivationCache) -> Iterator[tuple[str, Tensor]]:
     stack = cache.stack_head_results(layer=-1, pos_slice=0)
-    yield from zip(head_labels(model), stack, strict=True)
+    n_heads = model.cfg.n_heads
+    for i, (label, written) in enumerate(zip(head_labels(model), stack, strict=True)):
+        yield label, _through_post_norm(model, cache, i // n_heads, written)
+
+
+def _through_post_norm(
+    model: TransformerBridge, cache: ActivationCache, layer: int, written: Tensor
+) -> Float[Tensor, "batch d_model"]:
+    """A share of what attention computes, as it is added to the stream.
+
+    Where a norm stands between (an RMSNorm, which has no mean and no bias), it is linear given its
+    scale.
+    """
+    if not hasattr(model.blocks[layer], "ln1_post"):
+        return written
+    weight = post_norm_weight(model.blocks[layer])
+    return widened(written) * weight / cache[f"blocks.{layer}.ln1_post.hook_scale"][:, 0]
+
+
+def post_norm_weight(block: Any) -> Float[Tensor, " d_model"] | float:
+    """What a block multiplies attention's output by, its scale apart; 1 where it has no norm."""
+    norm = getattr(block, "ln1_post", None)
+    if norm is None:
+        return 1.0
+    return widened(norm.weight) + (1.0 if norm.uses_weight_offset else 0.0)
+
+
+def _head_hooks(model: TransformerBridge) -> list[str]:
+    """What :func:`_heads` reads."""
+    names = _layer_hooks(model, "attn.hook_z")
+    if hasattr(model.blocks[0], "ln1_post"):
+        names += _layer_hooks(model, "ln1_post.hook_scale")
+    return names
 
 
 def _attribute(

@@ -18,8 +18,12 @@ from transformers import (
     GPTNeoConfig,
     GPTNeoXConfig,
     LlamaConfig,
+    MistralConfig,
     MptConfig,
     OPTConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
     Starcoder2Config,
 )
 
@@ -38,8 +42,9 @@ def _config(architecture: str) -> Any:
     neox = {**new, **by_layers, "intermediate_size": 48}
     # Four heads that share two sets of keys and values.
     grouped = {**neox, "num_attention_heads": 4, "num_key_value_heads": 2}
-    made: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    made: dict[str, Any] = {
         "gpt2": (GPT2Config, {**old, "n_layer": 3}),
+        "stanford": (GPT2Config, {**old, "n_layer": 3, "scale_attn_by_inverse_layer_idx": True}),
         "gpt-j": (GPTJConfig, {**old, "n_layer": 2, "rotary_dim": 4}),
         "gpt-neo": (
             GPTNeoConfig,
@@ -58,9 +63,16 @@ def _config(architecture: str) -> Any:
         "pythia": (GPTNeoXConfig, {**neox, "use_parallel_residual": True}),
         "neox-serial": (GPTNeoXConfig, {**neox, "use_parallel_residual": False}),
         "llama": (LlamaConfig, grouped),
+        "mistral": (MistralConfig, {**grouped, "sliding_window": 8}),
+        "qwen2": (Qwen2Config, grouped),
+        "qwen3": (Qwen3Config, {**grouped, "head_dim": 8}),
         "starcoder2": (Starcoder2Config, grouped),
         # Also normalises what each layer computes, and caps the logits.
-        "gemma2": (Gemma2Config, {**grouped, "head_dim": 6, "sliding_window": CONTEXT}),
+        "gemma2": (Gemma2Config, {**grouped, "head_dim": 6, "sliding_window": 8}),
+        "gemma2-uncapped": (
+            Gemma2Config,
+            {**grouped, "head_dim": 6, "sliding_window": 8, "final_logit_softcapping": None},
+        ),
         # No biases, and ALiBi instead of position embeddings.
         "mpt": (
             MptConfig,
@@ -73,7 +85,7 @@ def _config(architecture: str) -> Any:
 
 ARCHITECTURES = ("gpt2", "gpt-neo", "opt", "gpt-j", "pythia", "neox-serial", "llama")
 """Those of README's table."""
-MORE = ("starcoder2", "mpt", "gemma2")
+MORE = ("starcoder2", "mpt", "mistral", "qwen2", "qwen3", "gemma2", "gemma2-uncapped")
 
 
 def save(folder: Path, architecture: str = "gpt2") -> Path:
@@ -93,6 +105,9 @@ def boot(
 ) -> TransformerBridge:
     """The model in a folder, its parameters frozen, folded or not."""
     model = TransformerBridge.boot_transformers(str(folder), device="cpu", dtype=dtype).eval()
+    # For some families transformers takes the family's own tokenizer, whatever the folder holds.
+    if len(set(model.tokenizer.encode(" John gave"))) < 2:
+        model._tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     if folded:
         model.enable_compatibility_mode(disable_warnings=True)
     for parameter in model.parameters():

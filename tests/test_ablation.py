@@ -509,12 +509,12 @@ def test_ablated_elsewhere_than_at_end_has_no_direct_effect(random: TransformerB
 def test_other_architectures_go_through_hooks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = random_models.boot(random_models.save(tmp_path, "pythia"), folded=False)
+    other = random_models.boot(random_models.save(tmp_path, "gpt-j"), folded=False)
     data = prompts_for(other, 4)
     sweep = ablation_sweep(other, data, reference=data.abc(), role="END", progress=False)
     ablation_sweep(other, data, how="zero", progress=False)
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 1 and "GPTNeoXForCausalLM" in printed[0], "the notice comes once"
+    assert len(printed) == 1 and "GPTJForCausalLM" in printed[0], "the notice comes once"
     assert sweep.values.shape == (2, 3, 4)
     assert sweep.effect().abs().max() > 1e-4
     with pytest.raises(ValueError, match="fast path cannot run this model"):
@@ -535,7 +535,7 @@ def test_hooks_on_the_model_take_part(random: TransformerBridge) -> None:
 
 def test_nested_ablations_take_values_of_the_whole_model_everywhere(tmp_path: Path) -> None:
     """Also on models that are run with hooks, where the outer one knows its prompts only."""
-    model = random_models.boot(random_models.save(tmp_path, "gpt-neo"))
+    model = random_models.boot(random_models.save(tmp_path, "gpt-j"))
     data = random_models.prompts(model)
     options: dict[str, Any] = {"how": "resample", "reference": data.abc()}
     nodes = [("L0H1", "S2"), ("L1H2", "END")]

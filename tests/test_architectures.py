@@ -67,6 +67,9 @@ def repeated_logit(model: TransformerBridge, half: Tensor, layer: int, head: int
     length = half.shape[1]
     _, cache = model.run_with_cache(tokens)
     written = cache["z", layer][:, :, head] @ model.blocks[layer].attn.W_O[head]
+    if hasattr(model.blocks[layer], "ln1_post"):
+        post = model.blocks[layer].ln1_post
+        written = written / cache[f"blocks.{layer}.ln1_post.hook_scale"] * (1 + post.weight)
     last = cache["resid_post", -1]
     if model.cfg.normalization_type == "LN":
         centred = last - last.mean(dim=-1, keepdim=True)
@@ -74,7 +77,7 @@ def repeated_logit(model: TransformerBridge, half: Tensor, layer: int, head: int
         written = written - written.mean(dim=-1, keepdim=True)
     else:
         size = (last.square().mean(dim=-1, keepdim=True) + model.cfg.eps).sqrt()
-    weight = model.ln_final.weight
+    weight = model.ln_final.weight + (1 if model.cfg.rmsnorm_uses_offset else 0)
     logits = (written / size * weight) @ model.W_U
     at = torch.arange(length + 1, 2 * length - 1)
     own = logits[:, at].gather(2, tokens[:, at + 1, None])[..., 0]

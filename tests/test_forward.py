@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from ioi_helpers import forward, load_model
 from ioi_helpers.bundled import BUNDLED
 from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.forward import engine
 from ioi_helpers.models import handbuilt
 from tests import random_models
 
@@ -164,7 +165,7 @@ def test_an_editor_equals_hooks(model: TransformerBridge, data: IOIDataset, site
 
 
 def random_edits(
-    gpt: forward.GPT2, data: IOIDataset, generator: torch.Generator
+    gpt: forward.Decoder, data: IOIDataset, generator: torch.Generator
 ) -> list[forward.Edit]:
     """Edits at every place of the model, each of several rows, at some positions of their spans."""
 
@@ -301,9 +302,9 @@ def test_gradients_are_neither_made_nor_switched_off(
 
 def test_other_architectures_are_refused(model: TransformerBridge) -> None:
     actual = model.cfg.architecture
-    model.cfg.architecture = "GPTNeoXForCausalLM"
+    model.cfg.architecture = "BloomForCausalLM"
     try:
-        with pytest.raises(forward.UnsupportedModel, match="GPTNeoXForCausalLM"):
+        with pytest.raises(forward.UnsupportedModel, match="BloomForCausalLM"):
             forward.read_weights(model)
     finally:
         model.cfg.architecture = actual
@@ -435,7 +436,7 @@ def test_what_a_module_computes_is_tried_again_when_it_changes(
 
 def test_a_trial_is_run_once(model: TransformerBridge, monkeypatch: pytest.MonkeyPatch) -> None:
     assert forward.usable_weights(model)[1] == ""
-    monkeypatch.setattr(forward, "_computes_the_equations", lambda *_: pytest.fail("tried again"))
+    monkeypatch.setattr(engine, "_computes_the_equations", lambda *_: pytest.fail("tried again"))
     assert forward.usable_weights(model)[1] == ""
 
 
@@ -468,6 +469,6 @@ def test_the_notice_comes_once_for_each_cause(
         "one run of the model for each entry: there are hooks on the model (blocks.1" in printed[0]
     )
     assert forward.weights_for(model, "hooks") is None
-    assert isinstance(forward.weights_for(model, "auto"), forward.GPT2)
+    assert isinstance(forward.weights_for(model, "auto"), forward.Decoder)
     with pytest.raises(ValueError, match="engine must be 'auto', 'fast' or 'hooks', not 'slow'"):
         forward.weights_for(model, "slow")

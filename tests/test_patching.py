@@ -670,7 +670,7 @@ def test_memory_stays_within_the_budget(random: TransformerBridge, site: str) ->
 
 @pytest.fixture(scope="module")
 def other_architecture(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
-    folder = random_models.save(tmp_path_factory.mktemp("neox"), "neox-serial")
+    folder = random_models.save(tmp_path_factory.mktemp("gpt-j"), "gpt-j")
     return random_models.boot(folder, folded=False)
 
 
@@ -683,7 +683,7 @@ def test_other_architectures_take_the_loop(
     result = patch_sweep(model, clean, corrupted, "resid_pre", ("layer", "role"))
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 1
-    assert "GPTNeoXForCausalLM" in printed[0]
+    assert "GPTJForCausalLM" in printed[0]
     expected = expected_sweep(
         model, clean, corrupted, "resid_pre", ("layer", "role"), "denoising", ROLES
     )

@@ -104,7 +104,9 @@ def test_patterns_equal_plain_hooks(architecture: str, role: str | None, boot: B
     clean = some(model)
     corrupted = clean.swap_subject()
     axes = ("layer", "head") if role is None else ("layer", "head", "role")
-    result = patch_sweep(model, clean, corrupted, "pattern", axes, roles=(role or "END",))
+    result = patch_sweep(
+        model, clean, corrupted, "pattern", axes, roles=(role or "END",), engine="hooks"
+    )
     expected = patterns_by_plain_hooks(
         network, architecture, clean, corrupted, role, model.cfg.n_heads
     )
@@ -221,7 +223,7 @@ def test_parts_give_the_same(site: str, boot: Booted) -> None:
     axes = ("layer", "role") if site == "resid_mid" else ("layer", "head")
 
     def sweep(memory: int) -> Any:
-        return patch_sweep(model, clean, clean.abc(), site, axes, memory=memory)
+        return patch_sweep(model, clean, clean.abc(), site, axes, memory=memory, engine="hooks")
 
     whole, parts = sweep(2**30), sweep(2**18)
     torch.testing.assert_close(parts.values, whole.values, atol=1e-4, rtol=1e-4)
@@ -233,7 +235,8 @@ def test_parts_give_the_same(site: str, boot: Booted) -> None:
 def test_noise_reaches_other_architectures(boot: Booted) -> None:
     _, model = boot("opt")
     clean = some(model)
-    result = patch_sweep(model, clean, NoisyEmbedding("S1"), "resid_pre", ("layer", "role"))
+    axes = ("layer", "role")
+    result = patch_sweep(model, clean, NoisyEmbedding("S1"), "resid_pre", axes, engine="hooks")
     assert (result.clean - result.corrupted).abs().min() > 1e-4
     at_s1 = result.values[0, 1]
     torch.testing.assert_close(at_s1, result.clean, atol=1e-4, rtol=1e-4)

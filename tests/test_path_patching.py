@@ -278,7 +278,7 @@ def test_the_two_engines_agree(built: TransformerBridge, folder: Path, name: str
     assert not has_hooks(other)
 
 
-@pytest.mark.parametrize("architecture", ["neox-serial", "opt", "gpt-neo"])
+@pytest.mark.parametrize("architecture", ["gpt-j", "mpt"])
 def test_other_architectures_take_hooks_and_say_so(
     tmp_path: Path, architecture: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -626,18 +626,23 @@ def test_options_are_checked(model: TransformerBridge, data: IOIDataset, tmp_pat
         every_input(model, ("x",))
 
 
-@pytest.mark.parametrize(
-    ("architecture", "message"),
-    [("pythia", "parallel blocks"), ("llama", "several heads share one key and value")],
-)
-def test_what_some_models_cannot(tmp_path: Path, architecture: str, message: str) -> None:
-    other = random_models.boot(random_models.save(tmp_path, architecture), folded=False)
+def test_keys_and_values_that_heads_share_are_no_single_heads(tmp_path: Path) -> None:
+    other = random_models.boot(random_models.save(tmp_path, "llama"), folded=False)
     data = random_models.prompts(other)[:2]
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="several heads share one key and value"):
         path_patch(other, data, None, "L0H0", ("L1H1", "v", "S2"), progress=False)
-    if architecture == "llama":  # queries are every head's own
-        result = path_patch(other, data, None, "L0H0", ("L1H1", "q", "END"), progress=False)
-        assert result.effect().abs().min() > 0
+    # Queries are every head's own.
+    result = path_patch(other, data, None, "L0H0", ("L1H1", "q", "END"), progress=False)
+    assert result.effect().abs().min() > 0
+
+
+def test_in_parallel_blocks_a_head_does_not_reach_the_mlp_beside_it(tmp_path: Path) -> None:
+    other = random_models.boot(random_models.save(tmp_path, "pythia"), folded=False)
+    data = random_models.prompts(other)[:2]
+    with pytest.raises(ValueError, match="input of MLP1 does not come after L1H1"):
+        path_patch(other, data, None, "L1H1", ("MLP1", "in"), progress=False)
+    result = path_patch(other, data, None, "L0H1", ("MLP1", "in"), progress=False)
+    assert result.effect().abs().min() > 0
 
 
 # --- interrupts and files ------------------------------------------------------------------------

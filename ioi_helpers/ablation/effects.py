@@ -148,7 +148,7 @@ def ablation_effects(
     counts among ``heads`` or ``mlps``.
 
     Args:
-        model: A GPT-2-style model.
+        model: A model whose logits :func:`~ioi_helpers.attribution.decompose` can split.
         data: Prompts; they may differ in length.
         components: What to ablate, all of it at once; for a name mover ``("L9H9", "END")``.
         how, reference: As for :func:`~ioi_helpers.ablation.ablate`.
@@ -209,7 +209,7 @@ def _assemble(
     )
 
 
-# --- GPT-2-style models --------------------------------------------------------------------------
+# --- by the equations -----------------------------------------------------------------------------
 
 
 class _Terms(NamedTuple):
@@ -224,7 +224,7 @@ class _Terms(NamedTuple):
 @torch.no_grad()
 def _fast(
     model: TransformerBridge,
-    gpt: forward.GPT2,
+    gpt: forward.Decoder,
     data: IOIDataset,
     values: Sequence[Replacement],
     memory: int,
@@ -233,7 +233,7 @@ def _fast(
     """What :func:`_assemble` makes the result of; `heads` and `mlps` with the ablated ones' own."""
     directions = attribution.logit_diff_directions(model, data).to(gpt.device)
     # LayerNorm subtracts the mean of the stream, so only the rest of a direction can read it.
-    directions = directions - directions.mean(dim=-1, keepdim=True)
+    directions = attribution.readout(model).seen(directions)
     parts: list[dict[str, Tensor]] = []
     at_once = fast.prompts_at_once(gpt, int(data.lengths.max()), memory)
     starts = range(0, len(data), at_once)
@@ -266,21 +266,27 @@ def _fast(
 
 
 def _terms(
-    gpt: forward.GPT2, run: forward.Run, directions: Float[Tensor, "batch d_model"]
+    gpt: forward.Decoder, run: forward.Run, directions: Float[Tensor, "batch d_model"]
 ) -> _Terms:
     prompts = torch.arange(len(run.last), device=run.last.device)
     directions = directions.to(gpt.dtype)
     heads, mlps = [], []
     for layer, block in enumerate(gpt.blocks):
         z = run["z"][layer][prompts, run.last]  # [batch head d_head]
-        W_O = block.W_O.unflatten(0, (gpt.n_heads, -1)).to(gpt.dtype)
+        W_O = forward.W_O_by_head(gpt, layer, gpt.dtype)
+        read_off = directions
+        if block.ln1_post is not None:  # given its scale, that norm is linear too
+            summed = forward.affine(block.b_O, z.flatten(1), block.W_O)
+            size = forward.scale_of(block.ln1_post, summed)[:, None]
+            gain = 1.0 if block.ln1_post.weight is None else block.ln1_post.weight
+            read_off = directions * gain / size
         # What each head reads out of its z, for each prompt, and only then the product with z.
-        readers = torch.einsum("hed,bd->bhe", W_O, directions)
+        readers = torch.einsum("hed,bd->bhe", W_O, read_off)
         heads.append((z * readers).sum(dim=-1).T)
         mlp_out = run["mlp_out"][layer][prompts, run.last]
         mlps.append((mlp_out * directions).sum(dim=-1))
     final = run.final
-    scale = (final.var(dim=-1, unbiased=False) + gpt.ln_final.eps).sqrt()
+    scale = forward.scale_of(gpt.ln_final, final)
     stream = (final * directions).sum(dim=-1)
     return _Terms(torch.stack(heads), torch.stack(mlps), stream, scale)
 

@@ -1,4 +1,4 @@
-"""Ablated runs of GPT-2-style models, in which only what can have changed is computed again."""
+"""Ablated runs by the equations, in which only what can have changed is computed again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEEP: tuple[str, ...] = (*forward.BASE_SITES, "z", "mlp_out")
 """What the unablated run keeps."""
 
 
-def prompts_at_once(gpt: forward.GPT2, width: int, memory: int) -> int:
+def prompts_at_once(gpt: forward.Decoder, width: int, memory: int) -> int:
     """How many prompts' unablated runs can be kept, in half of the memory.
 
     Raises:
@@ -30,14 +30,14 @@ def prompts_at_once(gpt: forward.GPT2, width: int, memory: int) -> int:
     return max(1, min(memory // 2 // per_prompt, forward.MOST_TOKENS // width))
 
 
-def clean_run(gpt: forward.GPT2, data: IOIDataset, rows: slice) -> tuple[Tensor, forward.Run]:
+def clean_run(gpt: forward.Decoder, data: IOIDataset, rows: slice) -> tuple[Tensor, forward.Run]:
     """Tokens of some prompts, and the run with nothing ablated."""
     tokens = data.tokens[rows, : int(data.lengths.max())].to(gpt.device)
     return tokens, forward.run(gpt, tokens, data.lengths[rows].to(gpt.device) - 1, KEEP)
 
 
 def ablated_run(
-    gpt: forward.GPT2,
+    gpt: forward.Decoder,
     tokens: Int[Tensor, "batch pos"],
     base: forward.Run,
     values: Sequence[Replacement],
@@ -90,7 +90,7 @@ def _tokens(value: Replacement, spans: forward.Spans) -> tuple[Tensor, Tensor]:
     return (spans.starts - spans.first)[row] + at[row, place], index[row, place]
 
 
-def residual_edit(gpt: forward.GPT2, base: forward.Run, value: Replacement) -> forward.Edit:
+def residual_edit(gpt: forward.Decoder, base: forward.Run, value: Replacement) -> forward.Edit:
     """One component's replacement, as an edit of the residual stream that it writes to."""
     component, last = value.component, base.last
     prompts = torch.arange(len(last), device=last.device)
@@ -106,5 +106,9 @@ def residual_edit(gpt: forward.GPT2, base: forward.Run, value: Replacement) -> f
     change = new - base["z"][layer][prompt, pos, head]
     d_head = change.shape[-1]
     W_O = gpt.blocks[layer].W_O[head * d_head : (head + 1) * d_head].to(gpt.dtype)
-    values = base["resid_mid"][layer][prompt, pos] + change @ W_O
-    return forward.Edit(layer, True, spans, tokens, values)
+    written = change @ W_O
+    if not gpt.adds_heads:
+        written = forward.change_of_write(gpt, layer, base["z"][layer][prompt, pos], written)
+    site, where = gpt.after_attention(layer)
+    values = base[site][where][prompt, pos] + written
+    return forward.Edit(where, site == "resid_mid", spans, tokens, values)

@@ -83,7 +83,7 @@ def replacements(
     reference: IOIDataset | None,
     data: IOIDataset | None,
     *,
-    gpt: forward.GPT2 | None = None,
+    gpt: forward.Decoder | None = None,
     memory: int = DEFAULT_MEMORY,
     group: str = "template and order",
 ) -> list[Replacement]:
@@ -292,7 +292,7 @@ def _marks(data: IOIDataset, pooled: bool) -> Int[Tensor, "batch mark"]:
 @torch.no_grad()
 def _activations(
     model: TransformerBridge,
-    gpt: forward.GPT2 | None,
+    gpt: forward.Decoder | None,
     data: IOIDataset,
     components: Sequence[Node],
     memory: int,

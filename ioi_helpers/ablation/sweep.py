@@ -135,7 +135,7 @@ def _labels(entries: Sequence[Sequence[Node]]) -> list[str]:
 
 @torch.no_grad()
 def _fast(
-    gpt: forward.GPT2,
+    gpt: forward.Decoder,
     data: IOIDataset,
     sets: Sequence[Sequence[Replacement]],
     memory: int,

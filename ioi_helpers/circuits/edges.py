@@ -1,4 +1,4 @@
-"""Run GPT-2-style models with edges replaced: every input has its own kept and removed terms.
+"""Run a model with edges replaced: every input has its own kept and removed terms.
 
 The input of a head's q, k or v, of an MLP, or of the final stream is the sum of what all earlier
 sources write: the embedding, heads, MLPs (:mod:`ioi_helpers.graph`). A removed edge puts the
@@ -116,7 +116,7 @@ class EdgeMask:
 
 
 def sources(
-    gpt: forward.GPT2, tokens: Int[Tensor, "batch pos"], last: Int[Tensor, " batch"]
+    gpt: forward.Decoder, tokens: Int[Tensor, "batch pos"], last: Int[Tensor, " batch"]
 ) -> Float[Tensor, "source token d_model"]:
     """What every source writes in a plain run, flat over the prompts' tokens."""
     run = forward.run(gpt, tokens, last, ("z", "mlp_out"))
@@ -133,15 +133,14 @@ def _whole(last: Int[Tensor, " batch"]) -> forward.Spans:
 
 
 def _written_by_heads(
-    gpt: forward.GPT2, layer: int, z: Float[Tensor, "token head d_head"]
+    gpt: forward.Decoder, layer: int, z: Float[Tensor, "token head d_head"]
 ) -> list[Float[Tensor, "token d_model"]]:
-    W_O = gpt.blocks[layer].W_O.to(z.dtype).unflatten(0, (gpt.n_heads, -1))
-    return list(torch.einsum("thd,hdm->htm", z, W_O))
+    return list(torch.einsum("thd,hdm->htm", z, forward.W_O_by_head(gpt, layer, z.dtype)))
 
 
 @torch.no_grad()
 def run_edges(
-    gpt: forward.GPT2,
+    gpt: forward.Decoder,
     tokens: Int[Tensor, "batch pos"],
     last: Int[Tensor, " batch"],
     token_class: Int[Tensor, " token"],
@@ -166,32 +165,33 @@ def run_edges(
     )
 
     for layer in range(gpt.n_layers):
-        block = gpt.blocks[layer]
+        block, before = gpt.blocks[layer], n_sources
         stream = own[:n_sources].sum(dim=0) + biases
         change = instead[:n_sources] - own[:n_sources]
 
         def read(
             gone: Float[Tensor, "head source token"],
-            W: Float[Tensor, "d_model head_x_d_head"],
-            b: Float[Tensor, " head_x_d_head"],
+            name: str,
             stream: Tensor = stream,
             change: Tensor = change,
             n: int = n_sources,
-            ln1: forward.Norm = block.ln1,
+            block: forward.Block = block,
         ) -> Float[Tensor, "token head d_head"]:
             inputs = stream + torch.einsum("hst,std->htd", gone[:, :n], change)
-            W_by_head = W.to(inputs.dtype).unflatten(1, (gpt.n_heads, -1))
-            read = torch.einsum("htm,mhd->thd", forward.layer_norm(ln1, inputs), W_by_head)
-            return read + b.unflatten(0, (gpt.n_heads, -1))
+            W, b = forward.weights_of(block, name)
+            heads = range(gpt.n_heads) if name == "q" else gpt.kv_heads(range(gpt.n_heads))
+            W_by_head = gpt.heads(W.to(inputs.dtype))[:, heads]
+            read = torch.einsum("htm,mhd->thd", forward.normalise(block.ln1, inputs), W_by_head)
+            return read if b is None else read + gpt.heads(b)[heads]
 
-        q = read(q_gone[layer][..., token_class], block.W_Q, block.b_Q)
+        q = read(q_gone[layer][..., token_class], "q")
         z = torch.zeros_like(q)
         # Keys and values may differ by who asks. Classes that see the same are done together.
         seen = kv_gone[:, layer]
         for queries in _same_columns(seen):
             k, v = (
-                read(seen[i][..., queries[0]][..., token_class], W, b)
-                for i, (W, b) in enumerate(((block.W_K, block.b_K), (block.W_V, block.b_V)))
+                read(seen[i][..., queries[0]][..., token_class], name)
+                for i, name in enumerate(("k", "v"))
             )
             pattern = forward.attention_pattern(gpt, layer, q, k, spans, spans)
             found = forward.attend(pattern, v, spans, spans)
@@ -200,10 +200,12 @@ def run_edges(
         for written in _written_by_heads(gpt, layer, z):
             own[n_sources] = written
             n_sources += 1
-        biases = biases + block.b_O
-        stream = own[:n_sources].sum(dim=0) + biases
-        change = instead[:n_sources] - own[:n_sources]
-        gone = mlp_gone[layer][:n_sources][:, token_class]
+        # Where blocks are parallel, their MLP reads what their heads read.
+        seen_by_mlp = before if gpt.parallel else n_sources
+        old_biases, biases = biases, biases if block.b_O is None else biases + block.b_O
+        stream = own[:seen_by_mlp].sum(dim=0) + (old_biases if gpt.parallel else biases)
+        change = instead[:seen_by_mlp] - own[:seen_by_mlp]
+        gone = mlp_gone[layer][:seen_by_mlp][:, token_class]
         own[n_sources] = forward.mlp(gpt, layer, stream + torch.einsum("st,std->td", gone, change))
         n_sources += 1
     ends = spans.ends
@@ -234,7 +236,8 @@ class EdgeCircuits:
         faithfulness(circuits, Circuit.of_edges(edges)).table()
 
     Args:
-        model: A GPT-2-style model.
+        model: A model that :mod:`ioi_helpers.forward` can run and that adds what each head writes
+            as it is. Where heads share keys and values, each is taken to read its own copy.
         data: The prompts.
         reference: The prompts whose values removed edges carry; they correspond to the data row by
             row and token by token. None is ``data.abc()``.
@@ -244,7 +247,7 @@ class EdgeCircuits:
         memory: Bytes for activations; more prompts than fit are run in parts.
 
     Raises:
-        ValueError: The model is not GPT-2-style, the reference does not fit, or ``how`` is unknown.
+        ValueError: The model is another, the reference does not fit, or ``how`` is unknown.
     """
 
     def __init__(
@@ -259,7 +262,7 @@ class EdgeCircuits:
         runs.require_data(model, data)
         if how not in ("resample", "zero"):
             raise ValueError(f"how must be 'resample' or 'zero' for edges, not {how!r}.")
-        gpt = forward.require_weights(model, "Circuits of edges need")
+        gpt = forward.require_weights(model, "Circuits of edges need", by_head=True)
         self.model, self.data, self.how = model, data, how
         self.shape = Shape.of(model)
         width = int(data.lengths.max())

@@ -23,12 +23,12 @@ class Outside:
     """The run with nothing kept, over all prompts.
 
     Attributes:
-        k, v: What its tokens offer to others, ``[layer batch pos head d_head]``.
+        k, v: What its tokens offer to others, ``[layer batch pos kv_head d_head]``.
         final: The final stream at END, ``[batch d_model]``.
     """
 
-    k: Float[Tensor, "layer batch pos head d_head"]
-    v: Float[Tensor, "layer batch pos head d_head"]
+    k: Float[Tensor, "layer batch pos kv_head d_head"]
+    v: Float[Tensor, "layer batch pos kv_head d_head"]
     final: Float[Tensor, "batch d_model"]
 
     def rows(self, rows: Int[Tensor, " rows"]) -> Outside:
@@ -38,7 +38,7 @@ class Outside:
 
 @torch.no_grad()
 def final_stream(
-    gpt: forward.GPT2,
+    gpt: forward.Decoder,
     tokens: Int[Tensor, "batch pos"],
     at: dict[str, Int[Tensor, " batch"]],
     nodes: Iterable[Node],
@@ -66,33 +66,29 @@ def final_stream(
     kept = kept[:, used]
     pos = torch.stack(list(at.values()), dim=1)[:, used]
     rows = torch.arange(len(tokens), device=tokens.device)[:, None]
-    out_of_sight = torch.arange(tokens.shape[1], device=tokens.device) > pos[..., None]
-    x = gpt.W_E[tokens[rows, pos]].to(gpt.dtype) + gpt.W_pos[pos]
-    x = x.to(outside.final.dtype)
+    every = torch.arange(tokens.shape[1], device=tokens.device)
+    x = forward.embed_at(gpt, tokens[rows, pos], pos).to(outside.final.dtype)
     for layer in range(gpt.n_layers):
         block = gpt.blocks[layer]
         z = z_outside[layer, rows, pos].to(x)
-        heads = kept[layer].any(dim=0).nonzero()[:, 0]
-        if len(heads):
-            normed = forward.layer_norm(block.ln1, x.flatten(0, 1))
-
-            def read(
-                bias: Tensor, weight: Tensor, normed: Tensor = normed, heads: Tensor = heads
-            ) -> Float[Tensor, "batch role head d_head"]:
-                columns = weight.unflatten(1, (gpt.n_heads, -1))[:, heads].flatten(1)
-                own = bias.unflatten(0, (gpt.n_heads, -1))[heads].flatten()
-                found = forward.affine(own, normed, columns)
-                return found.unflatten(0, pos.shape).unflatten(-1, (len(heads), -1))
-
-            k, v = outside.k[layer][:, :, heads], outside.v[layer][:, :, heads]
-            k[rows, pos] = read(block.b_K, block.W_K)
-            v[rows, pos] = read(block.b_V, block.W_V)
-            scores = torch.einsum("brhd,bjhd->brhj", read(block.b_Q, block.W_Q), k)
-            scores.masked_fill_(out_of_sight[:, :, None], -torch.inf)
-            pattern = (scores * block.score_scale).softmax(dim=-1)
-            own = torch.einsum("brhj,bjhd->brhd", pattern, v)
+        heads = kept[layer].any(dim=0).nonzero()[:, 0].tolist()
+        if heads:
+            shared = gpt.kv_heads(heads)
+            normed = forward.normalise(block.ln1, x.flatten(0, 1))
+            q, own_k, own_v = (
+                forward.project(gpt, layer, normed, name, some).unflatten(0, pos.shape)
+                for name, some in (("q", heads), ("k", shared), ("v", shared))
+            )
+            k, v = outside.k[layer][:, :, shared], outside.v[layer][:, :, shared]
+            k[rows, pos], v[rows, pos] = own_k, own_v
+            q = forward.at_positions(gpt, layer, q, pos, "q")
+            k = forward.at_positions(gpt, layer, k, every, "k")
+            hidden = forward.out_of_sight(block, pos[..., None] - every)
+            pattern = forward.scores(block, forward.products(q, k), hidden).softmax(dim=-1)
+            own = forward.mixed(pattern, v)
             z[:, :, heads] = torch.where(kept[layer][:, heads, None], own, z[:, :, heads])
-        x = x + forward.affine(block.b_O, z.flatten(0, 1).flatten(1), block.W_O).view_as(x)
-        x = x + forward.mlp(gpt, layer, x.flatten(0, 1)).view_as(x)
+        middle = x + forward.write(gpt, layer, z.flatten(0, 1)).view_as(x)
+        stream = x if gpt.parallel else middle
+        x = middle + forward.mlp(gpt, layer, stream.flatten(0, 1)).view_as(x)
     end = number["END"]
     return x[:, used.index(end)] if end in used else outside.final

@@ -196,7 +196,7 @@ class Circuits:
         self._mark(kept, self._checked(without), False)
         return self._run(self._weights(), kept)
 
-    def _weights(self) -> forward.GPT2 | None:
+    def _weights(self) -> forward.Decoder | None:
         """The weights, if this run may be made with them: not past hooks put on the model since."""
         if self._gpt is None or not forward.first_hook(self.model):
             return self._gpt
@@ -218,7 +218,7 @@ class Circuits:
             role: runs.role_positions(self.data, role).to(self._values.z.device) for role in ROLES
         }
 
-    def _run_at_roles(self, gpt: forward.GPT2, circuit: Circuit) -> CircuitRun:
+    def _run_at_roles(self, gpt: forward.Decoder, circuit: Circuit) -> CircuitRun:
         data, at = self.data, self._at()
         width = int(data.lengths.max())
         if self._outside is None:
@@ -240,10 +240,11 @@ class Circuits:
 
         return run_in_parts(self.model, data, logits, self.memory)
 
-    def _nothing_kept(self, gpt: forward.GPT2) -> Outside:
+    def _nothing_kept(self, gpt: forward.Decoder) -> Outside:
         data, values = self.data, self._values
         width = int(data.lengths.max())
-        k, v = torch.zeros_like(values.z), torch.zeros_like(values.z)
+        shape = (*values.z.shape[:3], gpt.n_kv_heads, gpt.d_head)
+        k, v = values.z.new_zeros(shape), values.z.new_zeros(shape)
         final = values.z.new_zeros(len(data), gpt.W_E.shape[1])
         size = runs.prompts_at_once(self.model, width, self.memory)
         nothing = self._nothing()
@@ -258,7 +259,7 @@ class Circuits:
             final[here] = run.final.to(final)
         return Outside(k, v, final)
 
-    def _run(self, gpt: forward.GPT2 | None, kept: Kept) -> CircuitRun:
+    def _run(self, gpt: forward.Decoder | None, kept: Kept) -> CircuitRun:
         def logits(rows: Tensor) -> Float[Tensor, "batch vocab"]:
             here = rows.to(kept.device)
             return self._logits(gpt, kept[:, here], self._values.rows(here), rows)
@@ -267,7 +268,7 @@ class Circuits:
 
     @torch.no_grad()
     def _logits(
-        self, gpt: forward.GPT2 | None, kept: Kept, values: Values, rows: Tensor
+        self, gpt: forward.Decoder | None, kept: Kept, values: Values, rows: Tensor
     ) -> Float[Tensor, "batch vocab"]:
         width = kept.shape[2]
         if gpt is not None:

@@ -130,7 +130,7 @@ def scrub(
     """Run a hypothesis about the final stream at END.
 
     Args:
-        model: A GPT-2-style model.
+        model: A model that :mod:`ioi_helpers.forward` can run.
         data: The prompts, without prefixes: all prompts of a template must be equally long.
         hypothesis: What the final stream is said to read. Its features are of no meaning: the
             answer is scored with each prompt's own names.
@@ -241,7 +241,7 @@ class _Scrubber:
     """
 
     def __init__(
-        self, gpt: forward.GPT2, seed: int, rows: Tensor, drawn: dict[int, IOIDataset]
+        self, gpt: forward.Decoder, seed: int, rows: Tensor, drawn: dict[int, IOIDataset]
     ) -> None:
         self._gpt = gpt
         self._seed = seed
@@ -297,9 +297,8 @@ class _Scrubber:
             for head in range(gpt.n_heads):
                 if (layer, head) in claimed:
                     z[:, head] = claimed[layer, head]
-            block = gpt.blocks[layer]
-            x = x + forward.affine(block.b_O, z.flatten(1), block.W_O)
-            x = x + forward.mlp(gpt, layer, x)
+            middle = x + forward.write(gpt, layer, z)
+            x = middle + forward.mlp(gpt, layer, x if gpt.parallel else middle)
             found.append(x)
         return found
 
@@ -326,21 +325,19 @@ class _Scrubber:
         found = {}
         for layer in sorted({node.layer for node in spec.nodes}):
             block = gpt.blocks[layer]
-
-            def read(x: Tensor, W: Tensor, b: Tensor, ln1: forward.Norm = block.ln1) -> Tensor:
-                return gpt.heads(forward.affine(b, forward.layer_norm(ln1, x), W))
-
-            q = read(queries[layer], block.W_Q, block.b_Q)
+            q = forward.read(gpt, layer, queries[layer], "q")
             k, v = run["k"][layer].clone(), run["v"][layer].clone()
             for role, streams in inputs.items():
                 # Where the role is in the prompt the heads are computed on.
                 there = self._positions(data, role)
-                k[rows, there] = read(streams[layer], block.W_K, block.b_K)
-                v[rows, there] = read(streams[layer], block.W_V, block.b_V)
-            scores = torch.einsum("bhd,bjhd->bhj", q, k) * block.score_scale
-            future = torch.arange(k.shape[1], device=k.device) > at[:, None]
-            pattern = scores.masked_fill(future[:, None], -torch.inf).softmax(dim=-1)
-            z = torch.einsum("bhj,bjhd->bhd", pattern, v)
+                k[rows, there] = forward.read(gpt, layer, streams[layer], "k")
+                v[rows, there] = forward.read(gpt, layer, streams[layer], "v")
+            every = torch.arange(k.shape[1], device=k.device)
+            q = forward.at_positions(gpt, layer, q, at, "q")[:, None]
+            k = forward.at_positions(gpt, layer, k, every, "k")
+            hidden = forward.out_of_sight(block, at[:, None, None] - every)
+            pattern = forward.scores(block, forward.products(q, k), hidden).softmax(dim=-1)
+            z = forward.mixed(pattern, v)[:, 0]
             for node in spec.nodes:
                 if node.layer == layer and node.head is not None:
                     found[layer, node.head] = z[:, node.head]

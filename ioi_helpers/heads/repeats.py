@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers.attribution import SCALE, Readout, readout
+from ioi_helpers.attribution import SCALE, Readout, post_norm_weight, readout
 from ioi_helpers.metrics import standard_error
 from ioi_helpers.names import head_name
 from ioi_helpers.runs import (
@@ -299,6 +299,7 @@ def _run(
     scores: dict[str, list[Tensor]] = {name: [torch.empty(0)] * n_layers for name in PATTERNS}
     outputs: list[Tensor] = [torch.empty(0)] * n_layers
     scale: list[Tensor] = []
+    post_scales: list[Tensor] = [torch.ones(1)] * n_layers
     # The second copy's tokens that have a known successor, but the first.
     second = slice(last - length + 2, last)
 
@@ -310,6 +311,9 @@ def _run(
     def read_output(z: Float[Tensor, "row pos head d_head"], hook: Any, layer: int) -> None:
         outputs[layer] = widened(z[:, second]).to(tokens.device)
 
+    def read_post_scale(value: Tensor, hook: Any, layer: int) -> None:
+        post_scales[layer] = widened(value[:, second]).to(tokens.device)
+
     def read_scale(value: Tensor, hook: Any) -> None:
         scale.append(widened(value[:, second]).to(tokens.device))
 
@@ -318,6 +322,9 @@ def _run(
         hooks.append((f"blocks.{layer}.attn.hook_pattern", partial(read_pattern, layer=layer)))
         if norm is not None:
             hooks.append((f"blocks.{layer}.attn.hook_z", partial(read_output, layer=layer)))
+            if hasattr(model.blocks[layer], "ln1_post"):
+                post = f"blocks.{layer}.ln1_post.hook_scale"
+                hooks.append((post, partial(read_post_scale, layer=layer)))
     if norm is not None:
         hooks.append((SCALE, read_scale))
     logits = widened(model.run_with_hooks(tokens, fwd_hooks=hooks)).to(tokens.device)
@@ -332,9 +339,14 @@ def _run(
         # Written and read without the mean over d_model, where the norm takes it away.
         directions = norm.seen(directions)
         effects = [
-            torch.einsum("rphe,hem,rpm->hr", z, widened(block.attn.W_O), directions)
+            torch.einsum(
+                "rphe,hem,rpm->hr",
+                z,
+                widened(block.attn.W_O),
+                directions * post_norm_weight(block) / post,
+            )
             / directions.shape[1]
-            for z, block in zip(outputs, model.blocks, strict=True)
+            for z, block, post in zip(outputs, model.blocks, post_scales, strict=True)
         ]
         found["repeated_logit"] = torch.stack(effects)
 

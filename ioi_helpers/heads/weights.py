@@ -62,7 +62,7 @@ def copying_scores(
 
     Args:
         model: Any decoder. (Where a layer's output is normalised before it is added to the stream,
-            as in Gemma 2, that norm is left out.)
+            as in Gemma 2, so is what the head alone writes.)
         data: Prompts whose names are copied; they may differ in length.
         negative: Turn the sign of what heads write.
         top: How far in front the name must be.
@@ -118,6 +118,8 @@ def _copied(
                 if attn.b_V is not None:
                     value = value + _each_head(attn.b_V, n_heads)[:, None]
                 written = torch.einsum("hne,hem->hnm", value, attn.W_O).flatten(0, 1)
+                if hasattr(block, "ln1_post"):
+                    written = block.ln1_post(written[None])[0]
                 for i, logits in enumerate(_logits_with_signs(model, written, signs)):
                     ahead = (logits > logits.gather(1, own_of)).sum(dim=-1)
                     hits[i, layer] += (ahead < top).unflatten(0, (n_heads, -1)).sum(dim=-1)

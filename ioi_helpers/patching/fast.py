@@ -25,7 +25,8 @@ class _Site(NamedTuple):
     """How a patch at a site becomes an edit of the residual stream."""
 
     stream: str
-    """The stream that is edited: in the middle of a block, or before one."""
+    """The stream that is edited: in the middle of a block, before one, or the first that holds what
+    attention writes (`forward.Decoder.after_attention`)."""
     after: int
     """0 if that is the site's own block, 1 if it is the next."""
     needs: tuple[str, ...]
@@ -38,24 +39,25 @@ class _Site(NamedTuple):
     """A patch at one position can change others' values within the same block."""
 
 
+_AFTER_ATTENTION = "after attention"
 _ATTENTION = ("q", "k", "v", "z")
 _SITES: dict[str, _Site] = {
     "resid_pre": _Site("resid_pre", 0, ("resid_pre",), False, positionwise=True, spreads=True),
     "resid_mid": _Site("resid_mid", 0, ("resid_mid",), False),
     "resid_post": _Site("resid_pre", 1, ("resid_pre",), False),
-    "attn_out": _Site("resid_mid", 0, ("attn_out",)),
+    "attn_out": _Site(_AFTER_ATTENTION, 0, ("attn_out",)),
     "mlp_out": _Site("resid_pre", 1, ("mlp_out",)),
-    "z": _Site("resid_mid", 0, ("z",)),
-    "q": _Site("resid_mid", 0, _ATTENTION, positionwise=True),
-    "k": _Site("resid_mid", 0, _ATTENTION, positionwise=True, spreads=True),
-    "v": _Site("resid_mid", 0, _ATTENTION, positionwise=True, spreads=True),
-    "pattern": _Site("resid_mid", 0, _ATTENTION),
+    "z": _Site(_AFTER_ATTENTION, 0, ("z",)),
+    "q": _Site(_AFTER_ATTENTION, 0, _ATTENTION, positionwise=True),
+    "k": _Site(_AFTER_ATTENTION, 0, _ATTENTION, positionwise=True, spreads=True),
+    "v": _Site(_AFTER_ATTENTION, 0, _ATTENTION, positionwise=True, spreads=True),
+    "pattern": _Site(_AFTER_ATTENTION, 0, _ATTENTION),
 }
 
 
 @torch.no_grad()
 def fast_sweep(
-    gpt: forward.GPT2, cells: Cells, pair: Pair, scorer: Scorer, memory: int, progress: bool
+    gpt: forward.Decoder, cells: Cells, pair: Pair, scorer: Scorer, memory: int, progress: bool
 ) -> Values:
     """Run every cell's patch on every prompt."""
     width = max(pair.base_tokens.shape[1], pair.source_tokens.shape[1])
@@ -89,7 +91,7 @@ def fast_sweep(
 
 
 def _final_score(
-    gpt: forward.GPT2, scorer: Scorer, memory: int
+    gpt: forward.Decoder, scorer: Scorer, memory: int
 ) -> Callable[[Float[Tensor, "cell batch d_model"]], Float[Tensor, "metric cell batch"]]:
     """A function from final residual streams at END to every metric."""
     n_metrics, batch = len(scorer.metrics), len(scorer.data)
@@ -114,7 +116,7 @@ def _final_score(
 class _Part:
     """Some prompts' two unpatched runs, from which patches at one site are computed."""
 
-    gpt: forward.GPT2
+    gpt: forward.Decoder
     name: str
     site: _Site
     pair: Pair
@@ -122,7 +124,7 @@ class _Part:
     source: forward.Run
 
     @classmethod
-    def of(cls, gpt: forward.GPT2, name: str, pair: Pair) -> _Part:
+    def of(cls, gpt: forward.Decoder, name: str, pair: Pair) -> _Part:
         """Run both."""
         site = _SITES[name]
         keep = (*forward.BASE_SITES, *site.needs)
@@ -199,6 +201,8 @@ class _Part:
         row = spans.row[tokens]
         prompt, to = spans.prompt[row], spans.pos[tokens]
         where, stream = layer + self.site.after, self.site.stream
+        if stream == _AFTER_ATTENTION:
+            stream, where = self.gpt.after_attention(layer)
         if self.name in HEAD_SITES:
             change = self.change_of_heads(layer, rows.take(row), prompt, to)
             values = self.base[stream][where][prompt, to] + change
@@ -233,13 +237,18 @@ class _Part:
             change[here] = self.patched_z(layer, option)[prompt[here], to[here]] - before[here]
         W_O = self.gpt.blocks[layer].W_O.to(self.gpt.dtype)
         if cells.head is None:
-            return change.flatten(1) @ W_O
-        d_head = change.shape[-1]
-        out = change.new_empty(len(prompt), W_O.shape[1])
-        for head, here in _groups(cells.head, len(prompt)):
-            assert head is not None
-            out[here] = change[here, head] @ W_O[head * d_head : (head + 1) * d_head]
-        return out
+            written = change.flatten(1) @ W_O
+        else:
+            # A key or value may be shared by several heads, which then all change.
+            shared = self.gpt.group if self.name in ("k", "v") else 1
+            width = shared * change.shape[-1]
+            written = change.new_empty(len(prompt), W_O.shape[1])
+            for head, here in _groups(cells.head, len(prompt)):
+                assert head is not None
+                heads = slice(head * shared, (head + 1) * shared)
+                rows = slice(head * width, (head + 1) * width)
+                written[here] = change[here, heads].flatten(1) @ W_O[rows]
+        return forward.change_of_write(self.gpt, layer, before, written)
 
     def patched_z(self, layer: int, option: int | None) -> Float[Tensor, "batch pos head d_head"]:
         """The base run's z, with every head's q, k, v, z or pattern from the source.

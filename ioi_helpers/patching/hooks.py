@@ -74,6 +74,24 @@ def hooks_sweep(
     return Values(*(value.index_select(-1, order.to(value.device)) for value in joined))
 
 
+def require_site(model: TransformerBridge, site: str, *others: str) -> None:
+    """Refuse a site that the model does not have, such as ``resid_mid`` in parallel blocks.
+
+    Args:
+        others: Sites without which it cannot be patched.
+
+    Raises:
+        ValueError: A hook is missing.
+    """
+    layers = range(model.cfg.n_layers)
+    wanted = [get_act_name(name, layer) for name in (site, *others) for layer in layers]
+    missing = [name for name in wanted if name not in model.hook_dict]
+    if missing:
+        raise ValueError(
+            f"This model has no {missing[0]}, so {site} cannot be patched; see model.hook_dict."
+        )
+
+
 class _Patch:
     """Patches of one site in one model: which hooks make them, and with what."""
 
@@ -83,12 +101,7 @@ class _Patch:
         # The middle of the stream cannot be edited at its own hook; the same change can be added to
         # attention's output. A pattern may come too late there, and is then edited through z.
         self.edited = "attn_out" if site == "resid_mid" else site
-        wanted = [get_act_name(name, layer) for name in {site, self.edited} for layer in layers]
-        missing = [name for name in wanted if name not in model.hook_dict]
-        if missing:
-            raise ValueError(
-                f"This model has no {missing[0]}, so {site} cannot be patched; see model.hook_dict."
-            )
+        require_site(model, site, self.edited)
         self.read = [get_act_name(site, layer) for layer in layers]
         self.too_late: set[int] = set()
         for layer in layers:

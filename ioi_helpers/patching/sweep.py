@@ -10,7 +10,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ioi_helpers import forward
 from ioi_helpers.dataset import ROLES, IOIDataset
 from ioi_helpers.patching.fast import fast_sweep
-from ioi_helpers.patching.hooks import hooks_sweep
+from ioi_helpers.patching.hooks import hooks_sweep, require_site
 from ioi_helpers.patching.pair import NoisyEmbedding, Pair
 from ioi_helpers.patching.request import Cells, Request
 from ioi_helpers.patching.result import SweepResult, sweep_result
@@ -63,7 +63,7 @@ def patch_sweep(
     returns another tensor reaches the MLP only.)
 
     Args:
-        model: Any model that TransformerBridge boots; GPT-2-style ones are fast.
+        model: Any model that TransformerBridge boots; those of :data:`forward.FAMILIES` are fast.
         clean: Prompts with the right answer. Their answers score both runs.
         corrupted: Their counterfactuals, row by row, such as ``clean.swap_subject()`` or
             ``clean.abc()``; or a :class:`NoisyEmbedding`.
@@ -107,6 +107,7 @@ def patch_sweep(
     pair = Pair.of(model, request, clean, corrupted)
     scorer = Scorer.of(metric, clean)
     cells = Cells.of(site, request.entries(model, clean))
+    require_site(model, site)
     gpt = forward.weights_for(model, engine)
     if gpt is not None:
         values = fast_sweep(gpt, cells, pair, scorer, memory, progress)

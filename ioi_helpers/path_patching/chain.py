@@ -6,8 +6,9 @@ token and passes MLPs only. With d the change of the residual stream at one toke
     d_mid = d + (z' - z) W_O of sending heads                in the middle of block l
     d     = d_mid + MLP_l(x_mid + d_mid) - MLP_l(x_mid)      after it; with MLPs frozen d_mid
 
-x is the stream of the unpatched run, primes mark the reference. So one chain of one-token MLPs a
-sender gives the inputs of all receivers at once.
+(In parallel blocks the MLP reads x and d, not x_mid and d_mid.) x is the stream of the unpatched
+run, primes mark the reference. So one chain of one-token MLPs a sender gives the inputs of all
+receivers at once.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ class Chain:
         other: The run that senders are taken from, with :data:`KEEP_OTHER`.
     """
 
-    gpt: forward.GPT2
+    gpt: forward.Decoder
     base: forward.Run
     other: forward.Run
     pair: Pair
@@ -165,9 +166,11 @@ class Chain:
                 rows = paths.before(2 * layer)
                 x = slots.take(self.base["resid_pre"][layer])[paths.slot[:rows]] + change[:rows]
                 yield _head_inputs(gpt, layer, x, wanted)
+            before = change
             change = self._add_heads(layer, change)
+            read = before if gpt.parallel else change
             wanted = by_stage.get(2 * layer + 1)
-            change, mlp_out = self._add_mlp(layer, change, mlps_frozen, bool(wanted))
+            change, mlp_out = self._add_mlp(layer, change, read, mlps_frozen, bool(wanted))
             if wanted:
                 yield Reading(2 * layer + 1, len(mlp_out), {"in": mlp_out}, {})
         if wanted := by_stage.get(FINAL_STAGE):
@@ -178,8 +181,9 @@ class Chain:
         """d at block 0, for the paths on which the embedding sends."""
         rows = self.paths.before(EMBEDDING_STAGE + 1)
         tokens, other = self.slots.take(self.pair.tokens), self.slots.take(self.pair.other)
-        slot, W_E = self.paths.slot[:rows], self.gpt.W_E
-        return W_E[other[slot]].to(self.gpt.dtype) - W_E[tokens[slot]].to(self.gpt.dtype)
+        slot = self.paths.slot[:rows]
+        old, new = (forward.embed_tokens(self.gpt, each[slot]) for each in (tokens, other))
+        return new - old
 
     def _members(
         self, layer: int, heads: bool
@@ -210,26 +214,47 @@ class Chain:
         path, head, slot = self._members(layer, True)
         if not len(path):
             return change
-        dz = self.slots.take(self.other["z"][layer]) - self.slots.take(self.base["z"][layer])
-        W_O = self.gpt.blocks[layer].W_O.to(dz.dtype).unflatten(0, (self.gpt.n_heads, -1))
+        z = self.slots.take(self.base["z"][layer])
+        dz = self.slots.take(self.other["z"][layer]) - z
+        W_O = forward.W_O_by_head(self.gpt, layer, dz.dtype)
+        # What the path's heads write together; where it is normed, that is not what is added.
+        added = change if self.gpt.adds_heads else torch.zeros_like(change)
         for index in head.unique().tolist():
             here = head == index
             written = dz[:, index] @ W_O[index]
-            change.index_add_(0, path[here], written[slot[here]])
+            added.index_add_(0, path[here], written[slot[here]])
+        if self.gpt.adds_heads:
+            return change
+        sending = path.unique()
+        of_path = z[self.paths.slot[sending]]
+        change[sending] += forward.change_of_write(self.gpt, layer, of_path, added[sending])
         return change
 
     def _add_mlp(
-        self, layer: int, change: Float[Tensor, "path d_model"], frozen: bool, read: bool
+        self,
+        layer: int,
+        change: Float[Tensor, "path d_model"],
+        read: Float[Tensor, "path_before d_model"],
+        frozen: bool,
+        asked: bool,
     ) -> tuple[Float[Tensor, "longer d_model"], Float[Tensor, "path_before d_model"]]:
-        """d from d_mid; and the MLP's output on the paths that have begun before it."""
+        """d after the block; and the MLP's output on the paths that have begun before it.
+
+        Args:
+            change: d with what the block's heads add.
+            read: The change of the stream that the MLP reads, which in parallel blocks is d before
+                the block. On paths that begin with the block's heads it does not change.
+            frozen: MLPs write what they write in the unpatched run.
+            asked: Whether the output is asked for even so.
+        """
         slots, paths = self.slots, self.paths
         before = slots.take(self.base["mlp_out"][layer])
-        slot = paths.slot[: len(change)]
         mlp_out = change[:0]
         added = torch.zeros_like(change)
-        if len(change) and (read or not frozen):
-            middle = slots.take(self.base["resid_mid"][layer])[slot]
-            mlp_out = forward.mlp(self.gpt, layer, middle + change)
+        if len(change) and (asked or not frozen):
+            slot = paths.slot[: len(change)]
+            stream = slots.take(self.base[self.gpt.mlp_reads][layer])[slot]
+            mlp_out = forward.mlp(self.gpt, layer, stream + _grown(read, len(change)))
             if not frozen:
                 added = mlp_out - before[slot]
         rows = paths.before(2 * layer + 2)
@@ -245,25 +270,17 @@ def _grown(change: Float[Tensor, "path d_model"], rows: int) -> Float[Tensor, "l
 
 
 def _head_inputs(
-    gpt: forward.GPT2,
+    gpt: forward.Decoder,
     layer: int,
     x: Float[Tensor, "path d_model"],
     receivers: Sequence[Receiver],
 ) -> Reading:
     """Queries, keys and values of the receiving heads of a layer."""
-    block = gpt.blocks[layer]
-    weights = {
-        "q": (block.W_Q, block.b_Q),
-        "k": (block.W_K, block.b_K),
-        "v": (block.W_V, block.b_V),
-    }
-    normed = forward.layer_norm(block.ln1, x)
+    normed = forward.normalise(gpt.blocks[layer].ln1, x)
     values: dict[str, Tensor] = {}
     columns: dict[str, dict[int, int]] = {}
     for name in dict.fromkeys(receiver.input for receiver in receivers):
         heads = sorted({r.node.head or 0 for r in receivers if r.input == name and r.node})
-        weight, bias = weights[name]
-        weight, bias = gpt.heads(weight)[:, heads].flatten(1), gpt.heads(bias)[heads].flatten()
-        values[name] = forward.affine(bias, normed, weight).unflatten(1, (len(heads), -1))
+        values[name] = forward.project(gpt, layer, normed, name, heads)
         columns[name] = {head: column for column, head in enumerate(heads)}
     return Reading(2 * layer, len(x), values, columns)

@@ -49,6 +49,7 @@ INPUTS: tuple[str, ...] = (*HEAD_INPUTS, "in", "final")
 class _Grid:
     """All senders, all receivers, and which of the edges between them are possible."""
 
+    shape: Shape
     senders: list[Node]
     receivers: list[Receiver]
     roles: list[str | None]
@@ -62,7 +63,8 @@ class _Grid:
             raise ValueError(f'roles must list one or more roles, such as ("S2",), not {roles!r}.')
         senders = [EMBEDDING, *Shape.of(model).nodes(mlps=True)]
         receivers = list(every_input(model, inputs).values())
-        return cls(senders, receivers, list(roles) if roles is not None else [None])
+        listed: list[str | None] = [None] if roles is None else list(roles)
+        return cls(Shape.of(model), senders, receivers, listed)
 
     @property
     def axes(self) -> dict[str, list[str | int]]:
@@ -75,13 +77,13 @@ class _Grid:
         """One of the receivers, read at a role."""
         return receiver if receiver == FINAL else Receiver(receiver.node, receiver.input, role)
 
-    def possible(self, n_layers: int, pair: Pair) -> list[bool]:
+    def possible(self, pair: Pair) -> list[bool]:
         """For each edge, in order."""
         return [
             not why_impossible(
                 Senders("", (sender.at(role),)),
                 Receivers("", (self.at(receiver, role),)),
-                n_layers,
+                self.shape,
                 pair.coincide,
             )
             for role in self.roles
@@ -215,7 +217,7 @@ def exact_edges(
     runs = (found.clean, found.corrupted)
     return grid.result(
         values, runs if direction == "noising" else runs[::-1], data, direction, "exact edges",
-        grid.possible(model.cfg.n_layers, pair),
+        grid.possible(pair),
     )  # fmt: skip
 
 
@@ -289,6 +291,11 @@ def edge_scores(
             "and v of single heads; use path_patch with q."
         )
     gpt = forward.weights_for(model, engine, "Edge scores are made with hooks, on the whole model")
+    if hasattr(model.blocks[0], "ln1_post"):
+        raise ValueError(
+            "Edge scores need what each head adds to the stream, but in this model "
+            f"{forward.NOT_BY_HEAD}; use path_patch."
+        )
     if memory < 1:
         raise ValueError(f"memory must be a positive number of bytes, not {memory}.")
     grid = _Grid.of(model, roles, inputs)
@@ -330,7 +337,7 @@ def edge_scores(
         scores, runs_of = -scores, (corrupted, clean)
     return grid.result(
         scores + runs_of[0], runs_of, data, direction, method,
-        grid.possible(model.cfg.n_layers, pair),
+        grid.possible(pair),
     )  # fmt: skip
 
 
@@ -410,7 +417,8 @@ class _Contraction:
         if None in columns:  # inputs that are not asked for
             return
         reader = FINAL if name == "final" else Receiver(Node(layer, heads[0]), "q")
-        reading = [i for i, node in enumerate(self.grid.senders) if reaches(node, reader)]
+        senders = enumerate(self.grid.senders)
+        reading = [i for i, node in senders if reaches(node, reader, self.grid.shape)]
         if mixed is not None:
             reading = [i for i in reading if self.grid.senders[i] in mixed]
         if not reading:

@@ -1,4 +1,4 @@
-"""Path patching of GPT-2-style models, in which only what can have changed is computed again."""
+"""Path patching by the equations, in which only what can have changed is computed again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ioi_helpers.path_patching.rest import Arrivals, Patches, in_chunks, patches
 
 
 @torch.no_grad()
-def sweep(gpt: forward.GPT2, request: Request, parts: Parts, memory: int, bar: tqdm) -> None:
+def sweep(gpt: forward.Decoder, request: Request, parts: Parts, memory: int, bar: tqdm) -> None:
     """Fill in the logit difference of every set of receivers, set of senders and prompt.
 
     The paper's four passes: A and B once for a batch of prompts, C (`chain`) once for each set of
@@ -45,7 +45,7 @@ def sweep(gpt: forward.GPT2, request: Request, parts: Parts, memory: int, bar: t
 
 
 def prompts_at_once(
-    gpt: forward.GPT2,
+    gpt: forward.Decoder,
     pair: Pair,
     senders: Sequence[Senders],
     receivers: Sequence[Receivers],
@@ -69,7 +69,7 @@ def prompts_at_once(
 class _Batch:
     """Some prompts, and the two runs over them."""
 
-    gpt: forward.GPT2
+    gpt: forward.Decoder
     pair: Pair
     senders: Sequence[Senders]
     most: int

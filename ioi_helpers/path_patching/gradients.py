@@ -55,13 +55,13 @@ class Runs(Protocol):
         unread ones are left out."""
 
 
-# --- GPT-2-style models --------------------------------------------------------------------------
+# --- by the equations -----------------------------------------------------------------------------
 
 
 class FastRuns:
     """By the equations of :mod:`ioi_helpers.forward`."""
 
-    def __init__(self, gpt: forward.GPT2, pair: Pair):
+    def __init__(self, gpt: forward.Decoder, pair: Pair):
         self.gpt, self.pair = gpt, pair
         prompts = torch.arange(len(pair), device=pair.last.device)
         self.spans = forward.Spans(prompts, torch.zeros_like(pair.last), pair.last)
@@ -80,13 +80,12 @@ class FastRuns:
     def changes(self) -> Float[Tensor, "batch pos sender d_model"]:
         """See :class:`Runs`."""
         gpt, pair = self.gpt, self.pair
-        wide = torch.promote_types(gpt.W_E.dtype, torch.float32)
-        embedded = gpt.W_E[pair.other].to(wide) - gpt.W_E[pair.tokens].to(wide)
+        embedded = forward.embed_tokens(gpt, pair.other) - forward.embed_tokens(gpt, pair.tokens)
         found = [embedded[:, :, None]]
-        for layer, block in enumerate(gpt.blocks):
+        for layer in range(gpt.n_layers):
             dz = self.other["z"][layer] - self.base["z"][layer]
-            W_O = block.W_O.to(wide).unflatten(0, (gpt.n_heads, -1))
-            found.append(torch.einsum("bphk,hkd->bphd", dz.to(wide), W_O))
+            W_O = forward.W_O_by_head(gpt, layer, dz.dtype)
+            found.append(torch.einsum("bphk,hkd->bphd", dz, W_O))
             found.append((self.other["mlp_out"][layer] - self.base["mlp_out"][layer])[:, :, None])
         within = self.pair.mask(None)[:, :, None, None]
         return torch.cat(found, dim=2) * within
@@ -100,9 +99,10 @@ class FastRuns:
             edit = read.editor(mixed)
             for layer in range(gpt.n_layers):
                 read.streams.append(x)
-                mid = forward.attention(gpt, layer, x, spans, edit=edit)["resid_mid"]
+                computed = forward.attention(gpt, layer, x, spans, edit=edit)
+                mid = computed["resid_mid"]
                 # A copy, whose gradient leaves out what goes past the MLP.
-                branch = mid.clone()
+                branch = computed[gpt.mlp_reads].clone()
                 read.values["in", layer] = branch
                 mlp_out = mixed("mlp_out", layer, forward.mlp(gpt, layer, branch))
                 x = mid + mlp_out
@@ -149,12 +149,11 @@ class FastRuns:
             full[spans.prompt, spans.last] = gradient
             return full
         if name in HEAD_INPUTS:
-            block = gpt.blocks[layer]
-            weight = {"q": block.W_Q, "k": block.W_K, "v": block.W_V}[name]
+            weight, _ = forward.weights_of(gpt.blocks[layer], name)
             stream = streams[layer].detach()[:, None]
             weight = gpt.heads(weight).to(stream.dtype)
             gradient = torch.einsum("thk,dhk->thd", gradient.to(stream.dtype), weight)
-            gradient = _through_layer_norm(block.ln1, stream, gradient)
+            gradient = forward.through(gpt.blocks[layer].ln1, stream, gradient)
         full = gradient.new_zeros(len(self.pair), self.pair.width, *gradient.shape[1:])
         full[spans.at] = gradient
         return full
@@ -176,19 +175,6 @@ class _Read:
             return mixed(site, layer, value) if site == "z" else value
 
         return edit
-
-
-def _through_layer_norm(
-    norm: forward.Norm, x: Float[Tensor, "*token d_model"], gradient: Float[Tensor, "*head d_model"]
-) -> Float[Tensor, "*head d_model"]:
-    """The gradient with respect to x of gradient . LN(x)."""
-    if norm.weight is not None:
-        gradient = gradient * norm.weight
-    centred = x - x.mean(dim=-1, keepdim=True)
-    scale = (centred.square().mean(dim=-1, keepdim=True) + norm.eps).sqrt()
-    normed = centred / scale
-    along = (gradient * normed).mean(dim=-1, keepdim=True)
-    return (gradient - gradient.mean(dim=-1, keepdim=True) - normed * along) / scale
 
 
 # --- other models --------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import runs
-from ioi_helpers.graph import HEAD_INPUTS, Node
+from ioi_helpers.graph import HEAD_INPUTS, Node, Shape
 from ioi_helpers.path_patching.language import FINAL, Receiver, Receivers, Senders, why_impossible
 from ioi_helpers.path_patching.pair import Pair
 from ioi_helpers.path_patching.parts import Parts
@@ -31,7 +31,8 @@ Values = Mapping[str, Tensor]
 def sweep(model: TransformerBridge, request: Request, parts: Parts, memory: int, bar: tqdm) -> None:
     """As :func:`ioi_helpers.path_patching.fast.sweep`, for any model."""
     pair, senders, receivers = request.pair, request.senders, request.receivers
-    n_layers = model.cfg.n_layers
+    shape = Shape.of(model)
+    n_layers = shape.n_layers
     live = [several.live(n_layers) for several in receivers]
     layers = range(n_layers)
     names = [f"blocks.{layer}.{name}" for layer in layers for name in _kept()]
@@ -53,7 +54,7 @@ def sweep(model: TransformerBridge, request: Request, parts: Parts, memory: int,
             for n in left:
                 assert batch is not None
                 value = batch.logit_diffs[0]
-                if not why_impossible(sending, receivers[n], n_layers, batch.pair.coincide):
+                if not why_impossible(sending, receivers[n], shape, batch.pair.coincide):
                     found = found or batch.pass_c(sending, read, request.mlps_frozen)
                     reads = FINAL in live[n].inputs
                     value = found[1] if reads else batch.pass_d(live[n], found[0])

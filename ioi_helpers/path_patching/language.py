@@ -76,9 +76,14 @@ def stage(node: Node) -> int:
     return EMBEDDING_STAGE if node.layer < 0 else 2 * node.layer + (not node.is_head)
 
 
-def reaches(sender: Node, receiver: Receiver) -> bool:
-    """Whether the receiver comes after the sender. (Roles are not asked.)"""
-    return stage(sender) < receiver.stage
+def reaches(sender: Node, receiver: Receiver, shape: Shape) -> bool:
+    """Whether the receiver comes after the sender. (Roles are not asked.)
+
+    Where blocks are parallel, an MLP does not read the heads beside it.
+    """
+    node = receiver.node
+    beside = node is not None and sender.is_head and sender.layer == node.layer
+    return stage(sender) < receiver.stage and not (beside and shape.parallel)
 
 
 def parse_receiver(spec: ReceiverLike) -> Receiver:
@@ -172,7 +177,7 @@ def _unread(receiver: Receiver, n_layers: int) -> bool:
 def why_impossible(
     senders: Senders,
     receivers: Receivers,
-    n_layers: int,
+    shape: Shape,
     coincide: Callable[[str | None, str | None], bool],
 ) -> str:
     """Why no path leads from the one set to the other; empty if one does.
@@ -182,10 +187,10 @@ def why_impossible(
             since attention is frozen.
     """
     why = ""
-    live = receivers.live(n_layers).inputs
+    live = receivers.live(shape.n_layers).inputs
     for sender in senders.nodes:
         for receiver in receivers.inputs:
-            if not reaches(sender, receiver):
+            if not reaches(sender, receiver, shape):
                 reason = f"{receiver} does not come after {sender.name}"
             elif not coincide(sender.role, receiver.role):
                 reason = (

@@ -11,7 +11,6 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers.dataset import IOIDataset
-from ioi_helpers.graph import Shape
 from ioi_helpers.patching.result import DIRECTIONS
 from ioi_helpers.runs import refuse_misaligned, refuse_too_long, require_data, role_positions
 
@@ -89,12 +88,6 @@ def pair_of(
     require_data(model, data)
     if direction not in DIRECTIONS:
         raise ValueError(f"direction must be 'noising' or 'denoising', not {direction!r}.")
-    if Shape.of(model).parallel:
-        raise ValueError(
-            "In this model attention and MLP of a block read the same stream (parallel blocks), so "
-            "the paths of path patching, which run from a head into its own layer's MLP, are not "
-            "there; use patch_sweep."
-        )
     if reference is None:
         reference = data.abc()
     require_data(model, reference)

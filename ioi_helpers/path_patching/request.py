@@ -9,6 +9,7 @@ from typing import Any
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.graph import Shape
 from ioi_helpers.path_patching.language import (
     Receivers,
     Senders,
@@ -57,7 +58,7 @@ class Request:
         receiver_axes, receiving = receiver_sets(model, receivers)
         pair = pair_of(model, data, reference, direction, _roles(sending, receiving))
         reasons = [
-            [why_impossible(one, other, model.cfg.n_layers, pair.coincide) for other in receiving]
+            [why_impossible(one, other, Shape.of(model), pair.coincide) for other in receiving]
             for one in sending
         ]
         axes = {**sender_axes, **receiver_axes}

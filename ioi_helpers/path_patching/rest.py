@@ -124,7 +124,7 @@ class Patches:
         return list(dict.fromkeys(r.node.role for r in restricted if r.node and r.node.role))
 
     def put_in_for_queries(
-        self, gpt: forward.GPT2, inputs: HeadInputs, z: Float[Tensor, "query head d_head"]
+        self, gpt: forward.Decoder, inputs: HeadInputs, z: Float[Tensor, "query head d_head"]
     ) -> Float[Tensor, "query head d_head"]:
         """z, where some keys and values are for the query of one token only."""
         layer, heads, queries = inputs.layer, inputs.heads, inputs.queries
@@ -144,10 +144,13 @@ class Patches:
             z[tokens[:, None], columns] = new[tokens[:, None], columns]
         return z
 
-    def attend(self, gpt: forward.GPT2, inputs: HeadInputs) -> Float[Tensor, "query head d_head"]:
+    def attend(
+        self, gpt: forward.Decoder, inputs: HeadInputs
+    ) -> Float[Tensor, "query head d_head"]:
         """z of some heads; keys and values before the spans are those of the unpatched run."""
         layer, queries = inputs.layer, inputs.queries
-        earlier = [self.base[name][layer][:, :, inputs.heads] for name in ("k", "v")]
+        own = gpt.kv_heads(inputs.heads)
+        earlier = [self.base[name][layer][:, :, own] for name in ("k", "v")]
         pattern = forward.attention_pattern(
             gpt, layer, inputs.q, inputs.k, queries, self.spans, earlier[0]
         )
@@ -155,13 +158,14 @@ class Patches:
 
     # --- where the runs begin --------------------------------------------------------------------
 
-    def edit(self, gpt: forward.GPT2) -> forward.Edit:
+    def edit(self, gpt: forward.Decoder) -> forward.Edit:
         """The stream behind the lowest receivers, where the runs leave the unpatched one.
 
         Below them nothing has changed, and in their own block nothing but they themselves.
         """
         layer = self.lowest
-        stream = self.base["resid_mid"][layer][self.spans.at]
+        site, where = gpt.after_attention(layer)
+        stream = self.base[site][where][self.spans.at]
         edited = torch.zeros(len(stream), dtype=torch.bool, device=stream.device)
         heads = sorted(
             {r.node.head for r in self.arrivals.receivers.inputs
@@ -171,9 +175,11 @@ class Patches:
             change, edited = self._change_of_heads(gpt, layer, heads)
             stream = stream + change
         if not (mlp := self.of(layer, "in")):
-            return self._entering(layer, True, edited, stream)
+            return self._entering(where, site == "resid_mid", edited, stream)
         mlp_out = self.base["mlp_out"][layer][self.spans.at].clone()
-        if heads:
+        if gpt.parallel:
+            stream = stream - mlp_out  # which is in it already, and did not read those heads
+        elif heads:
             mlp_out[edited] = forward.mlp(gpt, layer, stream[edited])
         for receiver in mlp:
             tokens, new = self.tokens(receiver, self.spans)
@@ -205,20 +211,27 @@ class Patches:
         return min(r.node.layer for r in self.arrivals.receivers.inputs if r.node)
 
     def _change_of_heads(
-        self, gpt: forward.GPT2, layer: int, heads: list[int]
+        self, gpt: forward.Decoder, layer: int, heads: list[int]
     ) -> tuple[Float[Tensor, "token d_model"], Bool[Tensor, " token"]]:
         """What the receiving heads of the lowest layer add to the stream, and at which tokens."""
         spans = self.spans
+        shared = gpt.kv_heads(heads)
+        rows = {"q": heads, "k": shared, "v": shared}
         q, k, v = (
             self.put_in(
-                self.base[name][layer][:, :, heads][spans.at], self.of(layer, name), spans, heads
+                self.base[name][layer][:, :, rows[name]][spans.at],
+                self.of(layer, name),
+                spans,
+                heads,
             )
             for name in HEAD_INPUTS
         )
         inputs = HeadInputs(layer, heads, q, k, v, spans)
         z = self.put_in_for_queries(gpt, inputs, self.attend(gpt, inputs))
-        change = z - self.base["z"][layer][:, :, heads][self.spans.at]
-        W_O = gpt.blocks[layer].W_O.unflatten(0, (gpt.n_heads, -1))[heads]
+        before = self.base["z"][layer][self.spans.at]
+        change = z - before[:, heads]
+        W_O = forward.W_O_by_head(gpt, layer, change.dtype)[heads]
+        written = forward.change_of_write(gpt, layer, before, change.flatten(1) @ W_O.flatten(0, 1))
         edited = torch.zeros(len(change), dtype=torch.bool, device=change.device)
         if self.of(layer, "k") or self.of(layer, "v"):
             edited[:] = True  # every later query sees them
@@ -226,7 +239,7 @@ class Patches:
             edited[self.tokens(receiver, self.spans)[0]] = True
         for role in self.roles(layer):
             edited |= self.spans.pos == self.arrivals.pair.at[role][self.spans.at[0]]
-        return change.flatten(1) @ W_O.to(change.dtype).flatten(0, 1), edited
+        return written, edited
 
     # --- what is put in further up ---------------------------------------------------------------
 
@@ -235,7 +248,7 @@ class Patches:
         """Whether receivers stand above the lowest ones' block as well."""
         return any(r.node.layer > self.lowest for r in self.arrivals.receivers.inputs if r.node)
 
-    def editor(self, gpt: forward.GPT2) -> forward.Editor:
+    def editor(self, gpt: forward.Decoder) -> forward.Editor:
         """Puts in what the receivers of higher layers read, whatever has become of it by then."""
         every_head = list(range(gpt.n_heads))
         seen: dict[str, Tensor] = {}
@@ -258,7 +271,7 @@ class Patches:
 
 
 def patches(
-    gpt: forward.GPT2,
+    gpt: forward.Decoder,
     base: forward.Run,
     arrivals: Arrivals,
     read: Sequence[Reading],
@@ -302,7 +315,7 @@ Item = TypeVar("Item")
 
 
 def run_together(
-    gpt: forward.GPT2,
+    gpt: forward.Decoder,
     base: forward.Run,
     items: Iterable[Item],
     most: int,

@@ -98,8 +98,7 @@ def path_patch(
         effect = logit_diff(logits, data) - logit_diff(model(data.tokens), data)
 
     Args:
-        model: Any model that TransformerBridge boots, but for those with parallel blocks;
-            GPT-2-style ones are fast.
+        model: Any model that TransformerBridge boots; those of :data:`forward.FAMILIES` are fast.
         data: The prompts. Roles and answers are theirs.
         reference: Prompts that correspond to them row by row and token by token, from which the
             senders' outputs are taken; None is ``data.abc()``, the paper's.
@@ -131,8 +130,7 @@ def path_patch(
         ValueError: No senders or receivers, or some that the model does not have; no receiver comes
             after a sender at its token; a prompt lacks a role; a reference that is built otherwise
             or not aligned (BOS, templates, lengths, places of names); keys and values that heads
-            share (grouped queries); parallel blocks; training mode; prompts longer than the
-            context.
+            share (grouped queries); training mode; prompts longer than the context.
     """
     request = Request.of(
         model, data, reference, _one_set(senders, "senders"), _one_set(receivers, "receivers"),
