@@ -24,7 +24,7 @@ READY := $(VENV)/.ready
 TOOLS := $(BIN)/python -m notebooks.tools
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help run lab test test-all check check-gpt2 address lint notebooks budgets train clean
+.PHONY: help run lab test test-all check check-gpt2 address lint notebooks budgets editions collect train clean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -76,6 +76,12 @@ notebooks: $(READY)  ## execute notebooks and store their outputs (NOTEBOOKS=04)
 
 budgets: $(READY)  ## measure what notebooks cost to run, on a machine that does nothing else
 	@$(TOOLS) budgets $(NOTEBOOKS)
+
+editions: $(READY)  ## make editions for students and teachers in build/editions (NOTEBOOKS=04)
+	@$(TOOLS) editions $(NOTEBOOKS)
+
+collect: $(READY)  ## check the answers that students handed in (FOLDER=...) and make a table
+	@$(BIN)/python -m ioi_helpers.exercises collect "$(FOLDER)"
 
 train: $(READY)  ## train a bundled model (MODEL=ioi-mini), or its sister from another seed (SEED=1)
 	$(BIN)/python -m training.train $(MODEL) $(if $(SEED),--seed $(SEED))

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from notebooks.tools.execution import find_notebooks
-from tests.exercise_runs import MODELS, NotebookSession, complaint, load_exercises
+from notebooks.tools.exercise_runs import MODELS, NotebookSession, complaint, load_exercises
 
 CHANGES = {"04": {"seeds, copy_length = range(8), 50": "seeds, copy_length = range(3, 9), 40"}}
 

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from nbformat import NotebookNode
 
-from notebooks.tools.tasks import tasks
-from tests.exercise_runs import (
+from notebooks.tools.exercise_runs import (
     Exercise,
     NotebookSession,
     Verdict,
@@ -17,6 +16,7 @@ from tests.exercise_runs import (
     load_exercises,
     split_check,
 )
+from notebooks.tools.tasks import tasks
 from tests.sample_notebooks import code, notebook, text, write
 
 CHECKS = """\

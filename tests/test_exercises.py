@@ -27,7 +27,7 @@ from ioi_helpers.exercises.verdicts import judge, mistake
 from ioi_helpers.metrics import Estimate
 from ioi_helpers.names import head_name
 from notebooks.tools.execution import find_notebooks
-from tests.exercise_runs import (
+from notebooks.tools.exercise_runs import (
     ANSWERS,
     MODELS,
     Answer,

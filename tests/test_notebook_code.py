@@ -29,8 +29,8 @@ from _pytest.mark import ParameterSet
 
 from ioi_helpers import IOIDataset, load_model
 from notebooks.tools.execution import find_notebooks
+from notebooks.tools.exercise_runs import NotebookSession
 from notebooks.tools.stored_outputs import code_cells, read, tags
-from tests.exercise_runs import NotebookSession
 
 MODEL = "ioi-plain"  # on which copied cells run: not the one that the outputs are of
 PLAIN = re.compile(

@@ -48,6 +48,11 @@ class Context:
             )
         return self._things[name]
 
+    @property
+    def things(self) -> Mapping[str, Any]:
+        """All that was given, by name."""
+        return self._things
+
     def once(self, key: str, compute: Callable[[], Value]) -> Value:
         """The value of `compute()`, called only the first time this `key` is asked for."""
         if key not in self._computed:
@@ -103,15 +108,22 @@ def find(id: str) -> Maker:
     if form is None:
         raise ValueError(f"{id!r} is not an exercise id; write the notebook and a number: '01.3'.")
     if id not in _REGISTERED:
-        module = f"ioi_helpers.exercises.nb{form[1]}"
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name != module:
-                raise
-    if id not in _REGISTERED:
-        known = [known for known in _REGISTERED if known.startswith(f"{form[1]}.")]
-        if not known:
+        there = known(form[1])
+        if not there:
             raise ValueError(f"Notebook {form[1]} has no exercises.")
-        raise ValueError(f"There is no exercise {id}; notebook {form[1]} has {', '.join(known)}.")
+        if id not in there:
+            raise ValueError(
+                f"There is no exercise {id}; notebook {form[1]} has {', '.join(there)}."
+            )
     return _REGISTERED[id]
+
+
+def known(notebook: str) -> list[str]:
+    """The exercises of a notebook ("01"), whose module is loaded; [] if it has none."""
+    module = f"ioi_helpers.exercises.nb{notebook}"
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+    return [id for id in _REGISTERED if id.startswith(f"{notebook}.")]

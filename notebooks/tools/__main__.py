@@ -15,6 +15,7 @@ COMMANDS = {
     "budgets": "measure seconds and memory for the notebooks' budget cards",
     "check-gpt2": "check GPT-2 small against what is published, where it can be had",
     "address": "set the repository's public address, OWNER/NAME",
+    "editions": "make editions for students (no solutions) and teachers (wrong answers, too)",
     "as_text": "print a notebook file as text, for git's diffs",
 }
 

@@ -1,6 +1,6 @@
 """Answers to the exercises of notebook 01: what readers write that is right, and what is not.
 
-Each is source for the stub's cell, run where the stub stands (see `tests/exercise_runs.py`). A
+Each is source for the stub's cell, run where the stub stands (see `notebooks/tools/exercise_runs.py`). A
 wrong answer comes with a pattern that the refusal must match.
 """
 

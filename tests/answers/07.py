@@ -1,4 +1,4 @@
-"""Answers to the exercises of notebook 07, right and wrong; tests/exercise_runs.py says how."""
+"""Answers to the exercises of notebook 07, right and wrong; notebooks/tools/exercise_runs.py says how."""
 
 NORMALS = """
 codes = probe.codes(opposite, len(test)).to(probe.weights.device)

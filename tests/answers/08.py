@@ -1,4 +1,4 @@
-"""Answers to the exercises of notebook 08, right and wrong; tests/exercise_runs.py says how."""
+"""Answers to the exercises of notebook 08, right and wrong; notebooks/tools/exercise_runs.py says how."""
 
 PRICE = """
 normal = probe.weights[1] - probe.weights[0]

@@ -17,6 +17,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
+import json
 import os
 import re
 import runpy
@@ -30,12 +31,14 @@ from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import NotebookNode
 
 from ioi_helpers import exercises as package
-from ioi_helpers.exercises import Key
+from ioi_helpers.exercises import Context, Key
+from ioi_helpers.exercises.values import from_json
+from notebooks.tools.execution import REPOSITORY
 from notebooks.tools.stored_outputs import NOT_ATTEMPTED, read, tags
 from notebooks.tools.tasks import Task, read_task
 
 MODELS = ("ioi-mini", "ioi-plain")
-ANSWERS = Path(__file__).parent / "answers"
+ANSWERS = REPOSITORY / "tests" / "answers"
 SOLUTION = re.compile(
     r"<details>\s*<summary>\s*Solution\s*</summary>.*?```python\n(.*?)```.*?</details>", re.DOTALL
 )
@@ -76,6 +79,28 @@ class Verdict:
     """What the check wrote to the standard error, as progress bars do."""
     seconds: float = 0.0
     """Of the processor, that the check took."""
+    recorded: bool | None = None
+    """What the check says of the answer as a record holds it, once handed in and collected."""
+
+
+@dataclass
+class Recorder:
+    """Takes the place of a session's log: keeps the answer that was checked last, as a record would
+    hold it."""
+
+    seen: set[str] = field(default_factory=set)
+    held: str = ""
+    key: Key | None = None
+
+    def note(self, id: str, encoded: Any, passed: bool, context: Context) -> None:
+        """Keep what a record would hold."""
+        self.held, self.key = json.dumps(encoded, allow_nan=False), context.key(id)
+
+    def verdict(self) -> bool | None:
+        """The check's verdict on what is held; None where nothing was."""
+        if self.key is None:
+            return None
+        return package.decide(from_json(json.loads(self.held)), self.key).passed
 
 
 def load_exercises(path: Path, answers: Path | None = None) -> list[Exercise]:
@@ -198,15 +223,26 @@ class NotebookSession:
             answer, check = split_check(answer, exercise.identifier)
         namespace = self._filled_in(exercise, stub, answer)
         printed, progress = io.StringIO(), io.StringIO()
+        recorder = Recorder()
         began = time.process_time()  # the clock would count a busy machine against the check
-        with self._as_a_kernel(printed, progress):
+        with (
+            self._as_a_kernel(printed, progress),
+            mock.patch.object(package, "_session", recorder),
+        ):
             result = eval(check, namespace)
         seconds = time.process_time() - began
         # Functions of an answer refer to the namespace that holds them: what they cached would stay
         # until the collector comes round, gigabytes of it where answers run the model.
         namespace.clear()
+        with self._as_a_kernel(io.StringIO()):
+            recorded = recorder.verdict()
         return Verdict(
-            result.passed, str(result.message), printed.getvalue(), progress.getvalue(), seconds
+            result.passed,
+            str(result.message),
+            printed.getvalue(),
+            progress.getvalue(),
+            seconds,
+            recorded,
         )
 
     def key(self, exercise: Exercise) -> Key:
@@ -259,6 +295,8 @@ def complaint(verdict: Verdict, expected: str, refusal: str | None = None) -> st
         return f"a wrong answer was not refused: {said}"
     elif not re.search(refusal or "", verdict.message, re.IGNORECASE | re.DOTALL):
         return f"the refusal does not name the mistake ({refusal}): {said}"
+    if verdict.recorded is not None and verdict.recorded != verdict.passed:
+        return f"handed in and collected, the same answer is {verdict.recorded}, but {said}"
     if verdict.message not in verdict.printed:
         return f"the message was not printed: {said}, but printed {verdict.printed!r}"
     if verdict.progress:
