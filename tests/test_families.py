@@ -12,9 +12,12 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import ablation, circuits, forward, patching, path_patching, runs
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.circuits import Heads, Stream
+from ioi_helpers.circuits.edges import EdgeMask, run_edges, sources
+from ioi_helpers.dataset import ROLES, IOIDataset
 from ioi_helpers.edits import attention_edit, head_edit, residual_edit
-from ioi_helpers.graph import Circuit, NodeLike
+from ioi_helpers.graph import EMBEDDING, Circuit, Edge, Node, NodeLike, Shape, parse_node
+from ioi_helpers.models import handbuilt
 from ioi_helpers.patching.request import HEAD_SITES, SITES
 from tests.plain_decoders import Change, PlainDecoder
 from tests.random_models import boot, prompts, save
@@ -75,8 +78,11 @@ def test_logits_are_the_wrapped_models(family: Family, folded: bool) -> None:
 
 @pytest.mark.slow
 def test_double_precision(family: Family) -> None:
-    """Hugging Face computes norms, softmax or rotary angles in float32 but in GPT-2."""
-    model, data = family.bridge(True, torch.float64), family.data
+    """Hugging Face computes norms, softmax or rotary angles in float32 but in GPT-2.
+
+    So does TransformerLens when it folds, so the model is taken as it is.
+    """
+    model, data = family.bridge(False, torch.float64), family.data
     plain = PlainDecoder(family.folder, torch.float64)
     gpt, why = forward.usable_weights(model)
     assert gpt is not None, why
@@ -299,13 +305,81 @@ def test_circuits(family: Family) -> None:
         close(found["fast"].logit_diff, found["hooks"].logit_diff)
 
 
+def some_edges(model: TransformerBridge) -> list[Edge]:
+    n = model.cfg.n_layers
+    return [
+        Edge(Node(0, 1), Node(1, 2), "q"),
+        Edge(Node(0, None), Node(1, None), "in"),
+        Edge(Node(0, 0), Node(1, None), "in"),
+        Edge(EMBEDDING, Node(0, None), "in"),
+        Edge(Node(n - 1, 1), None, "final"),
+    ]
+
+
 def test_circuits_of_edges(family: Family) -> None:
-    """With every edge kept it is the model; cutting edges into MLP inputs is path patching."""
+    """Nothing cut is the model; one edge cut is the path from its sender to its receiver."""
     model, data = family.model, family.data
     if family.name.startswith("gemma2"):
         with pytest.raises(ValueError, match="no head has a share of its own"):
             circuits.EdgeCircuits(model, data)
         return
     edges = circuits.EdgeCircuits(model, data)
-    whole = edges.run_model()
-    close(whole.logit_diff, family.plain.logit_diffs(data))
+    close(edges.run_model().logit_diff, family.plain.logit_diffs(data))
+    moved = 0
+    for edge in some_edges(model):
+        cut = edges.run_model(without=Circuit.of_edges([edge])).logit_diff
+        found = path_patching.path_patch(
+            model, data, data.abc(), edge.sender, edge, mlps="frozen", engine="hooks",
+            progress=False,
+        )  # fmt: skip
+        close(cut, found.values)
+        moved += bool(found.effect().abs().max() > 1e-3)
+    assert moved >= 3  # a parallel block's MLP writes the same at END in both runs
+
+
+def test_scores_of_edges_are_derivatives(family: Family) -> None:
+    """EAP is how fast the logit difference moves as one edge's sender moves to the reference."""
+    model = family.bridge(True, torch.float64)
+    data = family.data[:2]
+    if family.name.startswith("gemma2") or path_patching.language.shares_keys(model):
+        with pytest.raises(ValueError, match="no head has a share|share one key and value"):
+            path_patching.edge_scores(model, data, method="EAP", progress=False)
+        return
+    scores = path_patching.edge_scores(model, data, method="EAP", progress=False)
+    by_edge = dict(
+        zip(map(str, path_patching.edges_of(scores)), scores.effect().flatten(0, 1), strict=True)
+    )
+    gpt = forward.read_weights(model)
+    shape, last = Shape.of(model), data.lengths - 1
+    classes = torch.zeros(int(data.lengths.sum()), dtype=torch.long)
+    own, other = (sources(gpt, some.tokens, last) for some in (data, data.abc()))
+    size = 1e-5
+    for edge in some_edges(model):
+        mask = EdgeMask.of(shape, ROLES, [edge], kept=False)
+        moved = own + size * (other - own)
+        final = run_edges(gpt, data.tokens, last, classes + len(ROLES), mask, moved)
+        unmoved = run_edges(gpt, data.tokens, last, classes + len(ROLES), mask, own)
+        diffs = [
+            forward.logit_diffs(gpt, x, data.io_tokens, data.s_tokens) for x in (final, unmoved)
+        ]
+        slope = (diffs[0] - diffs[1]) / size
+        torch.testing.assert_close(by_edge[str(edge)].double(), slope, rtol=2e-3, atol=1e-3)
+
+
+def test_scrubbing_with_each_prompt_drawn_itself_is_the_model(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(IOIDataset, "redraw", lambda data, features, seed: data)
+    data = IOIDataset.generate(family.model.tokenizer, 6, names=handbuilt.NAMES, seed=2)
+    at = {
+        role: Stream((Heads(parse([f"L0H{head}"], role), ()),))
+        for role, head in (("S2", 2), ("END", 1))
+    }
+    heads = Heads(parse(["L1H0", "L1H2"], "END"), (), at["END"], {"S2": at["S2"]})
+    found = circuits.scrub(family.model, data, Stream((heads,)), draws=1, progress=False)
+    close(found.model.logit_diff, family.plain.logit_diffs(data))
+    close(found.scrubbed.logit_diff, found.model.logit_diff)
+
+
+def parse(names: list[str], role: str) -> frozenset[Node]:
+    return frozenset(parse_node(name).at(role) for name in names)

@@ -1,8 +1,8 @@
 """One model in three architectures: every public function's numbers must be the same on all.
 
-`ioi-mini` is written anew as a Stanford-like GPT-2, as OPT and as GPT-Neo (:mod:`rewritten_models`)
-and computes the same logits there to rounding. `MEASUREMENTS` is a table: a name, and what is
-measured on a model. A new public function that takes a model is a new line in it.
+`ioi-mini` and `ioi-plain` are written anew as a Stanford-like GPT-2, as OPT and as GPT-Neo
+(:mod:`rewritten_models`) and compute the same logits there to rounding. `MEASUREMENTS` is a table:
+a name, and what is measured on a model. A new public function that takes a model is a new line.
 """
 
 from __future__ import annotations
@@ -48,22 +48,37 @@ from ioi_helpers.edits import (
     residual_edit,
     residual_hooks,
 )
+from ioi_helpers.graph import parse_nodes
 from ioi_helpers.names import head_labels
 from tests.rewritten_models import as_gpt_neo, as_opt, as_stanford, at_gpt2_small_shape
 
 FORMS = {"Stanford": as_stanford, "OPT": as_opt, "GPT-Neo": as_gpt_neo}
+BUNDLED = ("ioi-mini", "ioi-plain")
+OFTEN = (("ioi-mini", "Stanford"), ("ioi-mini", "OPT"))
 IN_EVERY_FORM = pytest.mark.parametrize(
-    "form", ["Stanford", "OPT", pytest.param("GPT-Neo", marks=pytest.mark.slow)]
+    "form",
+    [
+        pytest.param(
+            (name, form),
+            marks=() if (name, form) in OFTEN else pytest.mark.slow,
+            id=f"{name} as {form}",
+        )
+        for name in BUNDLED
+        for form in FORMS
+    ],
 )
+Form = tuple[str, str]
+"""Which model, and as what."""
 ROUNDING = 2e-4
 """Absolute and relative: the logits agree within 2e-5, and effects are differences of them."""
 
 
 @pytest.fixture(scope="module")
-def forms(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TransformerBridge]:
+def forms(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Form], TransformerBridge]:
     @cache
-    def boot(form: str) -> TransformerBridge:
-        folder = FORMS[form](bundled_folder("ioi-mini"), tmp_path_factory.mktemp(form) / "ioi-mini")
+    def boot(form: Form) -> TransformerBridge:
+        name, kind = form
+        folder = FORMS[kind](bundled_folder(name), tmp_path_factory.mktemp(kind) / name)
         return load_model(str(folder), device="cpu", verbose=False)
 
     return boot
@@ -92,6 +107,11 @@ def test_a_bundled_model_in_gpt2_smalls_shape(name: str, tmp_path: Path) -> None
 def few(model: TransformerBridge) -> IOIDataset:
     """Pairs of prompts of unequal length."""
     return IOIDataset.generate(model.tokenizer, 6, prefixes="bundled", seed=1)
+
+
+def late(model: TransformerBridge, *heads: tuple[int, int]) -> list[str]:
+    """Heads by how far their layer is from the end (1 is the last) and their number."""
+    return [f"L{model.cfg.n_layers - back}H{head}" for back, head in heads]
 
 
 def many(model: TransformerBridge) -> IOIDataset:
@@ -135,13 +155,15 @@ def ablated(how: str, role: str | None = None) -> Callable[[TransformerBridge], 
 
 def ablation_effects(model: TransformerBridge) -> Any:
     data = few(model)
-    found = ablation.ablation_effects(model, data, ["L4H1", ("L3H0", "END")], reference=data.abc())
+    one, other = late(model, (2, 1), (3, 0))
+    found = ablation.ablation_effects(model, data, [one, (other, "END")], reference=data.abc())
     return found, found.table()
 
 
 def inside_ablate(model: TransformerBridge) -> Any:
     data = few(model)
-    with ablation.ablate(model, ["L4H4", "L5H2"], reference=data.abc(), data=data):
+    gone = late(model, (2, 4), (1, 2))
+    with ablation.ablate(model, gone, reference=data.abc(), data=data):
         return attribution.head_attribution(model, data)
 
 
@@ -161,7 +183,7 @@ def activations(model: TransformerBridge) -> Any:
         points,
         runs.activations_at(model, data, "S2", points),
         runs.activations_at(model, data, "END", points[-1]),
-        probing.head_outputs(model, data, "END", ["L4H1", "L5H2"]),
+        probing.head_outputs(model, data, "END", late(model, (2, 1), (1, 2))),
     )
 
 
@@ -204,8 +226,7 @@ def das(model: TransformerBridge) -> Any:
 def attention_put_back(model: TransformerBridge) -> Any:
     """The order at S2 exchanged, and late heads' attention put back to the clean run's."""
     data = few(model)
-    late = [name for name in head_labels(model) if name.startswith(("L4", "L5"))]
-    clean = runs.attention_patterns(model, data, late)
+    clean = runs.attention_patterns(model, data, head_labels(model)[-2 * model.cfg.n_heads :])
     x = runs.activations_at(model, data.swap_order(), "S2", "L3.pre")
     exchange = [residual_edit(data, "S2", "L3.pre", x)]
     back = [attention_edit(data, "END", head, p) for head, p in clean.items()]
@@ -253,10 +274,9 @@ def run_as_circuit(model: TransformerBridge) -> Any:
 
 
 def scrubbed(model: TransformerBridge) -> Any:
-    classes = heads.circuit(model).classes
-    movers, inhibitors, detectors = (
-        sorted(classes[name]) for name in ("name_mover", "s_inhibition", "duplicate_token")
-    )
+    *others, detector = late(model, (1, 0), (2, 1), (4, 2))
+    movers, inhibitors = (parse_nodes((name, "END")) for name in others)
+    detectors = parse_nodes((detector, "S2"))
     hypothesis = circuits.ioi_hypothesis(movers, inhibitors, detectors)
     return circuits.scrub(model, many(model)[:16], hypothesis, draws=1)
 
@@ -294,7 +314,7 @@ MEASUREMENTS: dict[str, Callable[[TransformerBridge], Any]] = {
     "ablation_effects": ablation_effects,
     "ablate": inside_ablate,
     "attention_by_role": lambda m: heads.attention_by_role(m, few(m), per_prompt=True),
-    "backup_rise": lambda m: heads.backup_rise(m, few(m), "L5H2"),
+    "backup_rise": lambda m: heads.backup_rise(m, few(m), late(m, (1, 2))[0]),
     "repeat_scores": lambda m: heads.repeat_scores(m, seeds=(0, 1)),
     "copying_scores": lambda m: heads.copying_scores(m, few(m)),
     "composition_scores": composition,
@@ -321,15 +341,12 @@ MEASUREMENTS: dict[str, Callable[[TransformerBridge], Any]] = {
     "path_patch": lambda m: path_patching.path_patch(
         m, few(m), few(m).abc(), ("L1H0", "S2"), [("L2H4", "v", "S2")]
     ),
-    "path_sweep": lambda m: path_patching.path_sweep(m, few(m), senders=["L4H4", "L2H4", "L5H0"]),
+    "path_sweep": lambda m: path_patching.path_sweep(
+        m, few(m), senders=late(m, (2, 4), (4, 4), (1, 0))
+    ),
     "edge_scores": lambda m: path_patching.edge_scores(m, few(m)[:2], method="EAP", steps=1),
     "exact_edges": lambda m: path_patching.exact_edges(m, few(m)[:2], inputs=("final",)),
     "every_input": lambda m: len(path_patching.every_input(m, ("q", "final"), "END")),
-}
-
-# What needs GPT-2's own architecture and says so.
-REFUSED = {
-    (name, form) for name in ("scrub", "EdgeCircuits", "edge_scores") for form in ("OPT", "GPT-Neo")
 }
 
 
@@ -381,20 +398,16 @@ def differences(found: Any, expected: Any) -> list[str]:
 
 
 @cache
-def measured_on_ioi_mini(name: str) -> Any:
-    return MEASUREMENTS[name](load_model("ioi-mini", device="cpu", verbose=False))
+def measured_on_original(name: str, measurement: str) -> Any:
+    return MEASUREMENTS[measurement](load_model(name, device="cpu", verbose=False))
 
 
 @IN_EVERY_FORM
 @pytest.mark.parametrize("name", MEASUREMENTS)
 def test_numbers_are_the_same_in_every_architecture(
-    name: str, form: str, forms: Callable[[str], TransformerBridge]
+    name: str, form: Form, forms: Callable[[Form], TransformerBridge]
 ) -> None:
-    if (name, form) in REFUSED:
-        with pytest.raises(ValueError, match="GPT-2-style|GPT2LMHeadModel"):
-            MEASUREMENTS[name](forms(form))
-        return
-    assert differences(MEASUREMENTS[name](forms(form)), measured_on_ioi_mini(name)) == []
+    assert differences(MEASUREMENTS[name](forms(form)), measured_on_original(form[0], name)) == []
 
 
 # Public functions that take a model and are not measured here, and why.
@@ -406,7 +419,7 @@ NOT_MEASURED = {
     "known_hooks refuse_too_long require_component require_data require_model "
     "require_node existing_head": "they say yes or no",
     "edit_reaches_run require_reach pattern_reaches_run read_weights score_scales usable_weights "
-    "weights_for require_weights first_hook": "they ask which form it is",
+    "weights_for require_weights first_hook modules": "they ask which form it is",
     "is_gpt2_small": "a name, no number",
     "circuit_of": "a file, no number",
     "direct_path_sweep": "a run for every edge; it is path_sweep with other arguments",
@@ -431,9 +444,11 @@ def test_every_public_function_of_a_model_is_measured() -> None:
 
 
 @IN_EVERY_FORM
-def test_the_rewriting_loses_nothing(form: str, forms: Callable[[str], TransformerBridge]) -> None:
+def test_the_rewriting_loses_nothing(
+    form: Form, forms: Callable[[Form], TransformerBridge]
+) -> None:
     """The premise of this file, and that another architecture it is."""
-    model, mini = forms(form), load_model("ioi-mini", device="cpu", verbose=False)
+    model, mini = forms(form), load_model(form[0], device="cpu", verbose=False)
     data = few(mini)
     own = IOIDataset.from_prompts(model.tokenizer, data.prompts, [n[:2] for n in data.names])
     assert torch.equal(own.tokens, data.tokens)
@@ -466,7 +481,7 @@ def test_a_difference_is_found_wherever_it_is() -> None:
 
 
 def test_how_scores_are_scaled_is_known_in_every_form(
-    forms: Callable[[str], TransformerBridge],
+    forms: Callable[[Form], TransformerBridge],
 ) -> None:
     """Stanford's replications divide by the layer's number as well; GPT-Neo does not scale."""
     mini = heads.score_scales(load_model("ioi-mini", device="cpu", verbose=False))
@@ -476,4 +491,6 @@ def test_how_scores_are_scaled_is_known_in_every_form(
         "Stanford": mini / torch.arange(1, 7),
     }
     for form, scales in expected.items():
-        torch.testing.assert_close(heads.score_scales(forms(form)), scales, atol=0, rtol=1e-3)
+        torch.testing.assert_close(
+            heads.score_scales(forms(("ioi-mini", form))), scales, atol=0, rtol=1e-3
+        )
