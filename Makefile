@@ -9,6 +9,14 @@ export IOI_MODEL
 # PyTorch's own index of CPU wheels ("Get Started" on pytorch.org tells it): make run TORCH_INDEX=...
 TORCH_INDEX :=
 
+# For a room without network: `make wheels` where there is one puts everything that the set-up needs
+# into build/wheels, for the same system and Python; `make run WHEELS=folder` installs from there.
+WHEELS :=
+ifneq ($(WHEELS),)
+export PIP_NO_INDEX := 1
+export PIP_FIND_LINKS := $(abspath $(WHEELS))
+endif
+
 # The first Python from 3.11, the one tested, to 3.13 that can make virtual environments; or make
 # PYTHON=...
 PYTHON := $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
@@ -24,7 +32,7 @@ READY := $(VENV)/.ready
 TOOLS := $(BIN)/python -m notebooks.tools
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help run lab test test-all check check-gpt2 address lint notebooks budgets editions collect train clean
+.PHONY: help run lab test test-all check check-gpt2 address lint notebooks budgets editions collect train wheels clean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -86,6 +94,10 @@ collect: $(READY)  ## check the answers that students handed in (FOLDER=...) and
 train: $(READY)  ## train a bundled model (MODEL=ioi-mini), or its sister from another seed (SEED=1)
 	$(BIN)/python -m training.train $(MODEL) $(if $(SEED),--seed $(SEED))
 
+wheels:  ## download all that the set-up installs to build/wheels, for a room without network
+	$(if $(TORCH_INDEX),$(PYTHON) -m pip download --no-deps --dest build/wheels --index-url $(TORCH_INDEX) -c constraints.txt torch)
+	$(PYTHON) -m pip wheel --quiet --wheel-dir build/wheels --find-links build/wheels -c constraints.txt '.[dev]' pip 'setuptools>=77'
+
 clean:  ## remove the virtual environment, built pages and caches
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
@@ -94,8 +106,8 @@ clean:  ## remove the virtual environment, built pages and caches
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 with its venv module was found:" \
 	  "install one, or name it with make PYTHON=/path/to/python3.12" >&2; exit 1; }
-	@echo "Setting up $(VENV) with $$($(PYTHON) --version), once: a download of 0.5 GB and some minutes" \
-	  "(on Linux several GB, unless TORCH_INDEX names PyTorch's index of CPU wheels: see the README)."
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version), once: $(if $(WHEELS),from $(WHEELS),a download of 0.5 GB) and some minutes" \
+	  "$(if $(TORCH_INDEX)$(WHEELS),,(on Linux several GB, unless TORCH_INDEX names PyTorch's index of CPU wheels: see the README))."
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade pip
 ifneq ($(TORCH_INDEX),)

@@ -23,6 +23,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
+from ioi_helpers.bundled import BUNDLED
 from notebooks.tools.compare import is_figure
 from notebooks.tools.stored_outputs import code_cells, read
 
@@ -117,12 +118,19 @@ def find_notebooks(names: Sequence[str] = ()) -> list[Path]:
 
 
 def kernel_environment(changes: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a kernel: this process's with `changes`, importing this checkout."""
+    """The environment of a kernel: this process's with `changes`, importing this checkout.
+
+    On a model that ships, PyTorch gets one thread unless OMP_NUM_THREADS says otherwise: its
+    threads spin while they wait, so that beside other work two of them were twenty times slower
+    than one (sweeps over ioi-mini on two busy cores: 29 s and over 570 s).
+    """
     paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     ours = {
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # no debugger, so no advice about it either
     }
+    if changes.get("IOI_MODEL") in BUNDLED:
+        ours["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or "1"
     return {**os.environ, **ours, **changes}
 
 
