@@ -82,13 +82,29 @@ def test_stored_forms(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", every_kind())
 def test_live_forms(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without it: one interactive form and the same summary."""
+    """Without it: one interactive form, the same summary, and a picture for where it is saved."""
     monkeypatch.delenv(plotting.STATIC_VARIABLE, raising=False)
-    data, _ = every_kind()[kind]._repr_mimebundle_()
-    interactive = "text/html" if kind == "attention" else PLOTLY_MIME
-    assert set(data) == {"text/plain", interactive}
+    figure = every_kind()[kind]
+    data, metadata = figure._repr_mimebundle_()
     if kind == "attention":
+        assert set(data) == {"text/plain", "text/html"}
         assert len(data["text/html"]) < 200_000, "no script is embedded"
+        assert "data:image/png;base64," in data["text/html"]
+        return
+    assert set(data) == {"text/plain", PLOTLY_MIME, "image/png"}
+    assert metadata["image/png"]["alt"] == figure.summary
+    monkeypatch.setenv(plotting.STATIC_VARIABLE, "0")
+    data, metadata = figure._repr_mimebundle_()
+    assert set(data) == {"text/plain", PLOTLY_MIME}
+    assert metadata == {}
+
+
+def test_a_large_figure_is_shown_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(plotting.STATIC_VARIABLE, raising=False)
+    data, _ = plotting.heatmap(np.ones((144, 15)))._repr_mimebundle_()
+    assert set(data) == {"text/plain", PLOTLY_MIME}
+    monkeypatch.setenv(plotting.STATIC_VARIABLE, "1")
+    assert "image/png" in plotting.heatmap(np.ones((144, 15)))._repr_mimebundle_()[0]
 
 
 @pytest.mark.parametrize("kind", every_kind())
@@ -116,6 +132,7 @@ def test_colab_gets_html(monkeypatch: pytest.MonkeyPatch) -> None:
     data, _ = plotting.head_heatmap(np.eye(2))._repr_mimebundle_()
     assert set(data) == {"text/plain", "text/html"}
     assert len(data["text/html"]) < 50_000
+    assert "data:image/png;base64," in data["text/html"]
 
 
 def test_picture_is_the_same_twice() -> None:

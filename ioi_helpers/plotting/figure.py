@@ -1,8 +1,10 @@
 """The object that every figure function returns: one figure in its three forms.
 
 Jupyter asks it for its representations. It offers the interactive form, the summary as `text/plain`
-and, where the environment variable `IOI_STATIC_FIGURES` is `1` (set when outputs are refreshed),
-the static picture with the summary as its alternative text.
+and the static picture with the summary as its alternative text, so that a notebook saved by its
+reader shows pictures where scripts do not run, on GitHub say. A large figure takes too long to draw
+for that, and comes without. The environment variable `IOI_STATIC_FIGURES` says otherwise: `1` draws
+every picture (outputs that are stored), `0` none (outputs that are only compared).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 STATIC_VARIABLE = "IOI_STATIC_FIGURES"
+MOST_VALUES = 2000  # in a live figure with a picture, which is drawn in a tenth of a second or two
 
 
 @dataclass(frozen=True)
@@ -107,24 +110,36 @@ class Figure:
         self, include: Any = None, exclude: Any = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         data: dict[str, Any] = {"text/plain": self.summary}
-        if os.environ.get(STATIC_VARIABLE) == "1":
+        wanted = os.environ.get(STATIC_VARIABLE)
+        if wanted == "1":
             # For storage: no HTML, because GitHub's viewer would prefer it, without its scripts,
             # to the picture.
-            size = {"width": round(self._arrangement.width), "height": round(self._height)}
-            data["image/png"] = self._picture()
             data[interactive.PLOTLY_MIME] = self._plotly_json()
             if self.attention is not None:
                 data[interactive.ATTENTION_MIME] = self.attention
-            return data, {"image/png": {"alt": self.summary, **size}}
+            return self._with_picture(data)
         if self.attention is not None:
-            data["text/html"] = interactive.attention_html(
-                self.attention, self.summary, self._picture()
-            )
-        elif "google.colab" in sys.modules:
-            data["text/html"] = self.plotly().to_html(include_plotlyjs="cdn", full_html=False)
-        else:
-            data[interactive.PLOTLY_MIME] = self._plotly_json()
-        return data, {}
+            picture = self._picture()  # the script draws over it, once it has come
+            data["text/html"] = interactive.attention_html(self.attention, self.summary, picture)
+            return data, {}
+        pictured = wanted != "0" and self._values <= MOST_VALUES
+        if "google.colab" in sys.modules:
+            picture = self._picture() if pictured else ""
+            data["text/html"] = interactive.colab_html(self.plotly(), self.summary, picture)
+            return data, {}
+        data[interactive.PLOTLY_MIME] = self._plotly_json()
+        return self._with_picture(data) if pictured else (data, {})
+
+    def _with_picture(self, data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The forms with the picture, and what a page has to know of it."""
+        size = {"width": round(self._arrangement.width), "height": round(self._height)}
+        data["image/png"] = self._picture()
+        return data, {"image/png": {"alt": self.summary, **size}}
+
+    @property
+    def _values(self) -> int:
+        """How many values are drawn."""
+        return sum(panel.n_values for panel in self.panels)
 
     def _plotly_json(self) -> dict[str, Any]:
         return interactive.plotly_json(self.panels, self._arrangement, self.details)

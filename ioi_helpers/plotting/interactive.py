@@ -409,6 +409,19 @@ if (box) {{
 </script>"""
 
 
+def colab_html(figure: Any, summary: str, png: str = "") -> str:
+    """HTML for Colab: plotly from its CDN, over a static picture that stays where it cannot come.
+
+    Without `png` the summary stands there alone.
+    """
+    drawn = figure.to_html(include_plotlyjs="cdn", full_html=False)
+    still = _image(png, summary) if png else f"<pre>{html.escape(summary)}</pre>"
+    return (
+        f'<div class="ioi-still">{still}</div>{drawn}<script>if (window.Plotly) '
+        'document.querySelectorAll(".ioi-still").forEach((e) => e.remove());</script>'
+    )
+
+
 # circuitsvis draws dark text on nothing; a light card keeps it readable on a dark page.
 CARD = "background:#fff;color:#222;padding:8px;border-radius:6px;overflow-x:auto;max-width:760px"
 

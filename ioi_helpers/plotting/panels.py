@@ -114,6 +114,12 @@ class Panel:
     square: bool = False  # x and y on one range, in an area as high as it is wide
     drawing: Drawing | None = None
 
+    @property
+    def n_values(self) -> int:
+        """How many cells and points are drawn."""
+        cells = 0 if self.values is None else self.values.size
+        return cells + sum(len(series.x) for series in self.series)
+
 
 def to_numpy(values: Array | float, ndim: int, what: str) -> Float[np.ndarray, " *shape"]:
     """Turn tensors, arrays or (nested) lists into a float64 array with `ndim` axes.

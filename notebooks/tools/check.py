@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from notebooks.tools.compare import compare_outputs
 from notebooks.tools.execution import CellFailed, execute, find_notebooks
-from notebooks.tools.stored_outputs import MODEL, code_cells, read, tags
+from notebooks.tools.stored_outputs import COMPARED, code_cells, read, tags
 
 
 def differences(first: NotebookNode, second: NotebookNode) -> list[tuple[int, str]]:
@@ -38,7 +38,7 @@ def check(path: Path) -> list[str]:
     """
     stored = read(path)
     with tqdm(total=len(code_cells(stored)), unit="cell", desc=path.stem, leave=False) as bar:
-        fresh = execute(path, {"IOI_MODEL": MODEL}, on_cell=bar.update).notebook
+        fresh = execute(path, COMPARED, on_cell=bar.update).notebook
     return [f"cell [{number}]: {how}" for number, how in differences(stored, fresh)]
 
 

@@ -17,14 +17,14 @@ from nbval.plugin import IPyNbCell, IPyNbFile
 
 from notebooks.tools.compare import compare_outputs
 from notebooks.tools.execution import kernel_environment
-from notebooks.tools.stored_outputs import MODEL, tags
+from notebooks.tools.stored_outputs import COMPARED, tags
 
 start_kernel = IPyNbFile.setup
 
 
 def start_kernel_on_mini(self: IPyNbFile) -> None:
     """nbval's set-up of a notebook, with a kernel that runs on ioi-mini and this checkout."""
-    with mock.patch.dict("os.environ", kernel_environment({"IOI_MODEL": MODEL})):
+    with mock.patch.dict("os.environ", kernel_environment(COMPARED)):
         start_kernel(self)
 
 

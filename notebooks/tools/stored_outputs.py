@@ -27,6 +27,8 @@ from notebooks.tools.compare import (
 )
 
 MODEL = "ioi-mini"  # what stored outputs were made on
+# Where outputs are only compared, figures take part by their summary, and no picture is drawn.
+COMPARED = {"IOI_MODEL": MODEL, "IOI_STATIC_FIGURES": "0"}
 EXEMPTIONS = re.compile(
     r"NBVAL_\w+|PYTEST_VALIDATE_IGNORE_OUTPUT|^%%capture|nbval-[\w-]+|raises-exception"
     r"|skip-execution",
