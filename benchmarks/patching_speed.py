@@ -105,12 +105,14 @@ def floor_macs(
     positions after it, and for a head its own slice of W_O. In the last block, keys and values,
     and the rest at END. Attention itself, norms and activation functions are counted as nothing.
     """
-    cfg = model.cfg
-    d, layers = cfg.d_model, cfg.n_layers
-    qkv, out, mlp = 3 * d * d, d * d, 2 * d * cfg.d_mlp
-    keys_values = 2 * d * d
+    gpt = forward.read_weights(model)
+    d, layers, some = model.cfg.d_model, gpt.n_layers, gpt.blocks[0]
+    query, out, keys_values = some.W_Q.numel(), some.W_O.numel(), 2 * some.W_K.numel()
+    mlp = some.W_in.numel() + some.W_out.numel()
+    mlp += 0 if some.W_gate is None else some.W_gate.numel()
+    own_mlp = 0 if gpt.parallel else mlp  # what reads the attention of its own block
     first, differs = forward.first_difference(clean.tokens, corrupted.tokens, clean.lengths)
-    block, last = qkv + out + mlp, d * d + out + mlp
+    block, last = query + keys_values + out + mlp, query + out + mlp
 
     def blocks(tokens: int, start: int) -> int:
         """Blocks start, start + 1, ... for so many positions up to END."""
@@ -127,8 +129,8 @@ def floor_macs(
             top = layer == layers - 1
             if site in HEAD_SITES and from_ < length:
                 tokens = 1 if top else length - from_
-                head = d * (d // cfg.n_heads)
-                total += cfg.n_heads * (tokens * (head + mlp) + blocks(tokens, layer + 1))
+                head = d * gpt.d_head
+                total += gpt.n_heads * (tokens * (head + own_mlp) + blocks(tokens, layer + 1))
                 continue
             for pos in range(from_, length):
                 tokens = length - pos
@@ -137,12 +139,12 @@ def floor_macs(
                     if layer == 0 and not where[pos]:
                         continue
                     # END's query is unchanged in the last block, unless END itself was patched.
-                    total += keys_values + (0 if top and not at_end else d * d)
+                    total += keys_values + (0 if top and not at_end else query)
                     total += (1 if top else tokens) * (out + mlp)
                 elif top and not at_end:
                     continue
                 elif site == "attn_out":
-                    total += mlp
+                    total += own_mlp
                 total += blocks(tokens, layer + 1)
     return total
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import GPT2Config
 
-from benchmarks import lrqp_speed, patching_speed
+from benchmarks import families_speed, lrqp_speed, patching_speed
 from ioi_helpers.bundled import bundled_folder
 
 pytestmark = pytest.mark.slow
@@ -27,6 +27,26 @@ def test_patching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {row["site"] for row in report["sweeps"]} == {"z", "pattern", "resid_pre"}
     assert all(row["largest_difference"] < 1e-4 for row in report["sweeps"])
     assert output.with_suffix(".md").read_text().count("\n") > 20
+
+
+def test_families(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = families_speed.configs()
+    for config in small.values():
+        config.hidden_size, config.num_hidden_layers, config.intermediate_size = 48, 2, 96
+        config.num_attention_heads, config.max_position_embeddings = 4, 64
+        config.head_dim = 12
+        if hasattr(config, "num_key_value_heads"):
+            config.num_key_value_heads = 2
+    monkeypatch.setattr(families_speed, "configs", lambda: small)
+    folder, output = str(bundled_folder("ioi-mini")), tmp_path / "speed"
+    arguments = ["--model-folder", folder, "--threads", "1", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["families_speed.py", "--shares", "4", *arguments])
+    families_speed.main()
+    report = json.loads(output.with_suffix(".json").read_text())
+    assert len(report["sweeps"]) == sum(map(len, families_speed.SITES.values()))
+    for row in report["sweeps"]:
+        assert row["largest_difference"] < 0.01 * row["largest_effect"]
+    assert output.with_suffix(".md").read_text().count("\n") > 10
 
 
 def test_lrqp(tmp_path: Path) -> None:

@@ -719,14 +719,20 @@ def test_hooks_on_the_model_are_respected(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("site", ["z", "pattern", "mlp_out"])
+@pytest.mark.parametrize(
+    "site",
+    [
+        site if site in ("z", "pattern", "mlp_out") else pytest.param(site, marks=pytest.mark.slow)
+        for site in SITES
+    ],
+)
 def test_half_precision_is_no_less_exact_than_the_loop(site: str, dtype: torch.dtype) -> None:
     exact, half = (
         load_model("ioi-mini", device="cpu", dtype=kind, verbose=False)
         for kind in (torch.float32, dtype)
     )
     data = IOIDataset.generate(exact.tokenizer, 8, seed=3)
-    axes = ("layer", "role") if site == "mlp_out" else ("layer", "head")
+    axes = ("layer", "head") if site in HEAD_SITES else ("layer", "role")
     expected = patch_sweep(exact, data, data.swap_subject(), site, axes).values
 
     def error(engine: Any) -> float:

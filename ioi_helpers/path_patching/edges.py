@@ -285,10 +285,10 @@ def edge_scores(
     """
     require_model(model)
     _check(method, steps, points, per)
-    if shares_keys(model):
+    if shares_keys(model) and {"k", "v"} & set(inputs):
         raise ValueError(
             "In this model several heads share one key and value, so there are no edges into the k "
-            "and v of single heads; use path_patch with q."
+            'and v of single heads; ask for inputs=("q", "in", "final").'
         )
     gpt = forward.weights_for(model, engine, "Edge scores are made with hooks, on the whole model")
     if hasattr(model.blocks[0], "ln1_post"):
