@@ -89,6 +89,7 @@ editions: $(READY)  ## make editions for students and teachers in build/editions
 	@$(TOOLS) editions $(NOTEBOOKS)
 
 collect: $(READY)  ## check the answers that students handed in (FOLDER=...) and make a table
+	@test -n "$(FOLDER)" || { echo "Name the folder with what was handed in: make collect FOLDER=..." >&2; exit 1; }
 	@$(BIN)/python -m ioi_helpers.exercises collect "$(FOLDER)"
 
 train: $(READY)  ## train a bundled model (MODEL=ioi-mini), or its sister from another seed (SEED=1)

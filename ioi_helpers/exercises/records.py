@@ -71,7 +71,9 @@ def read(file: Path) -> Record:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        cut = "it is empty" if not text.strip() else "it is no JSON; was it cut short or edited?"
+        cut = (
+            "it is empty" if not text.strip() else "it is no JSON, as if it was cut short or edited"
+        )
         raise Damaged(cut) from error
     if not isinstance(content, dict) or "format" not in content:
         raise Damaged("it is JSON, but no record that exercises.export wrote")
