@@ -7,6 +7,7 @@ import json
 import re
 import socket
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ def test_an_answer_comes_back_as_it_was(value: Any) -> None:
         (pd.Index(["L0H1"]), ["L0H1"]),
         (np.array(["L0H1"]), ["L0H1"]),
         (range(3), [0, 1, 2]),
+        (Fraction(1, 2), 0.5),
         ({"a": 1}.keys(), ["a"]),
         ([Node(9, 9, "END"), Node(0, None)], ["L9H9 at END", "MLP0"]),
         (Circuit(frozenset([Node(9, 9, "END")])), ["L9H9 at END"]),
@@ -100,6 +102,12 @@ def test_an_answer_comes_back_as_it_was(value: Any) -> None:
 )
 def test_what_means_the_same_is_kept_simply(value: Any, meaning: Any) -> None:
     assert alike(from_json(to_json(value)), meaning)
+
+
+def test_a_series_keeps_its_labels() -> None:
+    for labels in (["L9H9", "L0H1"], [(9, 9), (0, 1)]):
+        series = pd.Series([0.5, -1.0], index=pd.Index(labels, tupleize_cols=False))
+        assert from_json(json.loads(json.dumps(to_json(series)))).to_dict() == series.to_dict()
 
 
 def test_what_no_exercise_asks_for_is_kept_by_name() -> None:
@@ -130,6 +138,8 @@ def test_what_no_exercise_asks_for_is_kept_by_name() -> None:
         {"set": [[1]]},
         {"mapping": [[[1], 2]]},
         {"mapping": [1]},
+        {"series": [1]},
+        {"series": {"a": 1}},
         {"other": 3},
         {"array": {"of": "tensor", "type": "float32", "shape": [2], "values": [1.0]}},
         {"array": {"of": "tensor", "type": "float32", "shape": [-1], "values": [1.0]}},

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from ioi_helpers.exercises.forms import kind
@@ -92,12 +93,16 @@ def _encoded(value: Any, depth: int, left: list[int]) -> Any:
         return str(value)
     if isinstance(value, Split):
         value = (value.train, value.test)
-    if hasattr(value, "to_numpy") and not isinstance(value, type):  # pandas
+    if isinstance(value, (pd.Index, pd.DataFrame)):
         return _encoded(value.to_numpy(), depth, left)
 
     def every(items: Iterable[Any]) -> list[Any]:
         return [_encoded(item, depth - 1, left) for item in items]
 
+    if isinstance(value, pd.Series):
+        if isinstance(value.index, pd.RangeIndex):
+            return _encoded(value.to_numpy(), depth, left)
+        return {"series": [every(pair) for pair in value.items()]}
     if isinstance(value, tuple):
         return {"tuple": every(value)}
     if isinstance(value, (set, frozenset)):
@@ -109,6 +114,10 @@ def _encoded(value: Any, depth: int, left: list[int]) -> Any:
         hasattr(value, "__iter__") and hasattr(value, "__len__") and not isinstance(value, bytes)
     ):
         return every(value)
+    if hasattr(value, "__array__"):
+        return _encoded(np.asarray(value), depth, left)
+    if hasattr(value, "__float__"):  # a fraction, say
+        return _encoded(float(value), depth, left)
     return {"other": kind(value)}
 
 
@@ -160,6 +169,9 @@ def _decoded(encoded: Any) -> Any:
         return {_decoded(item) for item in held}
     if what == "mapping":
         return {_decoded(key): _decoded(value) for key, value in held}
+    if what == "series":
+        labels, values = [_decoded(key) for key, _ in held], [_decoded(value) for _, value in held]
+        return pd.Series(values, index=pd.Index(labels, tupleize_cols=False))
     if what == "float" and held in ("nan", "inf", "-inf"):
         return float(held)
     if what == "array":
