@@ -40,7 +40,7 @@ from torch import Tensor
 from transformer_lens import ActivationCache
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.dataset.files import read_file, write_file
 from ioi_helpers.metrics import error_label, standard_error
 from ioi_helpers.names import head_labels
@@ -251,7 +251,7 @@ def readout(model: TransformerBridge) -> Readout:
 
 
 def logit_diff_directions(
-    model: TransformerBridge, data: IOIDataset
+    model: TransformerBridge, data: TwoAnswerData
 ) -> Float[Tensor, "batch d_model"]:
     """The direction in the residual stream that reads off each prompt's logit difference.
 
@@ -288,7 +288,7 @@ def logit_diff_directions(
 
 def final_layer_norm_scale(
     model: TransformerBridge,
-    data: IOIDataset,
+    data: TwoAnswerData,
     role: str = "END",
     *,
     memory: int = DEFAULT_MEMORY,
@@ -318,7 +318,7 @@ def final_layer_norm_scale(
 
 def logit_lens(
     model: TransformerBridge,
-    data: IOIDataset,
+    data: TwoAnswerData,
     role: str = "END",
     *,
     layer_norm: Literal["final", "own"] = "final",
@@ -371,7 +371,7 @@ def logit_lens(
 
 def layer_attribution(
     model: TransformerBridge,
-    data: IOIDataset,
+    data: TwoAnswerData,
     role: str = "END",
     *,
     scale: Float[Tensor, " batch"] | None = None,
@@ -406,7 +406,7 @@ def layer_attribution(
 
 def head_attribution(
     model: TransformerBridge,
-    data: IOIDataset,
+    data: TwoAnswerData,
     role: str = "END",
     *,
     scale: Float[Tensor, " batch"] | None = None,
@@ -444,7 +444,7 @@ def head_attribution(
 
 def decompose(
     model: TransformerBridge,
-    data: IOIDataset,
+    data: TwoAnswerData,
     role: str = "END",
     *,
     split_mlp_bias: bool = False,
@@ -555,7 +555,7 @@ def _head_hooks(model: TransformerBridge) -> list[str]:
 def _attribute(
     kind: type[Any],
     model: TransformerBridge,
-    data: IOIDataset,
+    data: TwoAnswerData,
     role: str,
     names: Sequence[str],
     summands: Callable[[ActivationCache], Iterator[tuple[str, Float[Tensor, "batch d_model"]]]],
@@ -588,7 +588,7 @@ def _attribute(
     hooks = known_hooks(model, [*names, SCALE])
     labels: list[str] = []
 
-    def read(part: IOIDataset) -> dict[str, Tensor]:
+    def read(part: TwoAnswerData) -> dict[str, Tensor]:
         found = gather_activations(model, part.tokens, part.positions[role], hooks)
         cache = ActivationCache({name: value[:, None] for name, value in found.items()}, model)
         columns = _answer_columns(model, part)
@@ -623,14 +623,16 @@ def _attribute(
     return kind(terms, tuple(labels), data.pair_ids, role)
 
 
-def _answer_columns(model: TransformerBridge, data: IOIDataset) -> Float[Tensor, "batch d_model"]:
+def _answer_columns(
+    model: TransformerBridge, data: TwoAnswerData
+) -> Float[Tensor, "batch d_model"]:
     tokens = torch.stack([data.io_tokens, data.s_tokens], dim=-1).to(model.W_U.device)
     columns = widened(model.tokens_to_residual_directions(tokens))
     return columns[:, 0] - columns[:, 1]
 
 
 def _constants(
-    model: TransformerBridge, data: IOIDataset, norm: Readout, normed: bool
+    model: TransformerBridge, data: TwoAnswerData, norm: Readout, normed: bool
 ) -> dict[str, Float[Tensor, " batch"]]:
     """The terms that no activation carries: biases of the final norm and of the unembedding."""
     constants = {}

@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
+from ioi_helpers.dataset.two_answers import gather_at_role
 
 Logits = Float[Tensor, "batch pos vocab"] | Float[Tensor, "batch vocab"]
 """What metrics read: logits of a run over ``data.tokens``, or already taken at END."""
@@ -41,7 +42,7 @@ class Estimate(NamedTuple):
         return f"{self.mean:{spec}} ± {self.stderr:{spec}}" if spec else str(self)
 
 
-def end_logits(logits: Logits, data: IOIDataset) -> Float[Tensor, "batch vocab"]:
+def end_logits(logits: Logits, data: TwoAnswerData) -> Float[Tensor, "batch vocab"]:
     """The logits at END of each prompt, the ones that predict the answer.
 
     Args:
@@ -53,7 +54,7 @@ def end_logits(logits: Logits, data: IOIDataset) -> Float[Tensor, "batch vocab"]
             the dataset has not, or because it was over other rows.
     """
     if logits.ndim == 3:
-        at_end = data.gather(logits, "END")
+        at_end = gather_at_role(data, logits, "END")
         _warn_of_left_padding(logits, data)
         logits = at_end
     elif logits.ndim != 2:
@@ -73,7 +74,7 @@ def end_logits(logits: Logits, data: IOIDataset) -> Float[Tensor, "batch vocab"]
     return logits
 
 
-def _warn_of_left_padding(logits: Float[Tensor, "batch pos vocab"], data: IOIDataset) -> None:
+def _warn_of_left_padding(logits: Float[Tensor, "batch pos vocab"], data: TwoAnswerData) -> None:
     """Say so when logits seem to be those of prompts that the tokenizer padded on the left.
 
     ``data.tokens`` are padded on the right whatever the tokenizer does, so that only a run on texts
@@ -118,7 +119,7 @@ def _mean(
 
 
 def logit_diff(
-    logits: Logits, data: IOIDataset, per_prompt: bool = False
+    logits: Logits, data: TwoAnswerData, per_prompt: bool = False
 ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
     """Logit of IO minus logit of S at END, in logits.
 
@@ -147,7 +148,7 @@ def _probability(
 
 
 def io_probability(
-    logits: Logits, data: IOIDataset, per_prompt: bool = False
+    logits: Logits, data: TwoAnswerData, per_prompt: bool = False
 ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
     """Probability of IO as the next token (0 to 1); about 0.49 for GPT-2 small (section 2).
 
@@ -158,7 +159,7 @@ def io_probability(
 
 
 def s_probability(
-    logits: Logits, data: IOIDataset, per_prompt: bool = False
+    logits: Logits, data: TwoAnswerData, per_prompt: bool = False
 ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
     """Probability of S, the wrong name, as the next token. As ``io_probability`` otherwise."""
     return _mean(_probability(end_logits(logits, data), data.s_tokens), per_prompt)
@@ -172,7 +173,7 @@ def _rank(
 
 
 def io_rank(
-    logits: Logits, data: IOIDataset, per_prompt: bool = False
+    logits: Logits, data: TwoAnswerData, per_prompt: bool = False
 ) -> Float[Tensor, ""] | Int[Tensor, " batch"]:
     """How many tokens the model prefers to IO: 0 when IO is its first choice.
 
@@ -183,14 +184,14 @@ def io_rank(
 
 
 def s_rank(
-    logits: Logits, data: IOIDataset, per_prompt: bool = False
+    logits: Logits, data: TwoAnswerData, per_prompt: bool = False
 ) -> Float[Tensor, ""] | Int[Tensor, " batch"]:
     """How many tokens the model prefers to S, the wrong name. As ``io_rank`` otherwise."""
     return _mean(_rank(end_logits(logits, data), data.s_tokens), per_prompt)
 
 
 def io_preferred(
-    logits: Logits, data: IOIDataset, per_prompt: bool = False
+    logits: Logits, data: TwoAnswerData, per_prompt: bool = False
 ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
     """Share of prompts on which IO's logit is above S's (0.993 for GPT-2 small, section 2).
 

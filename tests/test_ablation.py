@@ -581,7 +581,7 @@ def test_ablations_that_do_not_arrive_are_refused(tmp_path: Path) -> None:
         ("L9H9", r"There is no L9H9 in this model: it has 3 layers of 4 heads"),
         ("L0H4", r"There is no L0H4"),
         ("MLP3", r"There is no MLP3"),
-        ({("L0H0", "S3")}, "'S3' is not a role"),
+        ({("L0H0", "S3")}, "Where S3 stands depends on the prompts"),
         ("9.9", "names neither a head nor an MLP"),
         ([(9, 9)], "There is no L9H9"),
         (7, "names neither a head nor an MLP"),
@@ -592,6 +592,15 @@ def test_unknown_components_are_refused(random: TransformerBridge, heads: Any, s
     with pytest.raises(ValueError, match=says), ablate(random, heads, "zero"):
         pass
     assert hooks_on(random) == before
+
+
+def test_a_role_that_the_prompts_do_not_have_is_refused(random: TransformerBridge) -> None:
+    said = "'S3' is not a role of these prompts; use one of IO, S1"
+    with (
+        pytest.raises(ValueError, match=said),
+        ablate(random, {("L0H0", "S3")}, "zero", data=prompts_for(random)),
+    ):
+        pass
 
 
 def test_a_circuit_is_ablated_as_its_nodes(random: TransformerBridge) -> None:

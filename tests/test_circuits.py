@@ -26,6 +26,7 @@ from ioi_helpers import (
 )
 from ioi_helpers.circuits import Circuits, EdgeCircuits
 from ioi_helpers.dataset import ROLES
+from ioi_helpers.dataset.two_answers import gather_at_role
 from ioi_helpers.graph import Circuit, Edge, Node, Shape, parse_node
 from ioi_helpers.models import handbuilt
 
@@ -520,7 +521,7 @@ def test_faithfulness_of_a_model_on_prompts_is_that_with_the_defaults(runner: Ci
 
 def test_the_loss_is_that_of_io(runner: Circuits) -> None:
     data = runner.data
-    logits = data.gather(mini()(data.tokens), "END")
+    logits = gather_at_role(data, mini()(data.tokens), "END")
     wanted = -logits.log_softmax(dim=-1).gather(1, data.io_tokens[:, None])[:, 0]
     close(runner.run_model().loss, wanted)
 

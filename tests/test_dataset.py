@@ -1071,5 +1071,8 @@ def test_nothing_is_left_public_by_accident() -> None:
         if not name.startswith("_")
         and getattr(value, "__module__", "").startswith(dataset_module.__name__)
     }
-    assert own == {"IOIDataset", "Names", "RolePositions", "openwebtext_sentences"}
+    assert own == {
+        "IOIDataset", "Names", "PromptDataset", "RolePositions", "TwoAnswerData",
+        "openwebtext_sentences",
+    }  # fmt: skip
     assert set(dataset_module.__all__) == own | {"OPENWEBTEXT", "ORDERS", "ROLES"}

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities import get_act_name
 
-from ioi_helpers.dataset import ROLES
 from ioi_helpers.graph import Node, NodeLike, parse_nodes, require_node
 
 
@@ -25,7 +24,7 @@ def require_components(
             its nodes.
 
     Raises:
-        ValueError: There is none, or one of them is not in this model, or a role is unknown.
+        ValueError: There is none, or one of them is not in this model.
     """
     nodes = parse_nodes(components)
     if not nodes:
@@ -36,11 +35,6 @@ def require_components(
     for node in nodes:
         if node.layer < 0:
             raise ValueError("The embedding cannot be ablated; name heads or MLPs.")
-        if node.role is not None and node.role not in ROLES:
-            raise ValueError(
-                f"{node.role!r} is not a role of an IOI prompt; use one of {', '.join(ROLES)}, or "
-                f"leave it out to ablate {node.name} everywhere."
-            )
         require_node(model, node)
     return nodes
 

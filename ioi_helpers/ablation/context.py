@@ -16,7 +16,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from ioi_helpers import forward
 from ioi_helpers.ablation.components import hook_of, require_components, shows_at
 from ioi_helpers.ablation.replacements import Replacement, replacements
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
+from ioi_helpers.dataset.two_answers import clean_of, text_of
 from ioi_helpers.edits import hooks_off, require_reach
 from ioi_helpers.graph import Node, NodeLike
 from ioi_helpers.runs import EditHooks, Hook
@@ -31,8 +32,8 @@ def ablate(
     components: NodeLike | Iterable[NodeLike],
     how: Literal["mean", "zero", "resample"] | str = "mean",
     *,
-    reference: IOIDataset | None = None,
-    data: IOIDataset | None = None,
+    reference: TwoAnswerData | None = None,
+    data: TwoAnswerData | None = None,
 ) -> Iterator[TransformerBridge]:
     """Run the model without some heads or MLPs: `with ablate(model, heads, reference=abc): ...`.
 
@@ -79,7 +80,7 @@ def ablate(
     if gpt is None:
         require_arrival(model, nodes)
     if data is None and reference is not None:
-        data = reference.clean
+        data = clean_of(reference)
     with model.hooks(fwd_hooks=_look_up_hooks(model, values, data)):
         yield model
 
@@ -142,7 +143,7 @@ def _hooks(
 
 
 def _look_up_hooks(
-    model: TransformerBridge, values: Sequence[Replacement], data: IOIDataset | None
+    model: TransformerBridge, values: Sequence[Replacement], data: TwoAnswerData | None
 ) -> list[Hook]:
     """The same for runs over whatever prompts of the data, which are looked up in it."""
     rows: dict[str, Int[Tensor, " batch"]] = {}
@@ -168,7 +169,10 @@ def _look_up_hooks(
 
 
 def _refuse_ambiguous(
-    data: IOIDataset, values: Sequence[Replacement], readings: Sequence[Sequence[int]], width: int
+    data: TwoAnswerData,
+    values: Sequence[Replacement],
+    readings: Sequence[Sequence[int]],
+    width: int,
 ) -> None:
     """Refuse a run of equal prompts that get other values, where the run does not tell which."""
     pairs = [(first, other) for first, *others in readings for other in others]
@@ -180,13 +184,13 @@ def _refuse_ambiguous(
                 if not (torch.equal(at[first], at[other]) and torch.equal(new[first], new[other])):
                     raise ValueError(
                         f"The prompts {first} and {other} begin alike as far as they are run "
-                        f"({data.prompts[first]!r}), and {value.component} gets another value in "
+                        f"({text_of(data, first)!r}), and {value.component} gets another value in "
                         "each; run all prompts in order, or use ablation_sweep, which knows the "
                         "rows."
                     )
 
 
-def find_prompts(data: IOIDataset, tokens: Int[Tensor, "batch pos"]) -> list[list[int]]:
+def find_prompts(data: TwoAnswerData, tokens: Int[Tensor, "batch pos"]) -> list[list[int]]:
     """Which rows of the data each prompt of a run can be; the run may be cut off before the end.
 
     Nearly always a run is some rows in order, or in the order of their lengths, in which batches

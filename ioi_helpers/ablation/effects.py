@@ -19,7 +19,7 @@ from ioi_helpers.ablation import fast
 from ioi_helpers.ablation.components import require_components
 from ioi_helpers.ablation.context import ablate
 from ioi_helpers.ablation.replacements import Replacement, replacements
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.graph import Node, NodeLike
 from ioi_helpers.metrics import error_label, standard_error
 from ioi_helpers.names import head_name
@@ -125,11 +125,11 @@ class AblationEffects:
 
 def ablation_effects(
     model: TransformerBridge,
-    data: IOIDataset,
+    data: TwoAnswerData,
     components: NodeLike | Iterable[NodeLike],
     how: Literal["mean", "zero", "resample"] | str = "mean",
     *,
-    reference: IOIDataset | None = None,
+    reference: TwoAnswerData | None = None,
     engine: forward.Engine = "auto",
     memory: int = DEFAULT_MEMORY,
     progress: bool = True,
@@ -184,7 +184,7 @@ def _own(components: Iterable[Node]) -> list[Node]:
 
 
 def _assemble(
-    data: IOIDataset,
+    data: TwoAnswerData,
     components: tuple[Node, ...],
     *,
     heads: Float[Tensor, "layer head batch"],
@@ -225,7 +225,7 @@ class _Terms(NamedTuple):
 def _fast(
     model: TransformerBridge,
     gpt: forward.Decoder,
-    data: IOIDataset,
+    data: TwoAnswerData,
     values: Sequence[Replacement],
     memory: int,
     progress: bool,
@@ -296,7 +296,7 @@ def _terms(
 
 def _by_hooks(
     model: TransformerBridge,
-    data: IOIDataset,
+    data: TwoAnswerData,
     ablated_model: AbstractContextManager[Any],
     memory: int,
     progress: bool,

@@ -11,7 +11,7 @@ from torch import Tensor
 from ioi_helpers import forward
 from ioi_helpers.ablation.components import site_of
 from ioi_helpers.ablation.replacements import Replacement
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
 
 KEEP: tuple[str, ...] = (*forward.BASE_SITES, "z", "mlp_out")
 """What the unablated run keeps."""
@@ -30,7 +30,7 @@ def prompts_at_once(gpt: forward.Decoder, width: int, memory: int) -> int:
     return max(1, min(memory // 2 // per_prompt, forward.MOST_TOKENS // width))
 
 
-def clean_run(gpt: forward.Decoder, data: IOIDataset, rows: slice) -> tuple[Tensor, forward.Run]:
+def clean_run(gpt: forward.Decoder, data: TwoAnswerData, rows: slice) -> tuple[Tensor, forward.Run]:
     """Tokens of some prompts, and the run with nothing ablated."""
     tokens = data.tokens[rows, : int(data.lengths.max())].to(gpt.device)
     return tokens, forward.run(gpt, tokens, data.lengths[rows].to(gpt.device) - 1, KEEP)

@@ -14,7 +14,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import forward
 from ioi_helpers.ablation.components import hook_of, site_of
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
+from ioi_helpers.dataset.two_answers import clean_of, has_bos, orders_of, template_ids_of
 from ioi_helpers.edits import hooks_off
 from ioi_helpers.graph import Node
 from ioi_helpers.runs import (
@@ -80,8 +81,8 @@ def replacements(
     model: TransformerBridge,
     components: Sequence[Node],
     how: str,
-    reference: IOIDataset | None,
-    data: IOIDataset | None,
+    reference: TwoAnswerData | None,
+    data: TwoAnswerData | None,
     *,
     gpt: forward.Decoder | None = None,
     memory: int = DEFAULT_MEMORY,
@@ -116,7 +117,7 @@ def replacements(
         raise ValueError(f"how must be one of {', '.join(METHODS)}, not {how!r}.")
     if data is None and reference is not None:
         require_data(model, reference)
-        data = reference.clean
+        data = clean_of(reference)
     if data is None:
         require_model(model)
     else:
@@ -134,7 +135,7 @@ def replacements(
     if how == "resample":
         places = {c.role: _partners(data, reference, c.role) for c in components}
     else:
-        if reference.templates != data.templates:
+        if getattr(reference, "templates", None) != getattr(data, "templates", None):
             raise ValueError(
                 "The reference has other templates than the data, and a mean is taken over prompts "
                 "of the same template; make it from the data itself, such as data.abc()."
@@ -174,7 +175,7 @@ def _dtype(model: TransformerBridge) -> torch.dtype:
     return torch.promote_types(model.W_E.dtype, torch.float32)
 
 
-def _zeros(model: TransformerBridge, component: Node, data: IOIDataset | None) -> Replacement:
+def _zeros(model: TransformerBridge, component: Node, data: TwoAnswerData | None) -> Replacement:
     table = _empty_table(model, component, 1).to(_dtype(model))
     if component.role is None:
         return Replacement(component, None, None, table)
@@ -205,7 +206,7 @@ class _Match(NamedTuple):
     n_values: int
 
 
-def _partners(data: IOIDataset, reference: IOIDataset, role: str | None) -> _Match:
+def _partners(data: TwoAnswerData, reference: TwoAnswerData, role: str | None) -> _Match:
     """Each prompt's values are those of the reference's prompt in the same row."""
     require_as_many(data, reference)
     device = data.tokens.device
@@ -221,40 +222,45 @@ def _partners(data: IOIDataset, reference: IOIDataset, role: str | None) -> _Mat
     return _Match(_Places(at, index), _Places(source_at, index), at.numel())
 
 
-def _same_places(data: IOIDataset, reference: IOIDataset, role: str | None, group: str) -> _Match:
+def _same_places(
+    data: TwoAnswerData, reference: TwoAnswerData, role: str | None, group: str
+) -> _Match:
     """Values are shared by equal places of prompts of the same template and order."""
-    at, keys = _keyed(data, role, group)
-    source_at, source_keys = (x.to(at.device) for x in _keyed(reference, role, group))
+    orders = sorted({*orders_of(data), *orders_of(reference)})
+    at, keys = _keyed(data, role, group, orders)
+    source_at, source_keys = (x.to(at.device) for x in _keyed(reference, role, group, orders))
     known, source_index = source_keys.flatten().unique(return_inverse=True)
     index = torch.searchsorted(known, keys).clamp(max=len(known) - 1)
     missing = (at >= 0) & (known[index] != keys)
     if missing.any():
         row, place = missing.nonzero()[0].tolist()
         where = "" if role is not None else f", at the place of its token {int(at[row, place])}"
+        template, order = int(template_ids_of(data)[row]), orders_of(data)[row]
         raise ValueError(
-            f"The reference has no prompt like prompt {row} (template "
-            f"{int(data.template_ids[row])}, order {data.orders[row]}{where}), so there is no mean "
-            "to replace it by; use data.abc(), or more reference prompts."
+            f"The reference has no prompt like prompt {row} (template {template}, order "
+            f"{order}{where}), so there is no mean to replace it by; use data.abc(), or more "
+            "reference prompts."
         )
     source = _Places(source_at, source_index.reshape(source_at.shape))
     return _Match(_Places(at, index), source, len(known))
 
 
-def _all_positions(data: IOIDataset) -> Int[Tensor, "batch pos"]:
+def _all_positions(data: TwoAnswerData) -> Int[Tensor, "batch pos"]:
     positions = torch.arange(int(data.lengths.max()), device=data.tokens.device)
     return torch.where(positions < data.lengths[:, None], positions, -1)
 
 
 def _keyed(
-    data: IOIDataset, role: str | None, group_by: str
+    data: TwoAnswerData, role: str | None, group_by: str, orders: Sequence[str]
 ) -> tuple[Int[Tensor, "batch place"], Int[Tensor, "batch place"]]:
     """Positions, and a number for each that says which place it is (see `replacements`)."""
     device = data.tokens.device
     group = torch.zeros(len(data), dtype=torch.long, device=device)
     if group_by != "all":
-        group = data.template_ids.to(device) * 2
+        group = template_ids_of(data).to(device) * len(orders)
     if group_by == "template and order":
-        group += torch.tensor([order == "ABBA" for order in data.orders], device=device)
+        numbers = [orders.index(order) for order in orders_of(data)]
+        group = group + torch.tensor(numbers, device=device)
     if role is not None:
         return role_positions(data, role)[:, None], group[:, None]
     at = _all_positions(data)
@@ -262,16 +268,17 @@ def _keyed(
     segment = (at[:, :, None] >= marks[:, None]).sum(dim=-1)  # roles at or before each position
     opened_by = marks.gather(1, (segment - 1).clamp(min=0))
     offset = at - opened_by
-    if data.prepend_bos:
+    if has_bos(data):
         first = at == 0
         segment, offset = segment.masked_fill(first, -1), offset.masked_fill(first, 0)
     most = 2**20  # more than any offset
-    keys = ((group[:, None] * 8 + segment + 1) * 2 + 1) * most + offset
+    segments = marks.shape[1] + 2
+    keys = ((group[:, None] * segments + segment + 1) * 2 + 1) * most + offset
     # What only fills up shorter prompts is nobody's place.
     return at, keys.masked_fill(at < 0, -1)
 
 
-def _marks(data: IOIDataset, pooled: bool) -> Int[Tensor, "batch mark"]:
+def _marks(data: TwoAnswerData, pooled: bool) -> Int[Tensor, "batch mark"]:
     """The positions that places are counted from, ascending.
 
     All roles, where a mean is of one order. Where orders are pooled, only what stands at the same
@@ -279,7 +286,7 @@ def _marks(data: IOIDataset, pooled: bool) -> Int[Tensor, "batch mark"]:
     follow each other differently, so that counting from them would mix token indices.)
     """
     at = data.positions
-    if pooled:
+    if pooled and {"IO", "S1", "S2"} <= set(at):
         roles = [torch.minimum(at["IO"], at["S1"]), at["S2"], at["END"]]
     else:
         roles = list(at.values())
@@ -293,7 +300,7 @@ def _marks(data: IOIDataset, pooled: bool) -> Int[Tensor, "batch mark"]:
 def _activations(
     model: TransformerBridge,
     gpt: forward.Decoder | None,
-    data: IOIDataset,
+    data: TwoAnswerData,
     components: Sequence[Node],
     memory: int,
 ) -> Iterator[tuple[Int[Tensor, " rows"], dict[tuple[str, int], Tensor]]]:

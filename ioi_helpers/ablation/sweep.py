@@ -17,7 +17,7 @@ from ioi_helpers.ablation import fast
 from ioi_helpers.ablation.components import require_components
 from ioi_helpers.ablation.context import Ablation, require_arrival
 from ioi_helpers.ablation.replacements import Replacement, replacements
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.graph import Node, NodeLike, Shape
 from ioi_helpers.patching import SweepResult, sweep_result
 from ioi_helpers.runs import (
@@ -33,14 +33,14 @@ Components = NodeLike | Iterable[NodeLike]
 
 def ablation_sweep(
     model: TransformerBridge,
-    data: IOIDataset,
+    data: TwoAnswerData,
     what: Literal["heads", "mlps"]
     | str
     | Mapping[str, Components]
     | Sequence[Components] = "heads",
     *,
     how: Literal["mean", "zero", "resample"] | str = "mean",
-    reference: IOIDataset | None = None,
+    reference: TwoAnswerData | None = None,
     role: str | None = None,
     engine: forward.Engine = "auto",
     memory: int = DEFAULT_MEMORY,
@@ -136,7 +136,7 @@ def _labels(entries: Sequence[Sequence[Node]]) -> list[str]:
 @torch.no_grad()
 def _fast(
     gpt: forward.Decoder,
-    data: IOIDataset,
+    data: TwoAnswerData,
     sets: Sequence[Sequence[Replacement]],
     memory: int,
     progress: bool,
@@ -178,7 +178,7 @@ def _fast(
 
 def _by_hooks(
     model: TransformerBridge,
-    data: IOIDataset,
+    data: TwoAnswerData,
     sets: Sequence[Sequence[Replacement]],
     memory: int,
     progress: bool,

@@ -20,7 +20,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import forward, runs
 from ioi_helpers.circuits.run import CircuitRun, run_in_parts
-from ioi_helpers.dataset import ROLES, IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
+from ioi_helpers.dataset.two_answers import reference_for
 from ioi_helpers.graph import HEAD_INPUTS, Circuit, Edge, Node, Shape
 
 
@@ -253,8 +254,8 @@ class EdgeCircuits:
     def __init__(
         self,
         model: TransformerBridge,
-        data: IOIDataset,
-        reference: IOIDataset | None = None,
+        data: TwoAnswerData,
+        reference: TwoAnswerData | None = None,
         *,
         how: Literal["resample", "zero"] = "resample",
         memory: int = runs.DEFAULT_MEMORY,
@@ -267,24 +268,25 @@ class EdgeCircuits:
         self.shape = Shape.of(model)
         width = int(data.lengths.max())
         runs.refuse_too_long(model, data.tokens[:, :width])
-        self.reference: IOIDataset | None = None
+        self.reference: TwoAnswerData | None = None
         if how == "resample":
-            self.reference = data.abc() if reference is None else reference
+            self.reference = reference_for(data, reference)
             runs.require_data(model, self.reference)
             runs.refuse_misaligned(data, self.reference)
         self.memory = memory
         self._gpt = gpt
-        classes = torch.full((len(data), width), len(ROLES), device=gpt.device)
+        self.roles = tuple(data.positions)
+        classes = torch.full((len(data), width), len(self.roles), device=gpt.device)
         rows = torch.arange(len(data), device=gpt.device)
-        at = {role: runs.role_positions(data, role).to(gpt.device) for role in ROLES}
-        for number, role in enumerate(ROLES):
+        at = {role: runs.role_positions(data, role).to(gpt.device) for role in self.roles}
+        for number, role in enumerate(self.roles):
             classes[rows, at[role]] = number
         self._classes = classes
         # Of two roles at one token a class can name one only.
         self._shared = {
             role: other
-            for role in ROLES
-            for other in ROLES
+            for role in self.roles
+            for other in self.roles
             if role != other and bool((at[role] == at[other]).any())
         }
 
@@ -300,15 +302,15 @@ class EdgeCircuits:
             ValueError: An edge that the model does not have, or, in ``without``, the circuit; a
                 role that stands at another role's token.
         """
-        mask = EdgeMask.of(self.shape, ROLES, self._edges(circuit))
+        mask = EdgeMask.of(self.shape, self.roles, self._edges(circuit))
         if without is not None:
             gone = self._edges(without)
-            left = mask.without(EdgeMask.of(self.shape, ROLES, gone))
+            left = mask.without(EdgeMask.of(self.shape, self.roles, gone))
             if left is None:
                 one = next(
                     edge
                     for edge in sorted(gone, key=str)
-                    if mask.without(EdgeMask.of(self.shape, ROLES, [edge])) is None
+                    if mask.without(EdgeMask.of(self.shape, self.roles, [edge])) is None
                 )
                 raise ValueError(
                     f"{one} is not in the circuit, so the circuit cannot be run without it; leave "
@@ -320,7 +322,7 @@ class EdgeCircuits:
     def run_model(self, *, without: Circuit | None = None) -> CircuitRun:
         """The whole model, or the model with these edges replaced."""
         edges = frozenset[Edge]() if without is None else self._edges(without)
-        return self._run(EdgeMask.of(self.shape, ROLES, edges, kept=False))
+        return self._run(EdgeMask.of(self.shape, self.roles, edges, kept=False))
 
     def _edges(self, circuit: Circuit | Iterable[Edge]) -> frozenset[Edge]:
         if not isinstance(circuit, Circuit):

@@ -20,7 +20,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from ioi_helpers import forward, metrics, runs
 from ioi_helpers.circuits.roles import Outside, final_stream
 from ioi_helpers.circuits.values import Values, values_outside
-from ioi_helpers.dataset import ROLES, IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
+from ioi_helpers.dataset.two_answers import reference_for
 from ioi_helpers.graph import Circuit, Node, NodeLike, Shape
 
 Kept = Bool[Tensor, "layer batch pos component"]
@@ -40,7 +41,7 @@ class CircuitRun:
     loss: Float[Tensor, " batch"]
 
     @staticmethod
-    def of_logits(logits: Float[Tensor, "batch vocab"], data: IOIDataset) -> CircuitRun:
+    def of_logits(logits: Float[Tensor, "batch vocab"], data: TwoAnswerData) -> CircuitRun:
         """From the logits at END, scored with the names of these prompts."""
         logits = runs.widened(logits)
         own = logits.gather(1, data.io_tokens.to(logits.device)[:, None])[:, 0]
@@ -104,8 +105,8 @@ class Circuits:
     def __init__(
         self,
         model: TransformerBridge,
-        data: IOIDataset,
-        reference: IOIDataset | None = None,
+        data: TwoAnswerData,
+        reference: TwoAnswerData | None = None,
         *,
         how: Literal["mean", "resample", "zero"] = "mean",
         group: Literal["template and order", "template", "all"] = "template and order",
@@ -118,7 +119,7 @@ class Circuits:
             raise ValueError(f"mlps must be 'kept' or 'nodes', not {mlps!r}.")
         self.model, self.data = model, data
         self.shape, self.how, self.group, self.mlps = Shape.of(model), how, group, mlps
-        self.reference = data.abc() if reference is None and how != "zero" else reference
+        self.reference = reference if how == "zero" else reference_for(data, reference)
         self.memory = memory
         self.engine: forward.Engine = engine
         self._gpt = forward.weights_for(model, engine, _SLOWLY)
@@ -215,7 +216,8 @@ class Circuits:
 
     def _at(self) -> dict[str, Tensor]:
         return {
-            role: runs.role_positions(self.data, role).to(self._values.z.device) for role in ROLES
+            role: runs.role_positions(self.data, role).to(self._values.z.device)
+            for role in self.data.positions
         }
 
     def _run_at_roles(self, gpt: forward.Decoder, circuit: Circuit) -> CircuitRun:
@@ -283,7 +285,7 @@ class Circuits:
 
 def run_in_parts(
     model: TransformerBridge,
-    data: IOIDataset,
+    data: TwoAnswerData,
     logits: Callable[[Tensor], Float[Tensor, "batch vocab"]],
     memory: int,
 ) -> CircuitRun:

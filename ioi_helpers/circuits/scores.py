@@ -26,7 +26,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers.circuits.run import CircuitRun, Circuits, part_of
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
+from ioi_helpers.dataset.two_answers import orders_of, template_ids_of
 from ioi_helpers.graph import Circuit, Node, NodeLike, parse_node
 from ioi_helpers.metrics import (
     Estimate,
@@ -173,7 +174,7 @@ def faithfulness(circuits: Circuits, circuit: Circuit | Iterable[NodeLike], /) -
 
 @overload
 def faithfulness(
-    model: TransformerBridge, data: IOIDataset, circuit: Circuit | Iterable[NodeLike], /
+    model: TransformerBridge, data: TwoAnswerData, circuit: Circuit | Iterable[NodeLike], /
 ) -> Faithfulness: ...
 
 
@@ -195,7 +196,7 @@ def faithfulness(model: Any, data: Any, circuit: Any = None, /) -> Faithfulness:
     """
     if (
         isinstance(model, TransformerBridge)
-        and isinstance(data, IOIDataset)
+        and isinstance(data, TwoAnswerData)
         and circuit is not None
     ):
         circuits = Circuits(model, data)
@@ -211,8 +212,8 @@ def faithfulness(model: Any, data: Any, circuit: Any = None, /) -> Faithfulness:
         circuits.run(circuit),
         circuits.run(()),
         data.pair_ids.cpu(),
-        tuple(data.orders),
-        tuple(data.template_ids.tolist()),
+        tuple(orders_of(data)),
+        tuple(template_ids_of(data).tolist()),
     )
 
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers.ablation.replacements import GROUPINGS, METHODS, replacements
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
+from ioi_helpers.dataset.two_answers import orders_of, template_ids_of
 from ioi_helpers.graph import Shape
 
 FEW = 10
@@ -45,8 +46,8 @@ class Values:
 
 def values_outside(
     model: TransformerBridge,
-    data: IOIDataset,
-    reference: IOIDataset | None,
+    data: TwoAnswerData,
+    reference: TwoAnswerData | None,
     how: str,
     group: str,
     *,
@@ -89,15 +90,17 @@ def values_outside(
     return Values(z, mlp_out)
 
 
-def _warn_of_a_repeated_name(reference: IOIDataset, group: str) -> None:
+def _warn_of_a_repeated_name(reference: TwoAnswerData, group: str) -> None:
     """A mean over prompts of one order in which a name stands twice still says which order it is,
     and that a name is repeated: it leaves in the model what it should take away."""
-    repeated = any(names.S2 in (names.S1, names.IO) for names in reference.names)
+    repeated = any(names.S2 in (names.S1, names.IO) for names in getattr(reference, "names", ()))
     if not repeated:
         return
     # Prompts that share a mean, by their orders: a template may occur in one order only.
     groups = defaultdict[object, list[str]](list)
-    for template, order in zip(reference.template_ids.tolist(), reference.orders, strict=True):
+    for template, order in zip(
+        template_ids_of(reference).tolist(), orders_of(reference), strict=True
+    ):
         keys: dict[str, object] = {"template and order": (template, order), "template": template}
         groups[keys.get(group)].append(order)
     of_one_order = [len(orders) for orders in groups.values() if len(set(orders)) == 1]

@@ -9,7 +9,8 @@ being searched for: it stays right when the same name also occurs in a prefix.
 In reading order: ``roles`` (the five positions that matter), ``templates``, ``pieces``,
 ``sampling`` (seeded choices), ``prefixes``, ``rows`` (prompts as pieces), and then the class in
 three steps: ``prompts`` (tokens and positions), ``counterfactuals``, ``dataset`` (the ways of
-making one); ``files`` writes and reads datasets.
+making one); ``files`` writes and reads datasets. ``two_answers`` says what helpers need of prompts,
+and ``own`` has ``PromptDataset``, for prompts of another task.
 
 Source of the task, the roles and the counterfactuals: Wang et al. 2022, "Interpretability in the
 Wild" (arXiv 2211.00593), called "the IOI paper" throughout. Prefix sentences follow "Intervening in
@@ -19,8 +20,10 @@ the Residual Stream" (the LRQP post).
 from __future__ import annotations
 
 from ioi_helpers.dataset.dataset import IOIDataset
+from ioi_helpers.dataset.own import PromptDataset
 from ioi_helpers.dataset.prefixes import OPENWEBTEXT, openwebtext_sentences
 from ioi_helpers.dataset.roles import ORDERS, ROLES, Names, RolePositions
+from ioi_helpers.dataset.two_answers import TwoAnswerData
 
 __all__ = [
     "OPENWEBTEXT",
@@ -28,6 +31,8 @@ __all__ = [
     "ROLES",
     "IOIDataset",
     "Names",
+    "PromptDataset",
     "RolePositions",
+    "TwoAnswerData",
     "openwebtext_sentences",
 ]

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ioi_helpers.dataset import files
 from ioi_helpers.dataset.counterfactuals import PromptsWithCounterfactuals
-from ioi_helpers.dataset.pieces import Pieces, check_names, check_nouns, name_pieces
+from ioi_helpers.dataset.pieces import Pieces, check_names, check_nouns, name_pieces, require_bos
 from ioi_helpers.dataset.prefixes import resolve_prefixes
 from ioi_helpers.dataset.roles import ORDERS
 from ioi_helpers.dataset.rows import Rows, lay_out
@@ -317,8 +317,8 @@ class IOIDataset(PromptsWithCounterfactuals):
         name_pool: tuple[str, ...],
         prepend_bos: bool,
     ) -> IOIDataset:
-        if prepend_bos and pieces.tokenizer.bos_token_id is None:
-            raise ValueError("This tokenizer has no BOS token; pass prepend_bos=False.")
+        if prepend_bos:
+            require_bos(pieces.tokenizer)
         data = cls(pieces, rows, templates=templates, name_pool=name_pool, prepend_bos=prepend_bos)
         data._check_assembly()
         return data

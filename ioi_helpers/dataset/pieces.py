@@ -47,15 +47,29 @@ class Pieces:
         if new:
             encoded = encode(self.tokenizer, new)
             for text, ids in zip(new, encoded, strict=True):
-                special = next((i for i in ids if i in self._special), None)
-                if special is not None:
-                    raise ValueError(
-                        f"The text {text!r} holds the special token "
-                        f"{self.tokenizer.decode([special])!r}; leave it out, as prepend_bos=True "
-                        "puts BOS in front."
-                    )
+                self._refuse_special(text, ids)
             self.extend(new, encoded)
         return np.array([self._index[text] for text in texts], dtype=np.int64)
+
+    def whole(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of texts that stand alone, as prompts do.
+
+        Raises:
+            ValueError: A text holds a special token, such as a BOS of its own.
+        """
+        encoded = encode(self.tokenizer, texts)
+        for text, ids in zip(texts, encoded, strict=True):
+            self._refuse_special(text, ids)
+        return encoded
+
+    def _refuse_special(self, text: str, ids: Sequence[int]) -> None:
+        special = next((i for i in ids if i in self._special), None)
+        if special is not None:
+            raise ValueError(
+                f"The text {text!r} holds the special token "
+                f"{self.tokenizer.decode([special])!r}; leave it out, as prepend_bos=True "
+                "puts BOS in front."
+            )
 
     def extend(self, texts: Sequence[str], ids: Sequence[list[int]]) -> None:
         """Append pieces whose token ids are known; those that are there already are passed over."""
@@ -74,6 +88,24 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[lis
     """Token ids of each text, with nothing put in front or behind."""
     encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     return encoded
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What fills up shorter prompts; never read, as lengths say what is padding."""
+    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id):
+        if candidate is not None:
+            return int(candidate)
+    return 0
+
+
+def require_bos(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer without BOS, where one is wanted.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if tokenizer.bos_token_id is None:
+        raise ValueError("This tokenizer has no BOS token; pass prepend_bos=False.")
 
 
 def require_tokenizer(tokenizer: Any) -> None:

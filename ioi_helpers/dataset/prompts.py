@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from ioi_helpers.dataset.pieces import Pieces, encode
+from ioi_helpers.dataset.pieces import Pieces, encode, pad_id
 from ioi_helpers.dataset.roles import IO, S1, S2, Names, RolePositions
-from ioi_helpers.dataset.rows import Rows
+from ioi_helpers.dataset.rows import Rows, row_numbers
+from ioi_helpers.dataset.two_answers import gather_at_role
 
 
 class TokenisedPrompts:
@@ -62,7 +63,7 @@ class TokenisedPrompts:
         ends = np.cumsum(piece_lengths, axis=1) + bos
         lengths = ends[:, -1]
         tokens = np.full(
-            (len(layout), max(width, int(lengths.max()))), self._pad_id(), dtype=np.int64
+            (len(layout), max(width, int(lengths.max()))), pad_id(self.tokenizer), dtype=np.int64
         )
         if bos:
             tokens[:, 0] = self.tokenizer.bos_token_id
@@ -98,13 +99,6 @@ class TokenisedPrompts:
         self.pair_ids: Int[Tensor, " batch"] = tensor(self._rows.pair_ids)
         before = self._rows.columns[:, IO] < self._rows.columns[:, S1]
         self.orders: list[str] = ["ABBA" if io_first else "BABA" for io_first in before]
-
-    def _pad_id(self) -> int:
-        tokenizer = self.tokenizer
-        for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id):
-            if candidate is not None:
-                return int(candidate)
-        return 0  # never read: the attention mask and the positions say what is padding
 
     def _check_assembly(self, sample: int = 256) -> None:
         """Tokenise whole prompts and compare: some of every template, evenly spread over rows."""
@@ -151,37 +145,11 @@ class TokenisedPrompts:
             IndexError: A row that does not exist.
             ValueError: A mask of another length than the dataset, or no row selected.
         """
-        rows = self._row_numbers(index)
+        rows = row_numbers(index, len(self))
         return self._replace(
             rows=self._rows.take(rows),
             clean=None if self._clean is None else self._clean[rows],
         )
-
-    def _row_numbers(self, index: Any) -> Int[np.ndarray, " rows"]:
-        if isinstance(index, Tensor):
-            index = index.detach().cpu().numpy()
-        if isinstance(index, int | np.integer) and not isinstance(index, bool):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"Row {index} does not exist; the dataset has {len(self)} rows.")
-            index = [int(index)]
-        if not isinstance(index, slice):
-            index = np.atleast_1d(np.asarray(index))
-            if index.dtype == bool and index.shape != (len(self),):
-                raise ValueError(
-                    f"The mask has shape {tuple(index.shape)}, but the dataset has {len(self)} "
-                    "rows; give one truth value for each row."
-                )
-            if index.size and index.dtype != bool and not np.issubdtype(index.dtype, np.integer):
-                raise ValueError(
-                    "Rows are selected by a number, a slice, a list of numbers or a mask of truth "
-                    f"values, not by {index.dtype}."
-                )
-            if index.size == 0:
-                index = slice(0)
-        numbers = np.arange(len(self))[index]
-        if not numbers.size:
-            raise ValueError("No row is selected; a dataset holds at least one prompt.")
-        return numbers
 
     def _replace(self, **changes: Any) -> Self:
         """The same dataset with other arguments to the constructor."""
@@ -276,15 +244,7 @@ class TokenisedPrompts:
         Raises:
             ValueError: An unknown role, or another number of rows or positions than ``tokens``.
         """
-        positions = self.positions[role]
-        if values.ndim < 2 or values.shape[:2] != self.tokens.shape:
-            raise ValueError(
-                f"The values have shape {tuple(values.shape)}, but must begin with [batch, pos] = "
-                f"{tuple(self.tokens.shape)} as data.tokens does"
-                " (was BOS added or left out, or another dataset used?)."
-            )
-        rows = torch.arange(len(self), device=values.device)
-        return values[rows, positions.to(values.device)]
+        return gather_at_role(self, values, role)
 
     def str_tokens(self, row: int) -> list[str]:
         """The tokens of one prompt as texts, without padding, for axis labels."""

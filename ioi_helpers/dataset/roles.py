@@ -34,4 +34,4 @@ class RolePositions(dict[str, Int[Tensor, " batch"]]):
     """Role -> position of that role in each prompt. An unknown role is a ``ValueError``."""
 
     def __missing__(self, role: str) -> Int[Tensor, " batch"]:
-        raise ValueError(f"{role!r} is not a role of an IOI prompt; use one of {', '.join(ROLES)}.")
+        raise ValueError(f"{role!r} is not a role of these prompts; use one of {', '.join(self)}.")

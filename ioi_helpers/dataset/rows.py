@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
+from torch import Tensor
 
 from ioi_helpers.dataset.pieces import Pieces
 from ioi_helpers.dataset.roles import IO, S1, S2
@@ -84,6 +86,42 @@ class Rows:
         layout = self.layout.copy()
         np.put_along_axis(layout, self.mentions, mentioned, axis=1)
         return replace(self, layout=layout).place(names, self.columns)
+
+
+def row_numbers(index: Any, n: int) -> Int[np.ndarray, " rows"]:
+    """The numbers of the rows that an index selects of ``n``.
+
+    Args:
+        index: A number, a slice, a list of numbers or a mask; also as a tensor.
+
+    Raises:
+        IndexError: A row that does not exist.
+        ValueError: A mask of another length, no row selected, or another kind of index.
+    """
+    if isinstance(index, Tensor):
+        index = index.detach().cpu().numpy()
+    if isinstance(index, int | np.integer) and not isinstance(index, bool):
+        if not -n <= index < n:
+            raise IndexError(f"Row {index} does not exist; the dataset has {n} rows.")
+        index = [int(index)]
+    if not isinstance(index, slice):
+        index = np.atleast_1d(np.asarray(index))
+        if index.dtype == bool and index.shape != (n,):
+            raise ValueError(
+                f"The mask has shape {tuple(index.shape)}, but the dataset has {n} "
+                "rows; give one truth value for each row."
+            )
+        if index.size and index.dtype != bool and not np.issubdtype(index.dtype, np.integer):
+            raise ValueError(
+                "Rows are selected by a number, a slice, a list of numbers or a mask of truth "
+                f"values, not by {index.dtype}."
+            )
+        if index.size == 0:
+            index = slice(0)
+    numbers = np.arange(n)[index]
+    if not numbers.size:
+        raise ValueError("No row is selected; a dataset holds at least one prompt.")
+    return numbers
 
 
 def lay_out(

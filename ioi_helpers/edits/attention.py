@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.edits.outputs import HeadWriter
 from ioi_helpers.edits.rows import RowwiseEdit, arrived, edited_positions, present
 from ioi_helpers.names import HeadLike, existing_head, head_name, parse_head
@@ -97,7 +97,7 @@ class AttentionEdit(RowwiseEdit):
 
 
 def attention_edit(
-    data: IOIDataset,
+    data: TwoAnswerData,
     role: str | Int[Tensor, " batch"],
     head: HeadLike,
     pattern: Float[Tensor, "batch key"],

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import metrics
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.edits.context import edited
 from ioi_helpers.runs import (
     DEFAULT_MEMORY,
@@ -35,7 +35,7 @@ class EditEffect(NamedTuple):
 
 def next_token_kl(
     model: TransformerBridge,
-    data: IOIDataset,
+    data: TwoAnswerData,
     edits: Sequence[Edit],
     *,
     memory: int = DEFAULT_MEMORY,
@@ -57,7 +57,7 @@ def next_token_kl(
 
 def logit_diffs_and_kl(
     model: TransformerBridge,
-    data: IOIDataset,
+    data: TwoAnswerData,
     edits: Mapping[str, Sequence[Edit]],
     *,
     memory: int = DEFAULT_MEMORY,
@@ -84,11 +84,12 @@ def logit_diffs_and_kl(
         require_edits_for(of_run, len(data))
     width = data.tokens.shape[1]
 
-    def read(part: IOIDataset, rows: Int[Tensor, " rows"]) -> dict[tuple[str, str], Tensor]:
+    def read(part: TwoAnswerData, rows: Int[Tensor, " rows"]) -> dict[tuple[str, str], Tensor]:
         length = int(part.lengths.max())
         tokens = part.tokens[:, :length].to(model.cfg.device)
         refuse_too_long(model, tokens)
-        padding = (part.attention_mask[:, :length] == 0).to(tokens.device)
+        positions = torch.arange(length, device=tokens.device)
+        padding = positions >= part.lengths[:, None].to(tokens.device)
         clean = _log_probabilities(model, tokens)
         found = {}
         for name, here in edits.items():

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.edits.rows import (
     RowwiseEdit,
     arrived,
@@ -60,7 +60,7 @@ class HeadEdit(RowwiseEdit):
 
 
 def head_edit(
-    data: IOIDataset,
+    data: TwoAnswerData,
     role: str | Int[Tensor, " batch"],
     head: HeadLike,
     new: Float[Tensor, "batch d_head"] | Rowwise,

@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.runs import require_dataset, role_positions
 
 Values = TypeVar("Values", Tensor, Tensor | Callable[[Tensor], Tensor])
 
 
 def edited_positions(
-    data: IOIDataset, role: str | Int[Tensor, " batch"], new: Any, what: str, width: str
+    data: TwoAnswerData, role: str | Int[Tensor, " batch"], new: Any, what: str, width: str
 ) -> Int[Tensor, " batch"]:
     """Where an edit of a role acts in each prompt.
 

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.edits.rows import (
     RowwiseEdit,
     arrived,
@@ -70,7 +70,7 @@ class ResidualEdit(RowwiseEdit):
 
 
 def residual_edit(
-    data: IOIDataset,
+    data: TwoAnswerData,
     role: str | Int[Tensor, " batch"],
     point: str,
     new: Float[Tensor, "batch d_model"] | Rowwise,

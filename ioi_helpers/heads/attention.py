@@ -8,13 +8,13 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.runs import DEFAULT_MEMORY, attention_of_pairs
 
 
 def attention_by_role(
     model: TransformerBridge,
-    data: IOIDataset,
+    data: TwoAnswerData,
     query: str = "END",
     keys: Sequence[str] = ("IO", "S1", "S2"),
     *,

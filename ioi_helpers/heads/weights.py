@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
+from ioi_helpers.dataset.two_answers import gather_at_role
 from ioi_helpers.heads.repeats import random_tokens
 from ioi_helpers.runs import (
     DEFAULT_MEMORY,
@@ -32,7 +33,7 @@ from ioi_helpers.runs import (
 @torch.no_grad()
 def copying_scores(
     model: TransformerBridge,
-    data: IOIDataset,
+    data: TwoAnswerData,
     *,
     negative: bool = False,
     top: int = 5,
@@ -86,7 +87,7 @@ def copying_scores(
 
 def _copied(
     model: TransformerBridge,
-    data: IOIDataset,
+    data: TwoAnswerData,
     roles: Sequence[str],
     top: int,
     signs: Sequence[float],
@@ -101,7 +102,7 @@ def _copied(
         activations_at(model, data, role, hook, memory=memory, progress=progress) for role in roles
     ]
     states = torch.cat(found).to(model.W_U.dtype)
-    names = torch.cat([data.gather(data.tokens, role) for role in roles]).to(states.device)
+    names = torch.cat([gather_at_role(data, data.tokens, role) for role in roles]).to(states.device)
     n_heads = model.cfg.n_heads
     hits = torch.zeros(len(signs), model.cfg.n_layers, n_heads, device=states.device)
     at_once = prompts_at_once(model, 1, memory, logits=2 * n_heads)
@@ -149,7 +150,7 @@ def _logits_with_signs(
 @torch.no_grad()
 def both_copying_scores(
     model: TransformerBridge,
-    data: IOIDataset,
+    data: TwoAnswerData,
     top: int = 5,
     *,
     memory: int = DEFAULT_MEMORY,

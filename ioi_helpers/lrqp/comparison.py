@@ -12,24 +12,24 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.edits import logit_diffs_and_kl, residual_edit
 from ioi_helpers.metrics import mean_and_stderr
 from ioi_helpers.probing import Probe, as_covariance
 from ioi_helpers.probing.activations import to_float64
-from ioi_helpers.runs import DEFAULT_MEMORY, Edit, activations_at
+from ioi_helpers.runs import DEFAULT_MEMORY, Edit, activations_at, role_positions
 
 
 def compare(
     model: TransformerBridge,
-    data: IOIDataset,
+    data: TwoAnswerData,
     role: str,
     point: str,
     interventions: Mapping[str, Callable[..., Float[Tensor, "batch d_model"]]],
     *,
     true: Sequence[Any],
     target: Sequence[Any],
-    counterfactual: IOIDataset | Float[Tensor, "batch d_model"] | None = None,
+    counterfactual: TwoAnswerData | Float[Tensor, "batch d_model"] | None = None,
     probe: Probe | None = None,
     covariance: Any = None,
     memory: int = DEFAULT_MEMORY,
@@ -73,9 +73,9 @@ def compare(
         )
     x0 = activations_at(model, data, role, point, memory=memory, progress=progress)
     source: Tensor | None
-    if isinstance(counterfactual, IOIDataset):
+    if counterfactual is not None and not isinstance(counterfactual, Tensor):
         # A counterfactual lines up token by token, but its roles may stand elsewhere.
-        at = data.positions[role]
+        at = role_positions(data, role)
         source = activations_at(model, counterfactual, at, point, memory=memory, progress=progress)
     else:
         source = counterfactual
@@ -124,7 +124,7 @@ def _share_of(diffs: Float[Tensor, " batch"], true: Sequence[Any], label: Any) -
     return (diffs[[one == label for one in true]] < 0).double().mean().item()
 
 
-def _over_pairs(values: Float[Tensor, " batch"], data: IOIDataset) -> tuple[float, float]:
+def _over_pairs(values: Float[Tensor, " batch"], data: TwoAnswerData) -> tuple[float, float]:
     """The mean, and its error over pairs; NaN where there is only one."""
     if len(data.pair_ids.unique()) < 2:
         return values.double().mean().item(), math.nan

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities import get_act_name
 
-from ioi_helpers.dataset import ROLES, IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.forward import ENGINES, Engine
 from ioi_helpers.patching.pair import NoisyEmbedding, Pair
 from ioi_helpers.patching.request import Request
@@ -27,6 +27,7 @@ from ioi_helpers.runs import (
     logits_at_positions,
     progress_bar,
     prompts_at_once,
+    roles_to_use,
 )
 
 ATTRIBUTION_SITES: tuple[str, ...] = ("z", "mlp_out")
@@ -35,14 +36,14 @@ ATTRIBUTION_SITES: tuple[str, ...] = ("z", "mlp_out")
 
 def attribution_patch_sweep(
     model: TransformerBridge,
-    clean: IOIDataset,
-    corrupted: IOIDataset,
+    clean: TwoAnswerData,
+    corrupted: TwoAnswerData,
     site: str = "z",
     axes: Sequence[str] = ("layer", "head"),
     *,
     metric: Metric | None = None,
     direction: Literal["denoising", "noising"] = "denoising",
-    roles: Sequence[str] = ROLES,
+    roles: Sequence[str] | None = None,
     engine: Engine = "auto",
     memory: int = DEFAULT_MEMORY,
     progress: bool = True,
@@ -91,7 +92,7 @@ def attribution_patch_sweep(
     """
     if engine not in ENGINES:
         raise ValueError(f"engine must be 'auto', 'fast' or 'hooks', not {engine!r}.")
-    request = Request.of(site, axes, direction, roles)
+    request = Request.of(site, axes, direction, roles_to_use(clean, roles))
     if site not in ATTRIBUTION_SITES:
         raise ValueError(
             f"Attribution patching covers the sites {' and '.join(ATTRIBUTION_SITES)}, not "

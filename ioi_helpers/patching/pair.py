@@ -11,7 +11,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import forward
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
+from ioi_helpers.dataset.two_answers import templates_of
 from ioi_helpers.patching.request import Request
 from ioi_helpers.runs import refuse_too_long, require_alike, require_data, role_positions
 
@@ -36,7 +37,7 @@ class NoisyEmbedding:
     seed: int = 0
 
     def draw(
-        self, model: TransformerBridge, clean: IOIDataset
+        self, model: TransformerBridge, clean: TwoAnswerData
     ) -> tuple[Float[Tensor, "batch pos d_model"], Int[Tensor, " batch"]]:
         """The noise, zero elsewhere than at the role, and where that is."""
         at = role_positions(clean, self.role).cpu()
@@ -77,8 +78,8 @@ class Pair:
         cls,
         model: TransformerBridge,
         request: Request,
-        clean: IOIDataset,
-        corrupted: IOIDataset | NoisyEmbedding,
+        clean: TwoAnswerData,
+        corrupted: TwoAnswerData | NoisyEmbedding,
     ) -> Pair:
         """Check that the datasets fit together, the model and the request; make tensors of them.
 
@@ -143,11 +144,13 @@ class Pair:
         return replace(self, **{name: x.to(device) for name, x in tensors if x is not None})
 
 
-def _positions(data: IOIDataset, roles: Sequence[str]) -> Int[Tensor, "batch role"]:
+def _positions(data: TwoAnswerData, roles: Sequence[str]) -> Int[Tensor, "batch role"]:
     return torch.stack([role_positions(data, role) for role in roles], dim=1)
 
 
-def _require_correspondence(request: Request, clean: IOIDataset, corrupted: IOIDataset) -> bool:
+def _require_correspondence(
+    request: Request, clean: TwoAnswerData, corrupted: TwoAnswerData
+) -> bool:
     """Whether position i of a prompt is position i of its counterpart; refused where it has to be.
 
     That is so where the two have equal lengths and the same template. Otherwise only roles say what
@@ -160,7 +163,10 @@ def _require_correspondence(request: Request, clean: IOIDataset, corrupted: IOID
         )
     equal = clean.lengths.cpu() == corrupted.lengths.cpu()
     alike = equal & torch.tensor(
-        [one == other for one, other in zip(_templates(clean), _templates(corrupted), strict=True)]
+        [
+            one == other
+            for one, other in zip(templates_of(clean), templates_of(corrupted), strict=True)
+        ]
     )
     row = int((~alike).int().argmax())
     why = (
@@ -186,11 +192,3 @@ def _require_correspondence(request: Request, clean: IOIDataset, corrupted: IOID
             "else in each; use 'role' instead of 'pos', or prompts of one length."
         )
     return aligned
-
-
-def _templates(data: IOIDataset) -> list[str]:
-    """The text of each prompt's template; empty where a dataset knows none."""
-    texts = getattr(data, "templates", None)
-    if texts is None:
-        return [""] * len(data)
-    return [texts[i] for i in data.template_ids.tolist()]

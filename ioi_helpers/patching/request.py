@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers.dataset import ROLES, IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.patching.result import DIRECTIONS
 
 STREAM_SITES: tuple[str, ...] = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
@@ -49,7 +49,7 @@ class Request:
     site: str
     axes: tuple[str, ...]
     direction: str
-    roles: tuple[str, ...] = ROLES
+    roles: tuple[str, ...]
 
     @classmethod
     def of(
@@ -87,7 +87,7 @@ class Request:
             raise ValueError(f"direction must be 'denoising' or 'noising', not {self.direction!r}.")
 
     def entries(
-        self, model: TransformerBridge, clean: IOIDataset
+        self, model: TransformerBridge, clean: TwoAnswerData
     ) -> dict[str, Sequence[int] | Sequence[str]]:
         """What stands along each axis."""
         n_heads = model.cfg.n_heads

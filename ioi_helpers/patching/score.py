@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.metrics import logit_diff
 
 Metric = Callable[..., Tensor]
@@ -35,11 +35,11 @@ class Scorer:
     """
 
     metrics: dict[str, Metric]
-    data: IOIDataset
+    data: TwoAnswerData
     several: bool = False
 
     @classmethod
-    def of(cls, metric: Metrics | None, data: IOIDataset) -> Scorer:
+    def of(cls, metric: Metrics | None, data: TwoAnswerData) -> Scorer:
         """From what a user writes; None is the logit difference.
 
         Raises:

@@ -8,26 +8,26 @@ from typing import Literal
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import forward
-from ioi_helpers.dataset import ROLES, IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.patching.fast import fast_sweep
 from ioi_helpers.patching.hooks import hooks_sweep, require_site
 from ioi_helpers.patching.pair import NoisyEmbedding, Pair
 from ioi_helpers.patching.request import Cells, Request
 from ioi_helpers.patching.result import SweepResult, sweep_result
 from ioi_helpers.patching.score import Metrics, Scorer, Values
-from ioi_helpers.runs import DEFAULT_MEMORY
+from ioi_helpers.runs import DEFAULT_MEMORY, roles_to_use
 
 
 def patch_sweep(
     model: TransformerBridge,
-    clean: IOIDataset,
-    corrupted: IOIDataset | NoisyEmbedding,
+    clean: TwoAnswerData,
+    corrupted: TwoAnswerData | NoisyEmbedding,
     site: str = "z",
     axes: Sequence[str] = ("layer", "head"),
     *,
     metric: Metrics | None = None,
     direction: Literal["denoising", "noising"] = "denoising",
-    roles: Sequence[str] = ROLES,
+    roles: Sequence[str] | None = None,
     engine: forward.Engine = "auto",
     memory: int = DEFAULT_MEMORY,
     progress: bool = True,
@@ -80,7 +80,7 @@ def patch_sweep(
             Several may be given as a list or under names of your own. ``None`` is the logit
             difference, which needs two columns of ``W_U`` only; others need all logits at END.
         direction: See above.
-        roles: The roles of a ``"role"`` axis, in order.
+        roles: The roles of a ``"role"`` axis, in order; None is all that the prompts have.
         engine: ``"fast"`` refuses models that :mod:`ioi_helpers.forward` cannot run, ``"hooks"``
             runs the whole model once a patch, on any architecture, and ``"auto"`` does so where it
             must, with a printed notice.
@@ -101,7 +101,7 @@ def patch_sweep(
             value a prompt; a model in training mode; or one on which an edit at the site does not
             reach the run.
     """
-    request = Request.of(site, axes, direction, roles)
+    request = Request.of(site, axes, direction, roles_to_use(clean, roles))
     if memory < 1:
         raise ValueError(f"memory must be a positive number of bytes, not {memory}.")
     pair = Pair.of(model, request, clean, corrupted)

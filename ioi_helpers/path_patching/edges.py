@@ -19,7 +19,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import forward
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.graph import EMBEDDING, HEAD_INPUTS, Circuit, Edge, Node, Shape, parse_node
 from ioi_helpers.patching.result import SweepResult, sweep_result
 from ioi_helpers.path_patching.gradients import FastRuns, HookRuns, Point, Runs, nodes_by_layer
@@ -104,7 +104,7 @@ class _Grid:
         self,
         values: Float[Tensor, "role sender receiver batch"],
         runs: tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]],
-        data: IOIDataset,
+        data: TwoAnswerData,
         direction: str,
         method: str,
         possible: list[bool],
@@ -163,8 +163,8 @@ def _edge(sender: str, receiver: str, role: str | None) -> Edge:
 
 def exact_edges(
     model: TransformerBridge,
-    data: IOIDataset,
-    reference: IOIDataset | None = None,
+    data: TwoAnswerData,
+    reference: TwoAnswerData | None = None,
     *,
     roles: Sequence[str] | None = None,
     inputs: Sequence[str] = INPUTS,
@@ -226,8 +226,8 @@ def exact_edges(
 
 def edge_scores(
     model: TransformerBridge,
-    data: IOIDataset,
-    reference: IOIDataset | None = None,
+    data: TwoAnswerData,
+    reference: TwoAnswerData | None = None,
     *,
     method: Literal["EAP", "EAP-IG", "EAP-IG activations"] | str = "EAP-IG",
     steps: int = 5,

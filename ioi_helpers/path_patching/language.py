@@ -14,7 +14,6 @@ from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers.dataset import ROLES
 from ioi_helpers.graph import (
     EMBEDDING,
     HEAD_INPUTS,
@@ -209,7 +208,7 @@ def parse_senders(model: TransformerBridge, spec: NodeLike | Iterable[NodeLike])
     """A set of senders: one node or several.
 
     Raises:
-        ValueError: There is none, or one that the model does not have, or an unknown role.
+        ValueError: There is none, or one that the model does not have.
     """
     listed: list[Any] = [spec] if _is_one_node(spec) else _listed(spec)
     nodes = tuple(dict.fromkeys(parse_node(node) for node in listed))
@@ -220,7 +219,6 @@ def parse_senders(model: TransformerBridge, spec: NodeLike | Iterable[NodeLike])
         )
     for node in nodes:
         require_node(model, node)
-        _require_role(node.role)
     return Senders(" + ".join(map(str, nodes)), nodes)
 
 
@@ -230,8 +228,8 @@ def parse_receivers(
     """A set of receivers: one input or several.
 
     Raises:
-        ValueError: There is none, or one that the model does not have, or an unknown role; or the
-            key or value of a head that shares it with others (grouped queries).
+        ValueError: There is none, or one that the model does not have; or the key
+            or value of a head that shares it with others (grouped queries).
     """
     listed: list[Any] = [spec] if _is_one_receiver(spec) else _listed(spec)
     inputs = tuple(dict.fromkeys(parse_receiver(receiver) for receiver in listed))
@@ -240,10 +238,8 @@ def parse_receivers(
             "There is no receiver; name at least one, such as ('L9H9', 'q', 'END') or 'final'."
         )
     for receiver in inputs:
-        _require_role(receiver.role)
         if receiver.node is not None:
             require_node(model, receiver.node)
-            _require_role(receiver.node.role)
         if receiver.input in ("k", "v") and shares_keys(model):
             raise ValueError(
                 f"In this model several heads share one key and value, so {receiver} is not "
@@ -284,14 +280,6 @@ def _is_one_receiver(spec: Any) -> bool:
     if isinstance(spec, str | Receiver | Edge):
         return True
     return isinstance(spec, tuple) and len(spec) > 1 and isinstance(spec[1], str)
-
-
-def _require_role(role: str | None) -> None:
-    if role is not None and role not in ROLES:
-        raise ValueError(
-            f"{role!r} is not a role of an IOI prompt; use one of {', '.join(ROLES)}, or leave it "
-            "out for every position."
-        )
 
 
 # --- what a sweep goes through -------------------------------------------------------------------
@@ -355,7 +343,6 @@ def every_input(
     unknown = [name for name in wanted if name not in (*HEAD_INPUTS, "in", "final")]
     if unknown:
         raise ValueError(f"{unknown[0]!r} is not an input; use some of q, k, v, in, final.")
-    _require_role(role)
     found: list[Receiver] = []
     for node in Shape.of(model).nodes(mlps=True):
         own = HEAD_INPUTS if node.is_head else ("in",)

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
+from ioi_helpers.dataset.two_answers import reference_for
 from ioi_helpers.patching.result import DIRECTIONS
 from ioi_helpers.runs import refuse_misaligned, refuse_too_long, require_data, role_positions
 
@@ -69,8 +70,8 @@ class Pair:
 
 def pair_of(
     model: TransformerBridge,
-    data: IOIDataset,
-    reference: IOIDataset | None,
+    data: TwoAnswerData,
+    reference: TwoAnswerData | None,
     direction: str,
     roles: Iterable[str | None],
 ) -> Pair:
@@ -88,8 +89,7 @@ def pair_of(
     require_data(model, data)
     if direction not in DIRECTIONS:
         raise ValueError(f"direction must be 'noising' or 'denoising', not {direction!r}.")
-    if reference is None:
-        reference = data.abc()
+    reference = reference_for(data, reference)
     require_data(model, reference)
     refuse_misaligned(data, reference)
     refuse_too_long(model, data.tokens[:, : int(data.lengths.max())])

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.graph import Shape
 from ioi_helpers.path_patching.language import (
     Receivers,
@@ -43,8 +43,8 @@ class Request:
     def of(
         cls,
         model: TransformerBridge,
-        data: IOIDataset,
-        reference: IOIDataset | None,
+        data: TwoAnswerData,
+        reference: TwoAnswerData | None,
         senders: Any,
         receivers: Any,
         mlps: str,

@@ -11,7 +11,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import forward
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.graph import NodeLike
 from ioi_helpers.patching.result import SweepResult, sweep_result
 from ioi_helpers.path_patching import fast, hooks
@@ -38,8 +38,8 @@ class SweepSettings(TypedDict, total=False):
 
 def path_patch(
     model: TransformerBridge,
-    data: IOIDataset,
-    reference: IOIDataset | None,
+    data: TwoAnswerData,
+    reference: TwoAnswerData | None,
     senders: NodeLike | Iterable[NodeLike],
     receivers: ReceiverLike | Iterable[ReceiverLike],
     *,
@@ -151,8 +151,8 @@ def _one_set(spec: Any, what: str) -> Any:
 
 def path_sweep(
     model: TransformerBridge,
-    data: IOIDataset,
-    reference: IOIDataset | None = None,
+    data: TwoAnswerData,
+    reference: TwoAnswerData | None = None,
     senders: str | NodeLike | Iterable[NodeLike] | Mapping[str, Any] = "heads",
     receivers: ReceiverLike | Iterable[ReceiverLike] | Mapping[str, Any] = "final",
     *,
@@ -207,8 +207,8 @@ def path_sweep(
 
 def direct_path_sweep(
     model: TransformerBridge,
-    clean: IOIDataset,
-    corrupted: IOIDataset,
+    clean: TwoAnswerData,
+    corrupted: TwoAnswerData,
     input: Literal["q", "k", "v"] | str = "q",
     **settings: Unpack[SweepSettings],
 ) -> SweepResult:
@@ -261,7 +261,7 @@ def direct_path_sweep(
 
 def _answer(
     model: TransformerBridge,
-    data: IOIDataset,
+    data: TwoAnswerData,
     request: Request,
     engine: str,
     memory: int,

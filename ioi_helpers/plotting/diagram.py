@@ -104,6 +104,7 @@ def diagram(
     arrows: Sequence[Arrow] | None = None,
     apart: Collection[str] = (),
     note: str = "",
+    roles: Sequence[str] = ROLES,
 ) -> Diagram:
     """Draw a circuit: its groups of nodes as boxes, arrows between them.
 
@@ -119,11 +120,18 @@ def diagram(
         apart: Head classes without a known part in the behaviour: drawn with a dashed frame and
             without arrows.
         note: A line below the title; by default it explains dashed frames where there are some.
+        roles: What nodes may stand at, from top to bottom; of another task, ``data.positions``.
 
     Raises:
         ValueError: A node at an unknown role; arrows between head classes that go in a circle.
     """
     groups = _groups(circuit)
+    for (label, position), members in groups.items():
+        if position not in (*roles, EVERYWHERE):
+            name = members[0].name if members else label
+            raise ValueError(
+                f"{name} works at {position!r}, which is no role; use one of {', '.join(roles)}."
+            )
     if arrows is None and circuit.edges is not None:
         links = _edges_between(circuit, groups)
         try:
@@ -148,7 +156,7 @@ def diagram(
         )
         for (label, position), members in groups.items()
     ]
-    places = [*ROLES, EVERYWHERE]
+    places = [*roles, EVERYWHERE]
     boxes.sort(key=lambda box: (places.index(box.position), box.stage, _place(order, box.label)))
     placed, bands, size = _lay_out(boxes)
     by_key = {(box.label, box.position): box for box in placed if not box.apart}
@@ -184,10 +192,6 @@ def _groups(circuit: Circuit) -> dict[Key, list[Node]]:
 
 
 def _position(node: Node) -> str:
-    if node.role is not None and node.role not in ROLES:
-        raise ValueError(
-            f"{node.name} works at {node.role!r}, which is no role; use one of {', '.join(ROLES)}."
-        )
     return node.role or EVERYWHERE
 
 

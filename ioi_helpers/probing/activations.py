@@ -14,14 +14,14 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.names import HeadLike, existing_head, head_name
 from ioi_helpers.runs import DEFAULT_MEMORY, Edit, activations_at
 
 
 def head_outputs(
     model: TransformerBridge,
-    data: IOIDataset,
+    data: TwoAnswerData,
     role: str,
     heads: Sequence[HeadLike],
     edits: Sequence[Edit] = (),

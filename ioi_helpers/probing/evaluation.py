@@ -21,7 +21,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers.dataset import ROLES, IOIDataset
+from ioi_helpers.dataset import IOIDataset, TwoAnswerData
+from ioi_helpers.dataset.two_answers import positions_of
 from ioi_helpers.metrics import Estimate, mean_and_stderr
 from ioi_helpers.probing.activations import require_activations
 from ioi_helpers.probing.labels import encode_labels, labels_of
@@ -32,6 +33,7 @@ from ioi_helpers.runs import (
     progress_bar,
     require_data,
     residual_points,
+    roles_to_use,
 )
 
 LEAST_DEALINGS = 49  # of random labels, for a band that holds chance with 96 %
@@ -61,7 +63,7 @@ class Split:
     dropped: int = 0
 
 
-def groups(data: IOIDataset, role: str) -> dict[str, Int[Tensor, " batch"]]:
+def groups(data: TwoAnswerData, role: str) -> dict[str, Int[Tensor, " batch"]]:
     """What rows have in common as far as a role: the groups that must not be torn apart.
 
     A causal model has seen nothing after the role's position, so two prompts that differ only
@@ -73,24 +75,25 @@ def groups(data: IOIDataset, role: str) -> dict[str, Int[Tensor, " batch"]]:
         role: Where the activations are taken.
 
     Returns:
-        ``"prompt"`` (the tokens up to the role), ``"names"`` (the names in it, whichever stands
-        where) and ``"template"`` (its text up to the role) -> a group number for each row. Pass
-        your own mapping to the functions below for other data, most specific first.
+        ``"prompt"`` (the tokens up to the role), and of an ``IOIDataset`` ``"names"`` (the names in
+        it, whichever stands where) and ``"template"`` (its text up to the role) -> a group number
+        for each row. Pass your own mapping to the functions below for other data, most specific
+        first.
 
     Raises:
         ValueError: An unknown role.
     """
-    positions = data.positions[role].tolist()
+    positions = positions_of(data, role).tolist()
     prompts = [
         tuple(row[: position + 1])
         for row, position in zip(data.tokens.tolist(), positions, strict=True)
     ]
-    heads = [_template_as_read(template, role) for template in data.templates]
-    return {
-        "prompt": _number(prompts),
-        "names": _number([tuple(sorted(set(names))) for names in data.names]),
-        "template": _number([heads[i] for i in data.template_ids.tolist()]),
-    }
+    found = {"prompt": _number(prompts)}
+    if isinstance(data, IOIDataset):
+        heads = [_template_as_read(template, role) for template in data.templates]
+        found["names"] = _number([tuple(sorted(set(names))) for names in data.names])
+        found["template"] = _number([heads[i] for i in data.template_ids.tolist()])
+    return found
 
 
 def _template_as_read(template: str, role: str) -> str:
@@ -467,10 +470,10 @@ def _random_labels(
 
 def probe_table(
     model: TransformerBridge,
-    data: IOIDataset,
+    data: TwoAnswerData,
     variable: str | Sequence[Any] = "order",
     *,
-    roles: Sequence[str] = ROLES,
+    roles: Sequence[str] | None = None,
     points: Sequence[str] | None = None,
     n_folds: int = 5,
     hold_out: Sequence[str] | None = None,
@@ -485,7 +488,7 @@ def probe_table(
 
     Args:
         variable: A name that :func:`labels_of` knows, or a label for each prompt.
-        roles, points: Where to probe; by default everywhere
+        roles, points: Where to probe; by default at every role and everywhere
             (:func:`~ioi_helpers.runs.residual_points`).
         model, data, memory, progress: As for :func:`~ioi_helpers.runs.activations_at`.
         n_folds, hold_out, n_controls, C, standardize, seed: As for :func:`evaluate_probe`.
@@ -500,13 +503,20 @@ def probe_table(
         ValueError: As for :func:`evaluate_probe`.
     """
     require_data(model, data)
-    labels = labels_of(data, variable) if isinstance(variable, str) else list(variable)
+    if not isinstance(variable, str):
+        labels = list(variable)
+    elif isinstance(data, IOIDataset):
+        labels = labels_of(data, variable)
+    else:
+        raise ValueError(
+            f"{variable!r} is a variable of an IOIDataset; give a label for each prompt instead."
+        )
     points = residual_points(model) if points is None else list(points)
     numbers = data.pair_ids.tolist()
     in_common = len(set(zip(numbers, labels, strict=True))) == len(set(numbers))
     pairs = data.pair_ids if in_common else None
     rows = []
-    for role in roles:
+    for role in roles_to_use(data, roles):
         grouped = groups(data, role)
         at = activations_at(model, data, role, points, memory=memory, progress=progress)
         for point, values in progress_bar(f"probes at {role}", at.items(), show=progress):

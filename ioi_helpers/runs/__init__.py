@@ -40,6 +40,7 @@ from ioi_helpers.runs.guards import (
     require_dataset,
     require_model,
     role_positions,
+    roles_to_use,
 )
 from ioi_helpers.runs.points import parse_point, point_hook, residual_points
 from ioi_helpers.runs.reading import (
@@ -85,6 +86,7 @@ __all__ = [
     "require_model",
     "residual_points",
     "role_positions",
+    "roles_to_use",
     "run_in_batches",
     "run_rows_in_batches",
     "save_activations",

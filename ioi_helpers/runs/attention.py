@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.names import HeadLike, existing_head, head_name
 from ioi_helpers.runs.batches import DEFAULT_MEMORY, Edit, Hook, run_in_batches
 from ioi_helpers.runs.guards import refuse_too_long, require_data, role_positions
@@ -19,7 +19,7 @@ from ioi_helpers.runs.reading import widened
 
 def attention_of_pairs(
     model: TransformerBridge,
-    data: IOIDataset,
+    data: TwoAnswerData,
     pairs: Sequence[tuple[str, str]],
     edits: Sequence[Edit] = (),
     *,
@@ -47,7 +47,7 @@ def attention_of_pairs(
     query_at = torch.stack([role_positions(data, role) for role in queries], dim=-1)
     key_at = torch.stack([role_positions(data, role) for role in keys], dim=-1)
 
-    def read(part: IOIDataset) -> Float[Tensor, "layer head pair rows"]:
+    def read(part: TwoAnswerData) -> Float[Tensor, "layer head pair rows"]:
         at = [torch.stack([part.positions[r] for r in roles], dim=-1) for roles in (queries, keys)]
         by_layer, hooks = hooks_on_pairs(model, at[0], at[1])
         _run(model, part.tokens, int(torch.maximum(*at).max()) + 1, hooks)
@@ -86,7 +86,7 @@ def hooks_on_pairs(
 
 def attention_patterns(
     model: TransformerBridge,
-    data: IOIDataset,
+    data: TwoAnswerData,
     heads: Sequence[HeadLike],
     role: str = "END",
     edits: Sequence[Edit] = (),
@@ -117,7 +117,7 @@ def attention_patterns(
     layers = sorted({layer for layer, _ in where.values()})
     width, device = data.tokens.shape[1], model.W_U.device
 
-    def read(part: IOIDataset) -> dict[str, Tensor]:
+    def read(part: TwoAnswerData) -> dict[str, Tensor]:
         found: dict[int, Tensor] = {}
 
         def keep(layer: int) -> Callable[..., None]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
 
 DEFAULT_MEMORY = 2**30
 """Bytes that a run may use for activations, apart from the model: 1 GiB."""
@@ -70,6 +70,7 @@ def require_edits_for(edits: Any, n: int) -> Sequence[Edit]:
 
 
 Read = TypeVar("Read", Tensor, dict[Any, Tensor])
+Data = TypeVar("Data", bound=TwoAnswerData)
 Item = TypeVar("Item")
 
 
@@ -161,8 +162,8 @@ def in_order(parts: Sequence[Tensor], rows: Sequence[Tensor], dim: int = 0) -> T
 
 def run_in_batches(
     model: TransformerBridge,
-    data: IOIDataset,
-    read: Callable[[IOIDataset], Read],
+    data: Data,
+    read: Callable[[Data], Read],
     **settings: Unpack[BatchSettings],
 ) -> Read:
     """Call ``read`` on part after part of the prompts, with edits on, and join what it returns.
@@ -188,8 +189,8 @@ def run_in_batches(
 
 def run_rows_in_batches(
     model: TransformerBridge,
-    data: IOIDataset,
-    read: Callable[[IOIDataset, Int[Tensor, " rows"]], Read],
+    data: Data,
+    read: Callable[[Data, Int[Tensor, " rows"]], Read],
     *,
     edits: Sequence[Edit] = (),
     memory: int = DEFAULT_MEMORY,

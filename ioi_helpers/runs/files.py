@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.dataset.files import read_file, write_file
 from ioi_helpers.runs.guards import require_dataset
 
@@ -19,7 +19,7 @@ _TOKENS, _LENGTHS = "the prompts' tokens", "the prompts' lengths"
 def save_activations(
     path: str | PathLike[str],
     activations: Mapping[str, Float[Tensor, "batch *rest"]],
-    data: IOIDataset,
+    data: TwoAnswerData,
     **about: str,
 ) -> None:
     """Write activations into a safetensors file, beside the tokens of the prompts they are of.
@@ -52,7 +52,7 @@ def save_activations(
 
 
 def load_activations(
-    path: str | PathLike[str], data: IOIDataset
+    path: str | PathLike[str], data: TwoAnswerData
 ) -> dict[str, Float[Tensor, "batch *rest"]]:
     """Read what :func:`save_activations` wrote, on the CPU.
 

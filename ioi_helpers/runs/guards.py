@@ -16,7 +16,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools.analysis._model_state import require_eval_mode
 
 from ioi_helpers import forward
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
+from ioi_helpers.dataset.two_answers import REQUIRED, has_bos, positions_of, templates_of, text_of
 
 
 def require_model(model: Any) -> None:
@@ -42,12 +43,15 @@ def require_dataset(data: Any) -> None:
     """Refuse what is no dataset, such as a list of texts or a tensor of tokens.
 
     Raises:
-        ValueError: It has no tokens, positions of roles or lengths.
+        ValueError: It lacks something that :class:`~ioi_helpers.dataset.TwoAnswerData` asks for.
     """
-    if not all(hasattr(data, name) for name in ("tokens", "positions", "lengths")):
+    missing = [name for name in REQUIRED if not hasattr(data, name)]
+    if missing:
+        lacks = "" if "tokens" in missing else f" that lacks {' and '.join(missing)}"
         raise ValueError(
-            f"The prompts must be a dataset, not {_kind(data)}; make one with "
-            "IOIDataset.from_prompts(model.tokenizer, prompts, answers) or IOIDataset.generate."
+            f"The prompts must be a dataset, not {_kind(data)}{lacks}; make one with "
+            "IOIDataset.from_prompts(model.tokenizer, prompts, answers) or IOIDataset.generate, or "
+            "for another task with dataset.PromptDataset.from_prompts."
         )
 
 
@@ -87,7 +91,7 @@ def require_alike(data: Any, other: Any, name: str) -> None:
     Raises:
         ValueError: They differ in BOS.
     """
-    with_bos = [bool(getattr(one, "prepend_bos", False)) for one in (data, other)]
+    with_bos = [has_bos(one) for one in (data, other)]
     if with_bos[0] != with_bos[1]:
         has = "has BOS before each prompt" if with_bos[1] else "has no BOS before its prompts"
         raise ValueError(
@@ -96,7 +100,7 @@ def require_alike(data: Any, other: Any, name: str) -> None:
         )
 
 
-def refuse_misaligned(data: IOIDataset, reference: IOIDataset) -> None:
+def refuse_misaligned(data: TwoAnswerData, reference: TwoAnswerData) -> None:
     """Refuse a reference that does not correspond to the data row by row and token by token.
 
     Args:
@@ -114,7 +118,7 @@ def refuse_misaligned(data: IOIDataset, reference: IOIDataset) -> None:
         )
 
 
-def require_as_many(data: IOIDataset, reference: IOIDataset) -> None:
+def require_as_many(data: TwoAnswerData, reference: TwoAnswerData) -> None:
     """Refuse a reference with more or fewer prompts than the data.
 
     Raises:
@@ -127,21 +131,21 @@ def require_as_many(data: IOIDataset, reference: IOIDataset) -> None:
         )
 
 
-def misalignment(data: IOIDataset, reference: IOIDataset) -> str:
+def misalignment(data: TwoAnswerData, reference: TwoAnswerData) -> str:
     """Why position i of a row is not position i of its counterpart; empty if it is.
 
     Equal lengths are not enough: BOS, the template, and where names and END stand count too. (The
     roles IO and S1 may change places, and S1+1 with them: that is what some counterfactuals do.)
     """
-    if data.prepend_bos != reference.prepend_bos:
-        one, other = ("data", "reference") if data.prepend_bos else ("reference", "data")
+    if has_bos(data) != has_bos(reference):
+        one, other = ("data", "reference") if has_bos(data) else ("reference", "data")
         return f"The {one} start with BOS and the {other} do not (prepend_bos)"
-    rows = zip(data.template_ids.tolist(), reference.template_ids.tolist(), strict=True)
+    rows = zip(templates_of(data), templates_of(reference), strict=True)
     for row, (mine, its) in enumerate(rows):
-        if data.templates[mine] != reference.templates[its]:
+        if mine != its:
             return (
-                f"Prompt {row} has the template {data.templates[mine]!r}, but its counterpart in "
-                f"the reference {reference.templates[its]!r}"
+                f"Prompt {row} has the template {mine!r}, but its counterpart in the reference "
+                f"{its!r}"
             )
     lengths = [one.lengths.cpu() for one in (data, reference)]
     unequal = lengths[0] != lengths[1]
@@ -162,9 +166,11 @@ def misalignment(data: IOIDataset, reference: IOIDataset) -> str:
     return ""
 
 
-def _landmarks(data: IOIDataset) -> Int[Tensor, "batch 4"]:
-    """Where the first two names stand, in order, the third, and END."""
-    at = {role: data.positions[role].cpu() for role in ("IO", "S1", "S2", "END")}
+def _landmarks(data: TwoAnswerData) -> Int[Tensor, "batch mark"]:
+    """Where the first two names stand, in order, the third, and END; or else every role."""
+    at = {role: where.cpu() for role, where in data.positions.items()}
+    if not {"IO", "S1", "S2"} <= set(at):
+        return torch.stack([at[role] for role in sorted(at)], dim=1)
     first = torch.stack([at["IO"], at["S1"]], dim=1).sort(dim=1).values
     return torch.cat([first, at["S2"][:, None], at["END"][:, None]], dim=1)
 
@@ -194,14 +200,14 @@ def refuse_too_long(model: TransformerBridge, tokens: Int[Tensor, "batch pos"]) 
         )
 
 
-def role_positions(data: IOIDataset, role: str | Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+def role_positions(data: TwoAnswerData, role: str | Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
     """Where a role stands in each prompt; or positions that are given, one for each prompt.
 
     Raises:
         ValueError: The role is unknown, or a prompt lacks it; or the positions do not fit.
     """
     if isinstance(role, str):
-        at = data.positions[role]
+        at = positions_of(data, role)
     elif role.shape == (len(data),):
         at = role
     else:
@@ -213,9 +219,21 @@ def role_positions(data: IOIDataset, role: str | Int[Tensor, " batch"]) -> Int[T
         row = int(missing.int().argmax())
         what = role if isinstance(role, str) else f"position {int(at[row])}"
         raise ValueError(
-            f"Prompt {row} has no {what}: {data.prompts[row]!r}; leave out the role or the prompt."
+            f"Prompt {row} has no {what}: {text_of(data, row)!r}; leave out the role or the prompt."
         )
     return at
+
+
+def roles_to_use(data: TwoAnswerData, roles: Sequence[str] | None) -> Sequence[str]:
+    """The roles that are asked for; None asks for all that the prompts have.
+
+    Raises:
+        ValueError: As :func:`require_dataset`.
+    """
+    if roles is None:
+        require_dataset(data)
+        return tuple(data.positions)
+    return roles
 
 
 def known_hooks(model: TransformerBridge, names: Sequence[str]) -> list[str]:

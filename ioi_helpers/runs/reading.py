@@ -11,7 +11,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import metrics
-from ioi_helpers.dataset import IOIDataset
+from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.runs.batches import (
     DEFAULT_MEMORY,
     Edit,
@@ -28,7 +28,7 @@ UNEMBED = "unembed.hook_in"
 @overload
 def activations_at(
     model: TransformerBridge,
-    data: IOIDataset,
+    data: TwoAnswerData,
     role: str | Int[Tensor, " batch"],
     where: str,
     *,
@@ -41,7 +41,7 @@ def activations_at(
 @overload
 def activations_at(
     model: TransformerBridge,
-    data: IOIDataset,
+    data: TwoAnswerData,
     role: str | Int[Tensor, " batch"],
     where: Sequence[str],
     *,
@@ -53,7 +53,7 @@ def activations_at(
 
 def activations_at(
     model: TransformerBridge,
-    data: IOIDataset,
+    data: TwoAnswerData,
     role: str | Int[Tensor, " batch"],
     where: str | Sequence[str],
     *,
@@ -91,7 +91,7 @@ def activations_at(
     hooks = {name: name if "hook" in name else point_hook(model, name) for name in names}
     known_hooks(model, list(hooks.values()))
 
-    def read(part: IOIDataset, rows: Tensor) -> dict[str, Tensor]:
+    def read(part: TwoAnswerData, rows: Tensor) -> dict[str, Tensor]:
         at = positions[rows.to(positions.device)]
         found = gather_activations(model, part.tokens, at, list(hooks.values()))
         return {name: found[hook] for name, hook in hooks.items()}
@@ -142,7 +142,7 @@ def gather_activations(
 
 def logits_at(
     model: TransformerBridge,
-    data: IOIDataset,
+    data: TwoAnswerData,
     role: str | Int[Tensor, " batch"] = "END",
     edits: Sequence[Edit] = (),
     *,
@@ -165,7 +165,7 @@ def logits_at(
     require_data(model, data)
     positions = role_positions(data, role)
 
-    def read(part: IOIDataset, rows: Tensor) -> Tensor:
+    def read(part: TwoAnswerData, rows: Tensor) -> Tensor:
         with torch.no_grad():
             at = positions[rows.to(positions.device)]
             return logits_at_positions(model, part.tokens, at)
@@ -177,7 +177,7 @@ def logits_at(
 
 def logit_diffs(
     model: TransformerBridge,
-    data: IOIDataset,
+    data: TwoAnswerData,
     edits: Sequence[Edit] = (),
     *,
     memory: int = DEFAULT_MEMORY,
@@ -201,7 +201,7 @@ def logit_diffs(
     """
     require_data(model, data)
 
-    def read(part: IOIDataset) -> Tensor:
+    def read(part: TwoAnswerData) -> Tensor:
         with torch.no_grad():
             logits = logits_at_positions(model, part.tokens, part.positions["END"])
         return metrics.logit_diff(logits, part, per_prompt=True)
