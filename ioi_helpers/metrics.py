@@ -12,7 +12,6 @@ still is the clean one; see ``IOIDataset``.
 from __future__ import annotations
 
 import math
-import warnings
 from typing import NamedTuple
 
 import torch
@@ -54,9 +53,7 @@ def end_logits(logits: Logits, data: TwoAnswerData) -> Float[Tensor, "batch voca
             the dataset has not, or because it was over other rows.
     """
     if logits.ndim == 3:
-        at_end = gather_at_role(data, logits, "END")
-        _warn_of_left_padding(logits, data)
-        logits = at_end
+        logits = gather_at_role(data, logits, "END")
     elif logits.ndim != 2:
         raise ValueError(
             f"Logits must be [batch, pos, vocab] or [batch, vocab], not {tuple(logits.shape)}."
@@ -72,34 +69,6 @@ def end_logits(logits: Logits, data: TwoAnswerData) -> Float[Tensor, "batch voca
             "were the prompts made with another model's tokenizer?"
         )
     return logits
-
-
-def _warn_of_left_padding(logits: Float[Tensor, "batch pos vocab"], data: TwoAnswerData) -> None:
-    """Say so when logits seem to be those of prompts that the tokenizer padded on the left.
-
-    ``data.tokens`` are padded on the right whatever the tokenizer does, so that only a run on texts
-    (``model(data.prompts)``) can go wrong. In a run on ``data.tokens``, prompts that begin alike
-    have equal logits there, as long as nothing is edited.
-    """
-    side = getattr(getattr(data, "tokenizer", None), "padding_side", "right")
-    if side != "left" or len(data.lengths.unique()) < 2:
-        return
-    first = min(4, logits.shape[1])
-    # Some logits tell as much as all of them.
-    tokens, start = data.tokens[:, :first].cpu(), logits[:, :first, :256].detach().float().cpu()
-    scale = start.std()
-    for length in range(1, first + 1):
-        _, group = tokens[:, :length].unique(dim=0, return_inverse=True)
-        leader = torch.stack([(group == group[row]).nonzero()[0, 0] for row in range(len(group))])
-        here = start[:, length - 1]
-        if bool(((here - here[leader]).abs() > 0.1 * scale).any()):
-            warnings.warn(
-                "Prompts that begin alike have different logits there, and this tokenizer pads on "
-                "the left: if the run was on texts, roles stand elsewhere; run data.tokens, which "
-                "are padded on the right.",
-                stacklevel=4,
-            )
-            return
 
 
 def _answer_logits(

@@ -911,6 +911,7 @@ UNORDERED = """
 from transformers import AutoTokenizer
 from ioi_helpers import IOIDataset
 from ioi_helpers.bundled import bundled_folder
+from tests.real_tokenizers import tokenizer
 names = {"John", "Mary", "Tom", "Alice", "James", "Anna"}
 data = IOIDataset.generate(
     AutoTokenizer.from_pretrained(bundled_folder("ioi-mini")),
@@ -923,6 +924,8 @@ data = IOIDataset.generate(
 )
 distracted = data.adversarial(sentences={"[A] was tired.", "[A] had a good day."})
 print(data.prompts, data.abc(names=names).prompts, distracted.prompts)
+llama = IOIDataset.generate(tokenizer("llama"), 8, names=names, places={"park", "school", "store"})
+print(llama.prompts, llama.positions)
 """
 
 
@@ -931,7 +934,7 @@ def test_the_order_of_a_set_does_not_matter() -> None:
     printed = {
         subprocess.run(
             [sys.executable, "-c", UNORDERED],
-            env={**os.environ, "PYTHONHASHSEED": seed},
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.getcwd()},
             capture_output=True,
             text=True,
             check=True,

@@ -15,7 +15,14 @@ from transformers import PreTrainedTokenizerBase
 
 from ioi_helpers.dataset import files
 from ioi_helpers.dataset.counterfactuals import PromptsWithCounterfactuals
-from ioi_helpers.dataset.pieces import Pieces, check_names, check_nouns, name_pieces, require_bos
+from ioi_helpers.dataset.pieces import (
+    Pieces,
+    check_names,
+    check_nouns,
+    name_pieces,
+    require_bos,
+    usable_names,
+)
 from ioi_helpers.dataset.prefixes import resolve_prefixes
 from ioi_helpers.dataset.roles import ORDERS
 from ioi_helpers.dataset.rows import Rows, lay_out
@@ -83,13 +90,15 @@ class IOIDataset(PromptsWithCounterfactuals):
         places: Iterable[str] | None = None,
         objects: Iterable[str] | None = None,
         balanced: bool = True,
+        multi_token_names: bool = False,
     ) -> IOIDataset:
         """``n`` random IOI prompts. The same arguments give the same prompts.
 
         Args:
-            tokenizer: A GPT-2-style tokenizer, whose words carry their leading space. The prompts
-                of a sample are tokenised whole and compared with the assembled ids, so a tokenizer
-                that works otherwise is refused instead of giving wrong positions.
+            tokenizer: One whose words carry their leading space, as those of GPT-2, Llama, Gemma
+                and Mistral do. The prompts of a sample are tokenised whole and compared with the
+                assembled ids, so a tokenizer that works otherwise is refused instead of giving
+                wrong positions.
             n: Number of prompts.
             order: "ABBA" names IO before S ("Mary and John ... John"), "BABA" names S first, and
                 "mixed" has half of each.
@@ -106,12 +115,18 @@ class IOIDataset(PromptsWithCounterfactuals):
                 code does not. GPT-2 treats its first token in a special way, so results differ a
                 little: always say which.
             seed: Seeds every choice.
-            names: Single-token names to draw from; None for the bundled ones. Of a set, as of every
-                other argument that may be one, the order is that of the alphabet.
+            names: Single-token names to draw from; None for the bundled ones that are single tokens
+                of this tokenizer. Of a set, as of every other argument that may be one, the order
+                is that of the alphabet.
             places, objects: Words for [PLACE] and [OBJECT]; None for the eight of each that the
-                IOI paper's code has (its text speaks of 20 common words).
+                IOI paper's code has (its text speaks of 20 common words), or those of them that are
+                single tokens.
             balanced: Use orders and templates equally often (to within one pair), in random
                 order. False draws them independently, as the IOI paper's code does.
+            multi_token_names: Allow names of several tokens, each with a first token of its own.
+                There the name's role stands, and by it the answer is scored. A counterfactual
+                corresponds to its prompt token by token only where the names in it are equally
+                long; what needs that refuses others.
 
         Raises:
             ValueError: One sentence on what is wrong: no tokenizer; ``n`` not positive, or odd with
@@ -130,10 +145,10 @@ class IOIDataset(PromptsWithCounterfactuals):
                 "use an even n or paired=False."
             )
         parsed = resolve_templates(templates)
-        pieces = Pieces(tokenizer)
+        pieces = Pieces(tokenizer, multi_token_names)
         pool = check_names(pieces, names)
-        place_words = check_nouns("places", places, PLACES)
-        object_words = check_nouns("objects", objects, OBJECTS)
+        place_words = check_nouns(pieces, "places", places, PLACES)
+        object_words = check_nouns(pieces, "objects", objects, OBJECTS)
 
         groups = int(n) // 2 if paired else int(n)
         sentences = resolve_prefixes(prefixes, tokenizer, groups, seed, pool)
@@ -173,7 +188,12 @@ class IOIDataset(PromptsWithCounterfactuals):
         return cls._build(pieces, rows, tuple(t.text for t in parsed), pool, prepend_bos)
 
     @classmethod
-    def demo(cls, tokenizer: PreTrainedTokenizerBase, prepend_bos: bool = True) -> IOIDataset:
+    def demo(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        prepend_bos: bool = True,
+        multi_token_names: bool = False,
+    ) -> IOIDataset:
         """The 8 prompts of TransformerLens' Exploratory Analysis demo, in its order, with BOS.
 
         Rows 2i and 2i+1 are the same sentence with the other name as subject, so each is the
@@ -187,7 +207,12 @@ class IOIDataset(PromptsWithCounterfactuals):
             answers.append((other, one) if prompt.count(one) == 2 else (one, other))
         pairs = [row // 2 for row in range(len(DEMO_PROMPTS))]
         return cls.from_prompts(
-            tokenizer, DEMO_PROMPTS, answers, prepend_bos=prepend_bos, pair_ids=pairs
+            tokenizer,
+            DEMO_PROMPTS,
+            answers,
+            prepend_bos=prepend_bos,
+            pair_ids=pairs,
+            multi_token_names=multi_token_names,
         )
 
     @classmethod
@@ -204,7 +229,8 @@ class IOIDataset(PromptsWithCounterfactuals):
         a single order the code uses all 15 templates); 99 names; template, names, place and object
         drawn independently for each prompt; prompts not paired; no BOS. (The paper's text says 15
         templates and 100 names.) The random numbers are not those of the code, so the prompts
-        follow the same distribution without being the same ones.
+        follow the same distribution without being the same ones. Names that are several tokens of
+        another tokenizer than GPT-2's are left out.
 
         Source: redwoodresearch/Easy-Transformer, ioi_dataset.py.
         """
@@ -216,7 +242,7 @@ class IOIDataset(PromptsWithCounterfactuals):
             paired=False,
             prepend_bos=False,
             seed=seed,
-            names=PAPER_NAMES,
+            names=usable_names(Pieces(tokenizer), PAPER_NAMES),
             balanced=False,
         )
 
@@ -230,6 +256,7 @@ class IOIDataset(PromptsWithCounterfactuals):
         prepend_bos: bool = True,
         pair_ids: Sequence[int] | None = None,
         names: Iterable[str] | None = None,
+        multi_token_names: bool = False,
     ) -> IOIDataset:
         """Prompts that you wrote yourself.
 
@@ -241,6 +268,7 @@ class IOIDataset(PromptsWithCounterfactuals):
             pair_ids: A number for each prompt, equal for prompts that belong together; by default
                 every prompt stands alone.
             names: Names that ``abc`` and ``random_names`` may use; None for the bundled ones.
+            multi_token_names: As for ``generate``.
 
         Raises:
             ValueError: In some prompt IO does not occur exactly once, or S exactly twice, or the
@@ -268,7 +296,10 @@ class IOIDataset(PromptsWithCounterfactuals):
             )
         if pair_ids is not None and len(pair_ids) != len(texts):
             raise ValueError(f"There are {len(texts)} prompts but {len(pair_ids)} pair_ids.")
-        pieces = Pieces(tokenizer)
+        pieces = Pieces(tokenizer, multi_token_names)
+        used = [name.strip() for pair in pairs for name in pair]
+        if multi_token_names:  # the names of the prompts come first, the bundled ones yield to them
+            name_pieces(pieces, used)
         pool = check_names(pieces, names)
         template_of: dict[str, int] = {}
         template_ids, io_first = [], []
@@ -277,7 +308,6 @@ class IOIDataset(PromptsWithCounterfactuals):
             template_ids.append(template_of.setdefault(template, len(template_of)))
             io_first.append(first)
         parsed = [parse_template(template) for template in template_of]
-        used = [name.strip() for pair in pairs for name in pair]
         rows = lay_out(
             pieces,
             parsed,

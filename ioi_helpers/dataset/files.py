@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ioi_helpers.dataset.pieces import Pieces, encode
+from ioi_helpers.dataset.pieces import Pieces
 from ioi_helpers.dataset.prompts import TokenisedPrompts
 from ioi_helpers.dataset.rows import Rows
 
@@ -81,6 +81,7 @@ def write(data: TokenisedPrompts, path: str | PathLike[str]) -> None:
         "templates": data.templates,
         "name_pool": data.name_pool,
         "prepend_bos": data.prepend_bos,
+        "multi_token_names": pieces.multi_token_names,
         "bos_token_id": data.tokenizer.bos_token_id if data.prepend_bos else None,
         "history": data.history,
         "width": data.tokens.shape[1],
@@ -101,11 +102,11 @@ def read(
         ValueError: The file holds something else, or was made with another tokenizer.
     """
     tensors, texts = read_file(path, "IOIDataset")
-    pieces = Pieces(tokenizer)
+    pieces = Pieces(tokenizer, texts.get("multi_token_names", False))
     flat, lengths = tensors["piece_ids"].tolist(), tensors["piece_lengths"].tolist()
     ends = np.cumsum(lengths).tolist()
     known = [flat[end - length : end] for end, length in zip(ends, lengths, strict=True)]
-    _require_same_tokenizer(tokenizer, texts, known)
+    _require_same_tokenizer(pieces, texts, known)
     pieces.extend(texts["pieces"], known)
     shared = {
         "templates": tuple(texts["templates"]),
@@ -133,16 +134,16 @@ def _rows_as_tensors(data: TokenisedPrompts, prefix: str) -> dict[str, Shaped[Te
 
 
 def _require_same_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, texts: Mapping[str, Any], known: list[list[int]]
+    pieces: Pieces, texts: Mapping[str, Any], known: list[list[int]]
 ) -> None:
-    bos = texts["bos_token_id"]
+    bos, tokenizer = texts["bos_token_id"], pieces.tokenizer
     if bos is not None and bos != tokenizer.bos_token_id:
         raise ValueError(
             f"The dataset was made with another tokenizer: BOS was token {bos} and is "
             f"{tokenizer.bos_token_id}; give the tokenizer it was made with."
         )
     for text, before, now in zip(
-        texts["pieces"][1:], known[1:], encode(tokenizer, texts["pieces"][1:]), strict=True
+        texts["pieces"][1:], known[1:], pieces.encode(texts["pieces"][1:]), strict=True
     ):
         if before != now:
             raise ValueError(

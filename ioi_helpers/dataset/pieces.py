@@ -23,19 +23,37 @@ from ioi_helpers.stimuli import NAMES
 class Pieces:
     """Pieces of text and the token ids of each. Append-only; piece 0 is the empty text.
 
+    The ids are those of the piece behind other words, where it nearly always stands. Some
+    tokenizers write what begins a text otherwise (Llama's puts a space before it); for them
+    ``at_start`` has those ids.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        multi_token_names: Names may be of several tokens if they differ in the first.
+
     Raises:
         ValueError: What is given is no tokenizer.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, multi_token_names: bool = False) -> None:
         require_tokenizer(tokenizer)
         self.tokenizer = tokenizer
-        known = getattr(tokenizer, "all_special_ids", None) or []
+        self.multi_token_names = multi_token_names
+        known = set(getattr(tokenizer, "all_special_ids", None) or [])
+        # Llama 3 has hundreds that are no role's, such as BOS is.
+        added = getattr(tokenizer, "added_tokens_decoder", None) or {}
+        known |= {i for i, token in added.items() if getattr(token, "special", False)}
         # A word that the tokenizer does not know is refused where it matters: as a name.
-        self._special = set(known) - {getattr(tokenizer, "unk_token_id", None)}
+        self._special = known - {getattr(tokenizer, "unk_token_id", None)}
         self.texts: list[str] = [""]
         self.ids: list[list[int]] = [[]]
         self._index: dict[str, int] = {"": 0}
+        self._starts: dict[int, list[int]] = {}
+        self._before: str | None = None
+        self.starts_differ = False
+        """Whether the tokenizer writes the beginning of a text otherwise than its middle."""
+        self.first_tokens: dict[int, str] = {}
+        """The name that begins with a token; only where names may be of several."""
 
     def add(self, texts: Sequence[str]) -> Int[np.ndarray, " texts"]:
         """Indices of ``texts``, tokenising in one batch those not met before.
@@ -45,11 +63,48 @@ class Pieces:
         """
         new = [text for text in dict.fromkeys(texts) if text not in self._index]
         if new:
-            encoded = encode(self.tokenizer, new)
+            encoded = self.encode(new)
             for text, ids in zip(new, encoded, strict=True):
                 self._refuse_special(text, ids)
             self.extend(new, encoded)
         return np.array([self._index[text] for text in texts], dtype=np.int64)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts as they are behind other words, without remembering them."""
+        alone = encode(self.tokenizer, texts)
+        if self._before is None:
+            self._find_out(texts)
+        if not self.starts_differ:
+            return alone
+        assert self._before is not None
+        before, *both = encode(self.tokenizer, [self._before, *(self._before + t for t in texts)])
+        n = len(before)
+        # A text that is joined with the word before it has no ids of its own; whoever puts prompts
+        # together compares them with whole ones.
+        return [ids[n:] if ids[:n] == before else own for ids, own in zip(both, alone, strict=True)]
+
+    def _find_out(self, texts: Sequence[str]) -> None:
+        """Whether texts are written otherwise where they begin, with the first word that is met.
+
+        With a word that the tokenizer knows, as some raise an error at others.
+        """
+        word = next((text for text in texts if re.match(r" \w", text)), None)
+        if word is None:
+            return
+        try:
+            once, comma, twice, both = encode(self.tokenizer, [word, ",", word * 2, word + ","])
+        except Exception:  # of whatever kind: the comma is unknown, and the words are all there is
+            once, twice = encode(self.tokenizer, [word, word * 2])
+            comma, both = [], once
+        self._before = word
+        self.starts_differ = twice != once * 2 or both != once + comma
+
+    def at_start(self, pieces: Int[np.ndarray, " pieces"]) -> list[list[int]]:
+        """Token ids of pieces where they begin a text."""
+        new = [piece for piece in dict.fromkeys(pieces.tolist()) if piece not in self._starts]
+        found = encode(self.tokenizer, [self.texts[piece] for piece in new]) if new else []
+        self._starts.update(zip(new, found, strict=True))
+        return [self._starts[piece] for piece in pieces.tolist()]
 
     def whole(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of texts that stand alone, as prompts do.
@@ -140,7 +195,8 @@ def name_pieces(
         suggest: End the error with names that would do.
 
     Raises:
-        ValueError: A name is not a single token that the tokenizer knows.
+        ValueError: A name is not a single token that the tokenizer knows; or, where names may be of
+            several tokens, it begins with the same token as another.
     """
     try:
         indices = pieces.add([f" {name}" for name in names])
@@ -149,6 +205,15 @@ def name_pieces(
     unknown_id = getattr(pieces.tokenizer, "unk_token_id", None)
     for name, index in zip(names, indices, strict=True):
         ids = pieces.ids[index]
+        if pieces.multi_token_names and ids and unknown_id not in ids:
+            other = pieces.first_tokens.setdefault(ids[0], name)
+            if other != name:
+                raise ValueError(
+                    f"The names {other!r} and {name!r} begin with the same token, "
+                    f"{pieces.tokenizer.decode([ids[0]])!r}, by which names of several tokens are "
+                    "scored; use others."
+                )
+            continue
         if len(ids) == 1 and ids[0] != unknown_id:
             continue
         if len(ids) == 1:
@@ -158,7 +223,11 @@ def name_pieces(
             what = f"is {len(ids)} tokens under this tokenizer ({parts})"
         raise ValueError(
             f"The name {name!r} {what}, but a role is a single token"
-            + (f"; try {_suggest_names(pieces, name)} instead." if suggest else ".")
+            + (
+                f"; try {_suggest_names(pieces, name)} instead, or multi_token_names=True."
+                if suggest
+                else "."
+            )
         )
     return indices
 
@@ -166,13 +235,14 @@ def name_pieces(
 def check_names(pieces: Pieces, names: Iterable[str] | None) -> tuple[str, ...]:
     """The names to draw from: the bundled ones that are single tokens, or the given ones, checked.
 
-    Bundled names that another tokenizer would split are left out; given names never are.
+    Bundled names that another tokenizer would split are left out (where names may be of several
+    tokens: those that begin as an earlier one does); given names never are.
 
     Raises:
         ValueError: A given name is repeated or not a single token, or fewer than 3 names are left.
     """
     if names is None:
-        pool = _usable_names(pieces, NAMES)
+        pool = usable_names(pieces, NAMES)
     else:
         if isinstance(names, str):
             raise ValueError(f"names must be a list of names, not the one text {names!r}.")
@@ -189,7 +259,7 @@ def check_names(pieces: Pieces, names: Iterable[str] | None) -> tuple[str, ...]:
     return tuple(pool)
 
 
-def _usable_names(pieces: Pieces, names: Sequence[str]) -> list[str]:
+def usable_names(pieces: Pieces, names: Sequence[str]) -> list[str]:
     """Those of the names that are a single token for this tokenizer."""
 
     def usable(*some: str) -> bool:
@@ -205,7 +275,7 @@ def _usable_names(pieces: Pieces, names: Sequence[str]) -> list[str]:
 
 def _suggest_names(pieces: Pieces, name: str) -> str:
     """A few bundled names that are single tokens, those most like ``name`` first."""
-    usable = _usable_names(pieces, NAMES)
+    usable = usable_names(pieces, NAMES)
     similar = get_close_matches(name, usable, n=3, cutoff=0.4)
     same_initial = [other for other in usable if other[0] == name[:1].upper()]
     chosen = list(dict.fromkeys([*similar, *same_initial, *usable]))[:3]
@@ -232,11 +302,27 @@ def check_words(what: str, words: Iterable[str] | None, default: Sequence[str]) 
     return chosen
 
 
-def check_nouns(what: str, nouns: Iterable[str] | None, default: Sequence[str]) -> list[str]:
-    """As ``check_words``, for places and objects, which must also be free of punctuation."""
+def check_nouns(
+    pieces: Pieces, what: str, nouns: Iterable[str] | None, default: Sequence[str]
+) -> list[str]:
+    """As ``check_words``, for places and objects, which must also be free of punctuation.
+
+    Of the default ones, those that are a single token for this tokenizer, if there are any.
+    """
     chosen = check_words(what, nouns, default)
+    if nouns is None:
+        single = [noun for noun in chosen if _is_single(pieces, noun)]
+        chosen = single or chosen
     for noun in chosen:
         # A full stop or comma here would pass for the end of the first clause.
         if not re.fullmatch(r"\w[\w' -]*", noun):
             raise ValueError(f"{noun!r} in {what} must be a plain word, without punctuation.")
     return chosen
+
+
+def _is_single(pieces: Pieces, word: str) -> bool:
+    try:
+        ids = pieces.ids[pieces.add_one(f" {word}")]
+    except ValueError:  # a word-level tokenizer refuses unknown words itself
+        return False
+    return len(ids) == 1

@@ -55,8 +55,10 @@ class TokenisedPrompts:
     def _assemble(self, width: int) -> None:
         """Tokens and positions from the layout. ``width`` keeps a slice as wide as the whole."""
         layout, bos = self._rows.layout, int(self.prepend_bos)
-        lengths_of = np.array([len(ids) for ids in self._pieces.ids], dtype=np.int64)
-        flat = np.array([i for ids in self._pieces.ids for i in ids], dtype=np.int64)
+        names = self._rows.names()
+        layout, ids_of = self._with_beginnings(layout)
+        lengths_of = np.array([len(ids) for ids in ids_of], dtype=np.int64)
+        flat = np.array([i for ids in ids_of for i in ids], dtype=np.int64)
         start_of = np.cumsum(lengths_of) - lengths_of
 
         piece_lengths = lengths_of[layout]
@@ -74,7 +76,7 @@ class TokenisedPrompts:
             tokens[row, offsets[row, column] + k] = flat[start_of[layout[row, column]] + k]
 
         at = np.take_along_axis(offsets, self._rows.columns, axis=1)
-        names = flat[start_of[self._rows.names()]]
+        names = flat[start_of[names]]
 
         def tensor(array: Int[np.ndarray, " ..."]) -> Int[Tensor, " ..."]:
             return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
@@ -100,6 +102,20 @@ class TokenisedPrompts:
         before = self._rows.columns[:, IO] < self._rows.columns[:, S1]
         self.orders: list[str] = ["ABBA" if io_first else "BABA" for io_first in before]
 
+    def _with_beginnings(
+        self, layout: Int[np.ndarray, "batch width"]
+    ) -> tuple[Int[np.ndarray, "batch width"], list[list[int]]]:
+        """The layout and what its numbers stand for, each text's first piece as it begins one."""
+        pieces = self._pieces
+        if not pieces.starts_differ:
+            return layout, pieces.ids
+        rows = np.arange(len(layout))
+        first = (layout != 0).argmax(axis=1)
+        known, which = np.unique(layout[rows, first], return_inverse=True)
+        layout = layout.copy()
+        layout[rows, first] = len(pieces.ids) + which
+        return layout, [*pieces.ids, *pieces.at_start(known)]
+
     def _check_assembly(self, sample: int = 256) -> None:
         """Tokenise whole prompts and compare: some of every template, evenly spread over rows."""
         _, first_of_template = np.unique(self._rows.template_ids, return_index=True)
@@ -113,8 +129,8 @@ class TokenisedPrompts:
             if ids != row[bos:length]:
                 raise ValueError(
                     f"This tokenizer splits {prompt!r} as a whole otherwise than word by word, so "
-                    "roles cannot be placed; use a GPT-2-style tokenizer, whose words carry their "
-                    "leading space, and text without odd spacing."
+                    "roles cannot be placed; use one whose words carry the space before them, as "
+                    "those of GPT-2, Llama and Gemma do, and text without odd spacing."
                 )
 
     # --- selecting rows --------------------------------------------------------------------------

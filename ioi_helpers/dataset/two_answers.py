@@ -8,11 +8,12 @@ once.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 
@@ -78,8 +79,39 @@ def gather_at_role(
             f"{tuple(data.tokens.shape)} as data.tokens does"
             " (was BOS added or left out, or another dataset used?)."
         )
+    if values.is_floating_point() and values.ndim > 2:
+        _warn_of_left_padding(data, values)
     rows = torch.arange(len(data), device=values.device)
     return values[rows, positions.to(values.device)]
+
+
+def _warn_of_left_padding(data: TwoAnswerData, values: Float[Tensor, "batch pos *rest"]) -> None:
+    """Say so when values seem to be those of prompts that the tokenizer padded on the left.
+
+    ``data.tokens`` are padded on the right whatever the tokenizer does, so that only a run on texts
+    (``model(data.prompts)``) can go wrong. In a run on ``data.tokens``, prompts that begin alike
+    have equal ones there, as long as nothing is edited.
+    """
+    side = getattr(getattr(data, "tokenizer", None), "padding_side", "right")
+    if side != "left" or len(data.lengths.unique()) < 2:
+        return
+    first = min(4, values.shape[1])
+    # Some of the numbers tell as much as all of them.
+    start = values[:, :first].detach().flatten(2)[..., :256].float().cpu()
+    tokens = data.tokens[:, :first].cpu()
+    scale = start.std()
+    for length in range(1, first + 1):
+        _, group = tokens[:, :length].unique(dim=0, return_inverse=True)
+        leader = torch.stack([(group == group[row]).nonzero()[0, 0] for row in range(len(group))])
+        here = start[:, length - 1]
+        if bool(((here - here[leader]).abs() > 0.1 * scale).any()):
+            warnings.warn(
+                "Prompts that begin alike have different values there, and this tokenizer pads on "
+                "the left: if the run was on texts, roles stand elsewhere; run data.tokens, which "
+                "are padded on the right.",
+                stacklevel=3,
+            )
+            return
 
 
 def positions_of(data: TwoAnswerData, role: str) -> Int[Tensor, " batch"]:

@@ -14,7 +14,7 @@ from ioi_helpers import forward
 from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.dataset.two_answers import templates_of
 from ioi_helpers.patching.request import Request
-from ioi_helpers.runs import refuse_too_long, require_alike, require_data, role_positions
+from ioi_helpers.runs import landmarks, refuse_too_long, require_alike, require_data, role_positions
 
 
 @dataclass(frozen=True)
@@ -162,18 +162,20 @@ def _require_correspondence(
             "correspond row by row."
         )
     equal = clean.lengths.cpu() == corrupted.lengths.cpu()
-    alike = equal & torch.tensor(
-        [
-            one == other
-            for one, other in zip(templates_of(clean), templates_of(corrupted), strict=True)
-        ]
-    )
+    templates = zip(templates_of(clean), templates_of(corrupted), strict=True)
+    of_one_template = torch.tensor([one == other for one, other in templates])
+    # Of the same length and template, names of several tokens may stand elsewhere still.
+    places = [landmarks(data) for data in (clean, corrupted)]
+    in_place = (places[0] == places[1]).all(dim=1) if places[0].shape == places[1].shape else ~equal
+    alike = equal & of_one_template & in_place
     row = int((~alike).int().argmax())
     why = (
         f"Prompt {row} has {int(clean.lengths[row])} tokens, but its counterpart in corrupted "
         f"{int(corrupted.lengths[row])}"
         if not equal[row]
         else f"Prompt {row} and its counterpart in corrupted are of different templates"
+        if not of_one_template[row]
+        else f"Prompt {row} and its counterpart in corrupted have roles at other tokens"
     )
     aligned = bool(alike.all())
     if not aligned and "role" not in request.axes:

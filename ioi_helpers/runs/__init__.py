@@ -31,6 +31,7 @@ from ioi_helpers.runs.batches import (
 from ioi_helpers.runs.files import load_activations, save_activations
 from ioi_helpers.runs.guards import (
     known_hooks,
+    landmarks,
     misalignment,
     refuse_misaligned,
     refuse_too_long,
@@ -67,6 +68,7 @@ __all__ = [
     "in_order",
     "in_parts",
     "known_hooks",
+    "landmarks",
     "load_activations",
     "logit_diffs",
     "logits_at",

@@ -155,7 +155,7 @@ def misalignment(data: TwoAnswerData, reference: TwoAnswerData) -> str:
             f"Prompt {row} has {int(lengths[0][row])} tokens, but its counterpart in the reference "
             f"{int(lengths[1][row])}"
         )
-    places = [_landmarks(one) for one in (data, reference)]
+    places = [landmarks(one) for one in (data, reference)]
     unequal = (places[0] != places[1]).any(dim=1)
     if unequal.any():
         row = int(unequal.int().argmax())
@@ -166,11 +166,15 @@ def misalignment(data: TwoAnswerData, reference: TwoAnswerData) -> str:
     return ""
 
 
-def _landmarks(data: TwoAnswerData) -> Int[Tensor, "batch mark"]:
-    """Where the first two names stand, in order, the third, and END; or else every role."""
+def landmarks(data: TwoAnswerData) -> Int[Tensor, "batch mark"]:
+    """Where the first two names stand, in order, the third, and END; or else all roles, in order.
+
+    Two prompts that have these in common correspond token by token, also where names are of several
+    tokens.
+    """
     at = {role: where.cpu() for role, where in data.positions.items()}
     if not {"IO", "S1", "S2"} <= set(at):
-        return torch.stack([at[role] for role in sorted(at)], dim=1)
+        return torch.stack([at[role] for role in sorted(at)], dim=1).sort(dim=1).values
     first = torch.stack([at["IO"], at["S1"]], dim=1).sort(dim=1).values
     return torch.cat([first, at["S2"][:, None], at["END"][:, None]], dim=1)
 
