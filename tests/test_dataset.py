@@ -48,11 +48,12 @@ SLOW = settings(
 
 
 def small_bpe() -> PreTrainedTokenizerFast:
-    """A GPT-2-style byte-level BPE that has seen the stimuli: names are one token each."""
+    """A GPT-2-style byte-level BPE that has seen the stimuli: names and nouns are one token each."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     corpus = [f"Then {name} and {name}." for name in stimuli.NAMES] * 20
+    corpus += [f"the {noun} and the {noun}" for noun in (*stimuli.PLACES, *stimuli.OBJECTS)] * 20
     corpus += [*stimuli.TEMPLATES, *stimuli.PREFIXES, *stimuli.DEMO_PROMPTS]
     trainer = trainers.BpeTrainer(
         vocab_size=1500,
