@@ -19,7 +19,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from ioi_helpers.dataset import TwoAnswerData
-from ioi_helpers.dataset.two_answers import gather_at_role
+from ioi_helpers.dataset.two_answers import gather_at_role, orders_of
 
 Logits = Float[Tensor, "batch pos vocab"] | Float[Tensor, "batch vocab"]
 """What metrics read: logits of a run over ``data.tokens``, or already taken at END."""
@@ -270,7 +270,7 @@ def mean_and_stderr(
     return Estimate(values.mean().item(), standard_error(independent).item(), n)
 
 
-def by_order(values: Shaped[Tensor, " batch"], data: IOIDataset) -> dict[str, Estimate]:
+def by_order(values: Shaped[Tensor, " batch"], data: TwoAnswerData) -> dict[str, Estimate]:
     """The mean over ABBA prompts and that over BABA prompts, each with its error over pairs.
 
     A model may do one thing where IO stands first and another where S does: the mean over both is
@@ -293,8 +293,12 @@ def by_order(values: Shaped[Tensor, " batch"], data: IOIDataset) -> dict[str, Es
             f"{tuple(values.shape)}."
         )
     values, pairs = values.detach().cpu(), data.pair_ids.cpu()
-    groups = {order: rows.cpu() for order, rows in data.groups("order").items()}
-    return {order: mean_and_stderr(values[r], pairs[r]) for order, r in groups.items()}
+    orders = orders_of(data)
+    rows = {
+        order: torch.tensor([i for i, one in enumerate(orders) if one == order])
+        for order in sorted(set(orders))
+    }
+    return {order: mean_and_stderr(values[r], pairs[r]) for order, r in rows.items()}
 
 
 def recovered_fraction(

@@ -48,7 +48,7 @@ SLOW = settings(
 
 
 def small_bpe() -> PreTrainedTokenizerFast:
-    """A GPT-2-style byte-level BPE that has seen the stimuli: names and nouns are one token each."""
+    """A byte-level BPE as GPT-2's that has seen the stimuli: names and nouns are one token each."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
