@@ -33,7 +33,7 @@ from ioi_helpers.models import handbuilt, load_model
 CONTEXT = 64
 
 
-def _config(architecture: str) -> Any:
+def _config(architecture: str, vocab_size: int) -> Any:
     """Two or three layers of three heads, 24 dimensions."""
     special = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     old: dict[str, Any] = {"n_embd": 24, "n_head": 3, "n_positions": CONTEXT}
@@ -80,7 +80,7 @@ def _config(architecture: str) -> Any:
         ),
     }
     kind, settings = made[architecture]
-    return kind(vocab_size=len(handbuilt.vocabulary()), **settings, **special)
+    return kind(vocab_size=vocab_size, **settings, **special)
 
 
 ARCHITECTURES = ("gpt2", "gpt-neo", "opt", "gpt-j", "pythia", "neox-serial", "llama")
@@ -88,11 +88,12 @@ ARCHITECTURES = ("gpt2", "gpt-neo", "opt", "gpt-j", "pythia", "neox-serial", "ll
 MORE = ("starcoder2", "mpt", "mistral", "qwen2", "qwen3", "gemma2", "gemma2-uncapped")
 
 
-def save(folder: Path, architecture: str = "gpt2") -> Path:
-    """A folder with a model of this architecture."""
+def save(folder: Path, architecture: str = "gpt2", vocab_size: int | None = None) -> Path:
+    """A folder with a model of this architecture; it may have more tokens than its tokenizer."""
     handbuilt.save(folder)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(_config(architecture))
+    config = _config(architecture, vocab_size or len(handbuilt.vocabulary()))
+    model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(0.0, 0.3 if "mlp" in name else 0.5)

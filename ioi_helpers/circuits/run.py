@@ -123,7 +123,9 @@ class Circuits:
         self.memory = memory
         self.engine: forward.Engine = engine
         self._gpt = forward.weights_for(model, engine, _SLOWLY)
-        self._values = values_outside(model, data, self.reference, how, group, mlps=mlps == "nodes")
+        self._values = values_outside(
+            model, data, self.reference, how, group, mlps=mlps == "nodes", memory=memory
+        )
         self._outside: Outside | None = None
 
     # --- what is kept -----------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from ioi_helpers.ablation.replacements import GROUPINGS, METHODS, replacements
 from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.dataset.two_answers import orders_of, template_ids_of
 from ioi_helpers.graph import Shape
+from ioi_helpers.runs import DEFAULT_MEMORY
 
 FEW = 10
 """A mean over fewer prompts still holds much of their own names."""
@@ -52,6 +53,7 @@ def values_outside(
     group: str,
     *,
     mlps: bool,
+    memory: int = DEFAULT_MEMORY,
 ) -> Values:
     """The values that stand in, at every token index of every prompt.
 
@@ -63,6 +65,7 @@ def values_outside(
         group: Whose mean: ``"template and order"``, ``"template"`` or ``"all"``; of no meaning for
             the other two.
         mlps: Whether MLPs have values, too.
+        memory: Bytes that running the reference may use.
 
     Raises:
         ValueError: See :func:`~ioi_helpers.ablation.replacements`.
@@ -83,7 +86,7 @@ def values_outside(
         cfg.n_layers if mlps else 0, n, width, cfg.d_model, device=device, dtype=dtype
     )
     if how != "zero":
-        found = replacements(model, nodes, how, reference, data, group=group)
+        found = replacements(model, nodes, how, reference, data, group=group, memory=memory)
         for node, value in zip(nodes, found, strict=True):
             target = mlp_out[node.layer] if node.head is None else z[node.layer, :, :, node.head]
             value.apply_to(target)
