@@ -32,7 +32,7 @@ READY := $(VENV)/.ready
 TOOLS := $(BIN)/python -m notebooks.tools
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help run lab test test-all check check-gpt2 address lint notebooks budgets editions collect train wheels clean
+.PHONY: help run site lab test test-all check check-gpt2 address lint notebooks budgets editions collect train wheels clean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -40,6 +40,9 @@ help:  ## list these commands
 
 run: $(READY)  ## execute every notebook and write pages to browse to build/ (NOTEBOOKS="01 02" for some)
 	@$(TOOLS) run $(NOTEBOOKS)
+
+site: $(READY)  ## build the course site from stored outputs, to build/site
+	@$(TOOLS) site
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks

@@ -17,7 +17,7 @@ from notebooks.tools import __main__ as tools
 from notebooks.tools import budgets, check, execution, refresh, run
 from notebooks.tools.compare import without_progress
 from notebooks.tools.execution import NOTEBOOKS, CellFailed, execute, find_notebooks
-from notebooks.tools.pages import Pages, heading, page
+from notebooks.tools.site.outputs import RUN
 from notebooks.tools.stored_outputs import code_cells, problems, read, tags
 from tests.sample_notebooks import PICTURE, SETUP, code, figure, notebook, printed, text, write
 
@@ -134,68 +134,79 @@ def test_an_unfit_output_is_not_stored(tmp_path: Path) -> None:
     assert code_cells(read(path))[0].execution_count is None
 
 
-def test_run_writes_copies_pages_and_a_table(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Path]]:
+    """The copies of which pages were made, each time, in place of making them."""
+    calls: list[dict[str, Path]] = []
+
+    def build(out: Path, executed: dict[str, Path]) -> str:
+        assert out.name == "pages"
+        calls.append(executed)
+        return ""
+
+    monkeypatch.setattr(run, "build", build)
+    return calls
+
+
+def test_run_writes_copies_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(sample(), tmp_path / "01_sample.ipynb")
-    done = run.run([path], Pages(tmp_path / "build", ["01_sample"]), "ioi-mini")
+    done = run.run([path], tmp_path / "copies", "ioi-mini")
     assert [(e.cells, e.figures) for e in done] == [(3, 1)]
     assert done[0].peak_memory > 1e7
     assert re.search(r"01_sample +\d+\.\d +3 +1", run.table(done))
-    assert code_cells(read(tmp_path / "build/notebooks/01_sample.ipynb"))[2].outputs
+    made = read(tmp_path / "copies/01_sample.ipynb")
+    assert "image/png" in code_cells(made)[1].outputs[-1].data
+    assert made.metadata[RUN]["model"] == "ioi-mini" and made.metadata[RUN]["seconds"] > 0
     assert "cell" in capsys.readouterr().err  # the progress bar
-
-    index = (tmp_path / "build/index.html").read_text()
-    assert '<a href="01_sample.html">Who looks back?</a>' in index
-    assert "Which heads see it?" in index
-    assert "1 notebook, each" in index
-    assert "<code>ioi-mini</code>" in index
-    source = (tmp_path / "build/01_sample.html").read_text()
-    for script in ("plotly.min.js", "circuitsvis.js", "figures.js"):
-        assert source.count(f'<script src="{script}"></script>') == 1
-        assert (tmp_path / "build" / script).stat().st_size > 100
-    assert "require.min.js" not in source
-    assert "Heat map: L9H9 1.52" in source
-    assert f"base64,{PICTURE}" in source  # what a page without JavaScript shows
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("x = 1\nraise ValueError('too short')", r"cell \[3\]: ValueError: too short\n.*raise"),
-        ("import os\nos._exit(1)", r"cell \[3\]: the kernel died"),
+        ("x = 1\nraise ValueError('too short')", r"cell \[2\]: ValueError: too short\n.*raise"),
+        ("import os\nos._exit(1)", r"cell \[2\]: the kernel died"),
     ],
 )
-def test_a_failing_cell_is_named(tmp_path: Path, source: str, message: str) -> None:
-    path = write(notebook(code("a = 1"), code(source), code("b = 1")), tmp_path / "02_bad.ipynb")
-    with pytest.raises(CellFailed, match=r"02_bad.ipynb, " + message) as failure:
-        run.run([path], Pages(tmp_path / "build", ["02_bad"]), "ioi-mini")
-    assert len(str(failure.value)) < 200
-    assert (tmp_path / "build/notebooks/02_bad.ipynb").exists()
-    assert not (tmp_path / "build/02_bad.html").exists()
-    assert "02_bad" not in (tmp_path / "build/index.html").read_text()
+def test_a_failing_cell_is_named_and_what_ran_is_shown(
+    source: str,
+    message: str,
+    curriculum: Path,
+    built: list[dict[str, Path]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write(notebook(code(source), code("b = 1")), curriculum / "02_two.ipynb")
+    assert run.main(["--out", str(tmp_path / "build")]) == 1
+    said = re.search(r"02_two.ipynb, " + message, capsys.readouterr().err)
+    assert said and len(said[0]) < 200
+    copies = tmp_path / "build/notebooks"
+    assert built == [{"01_one": copies / "01_one.ipynb"}]
+    assert (copies / "02_two.ipynb").exists()  # as far as it came
 
 
-def test_one_page_is_renewed_and_the_others_stay(curriculum: Path, tmp_path: Path) -> None:
+def test_one_notebook_is_renewed_and_the_others_stay(
+    curriculum: Path, built: list[dict[str, Path]], tmp_path: Path
+) -> None:
     build = tmp_path / "build"
-    (build / "notebooks").mkdir(parents=True)
-    (build / "mine.html").write_text("a reader's own page")
-    write(notebook(), build / "notebooks" / "03_gone.ipynb")
+    copies = build / "notebooks"
+    copies.mkdir(parents=True)
+    (copies / "mine.ipynb").write_text("a reader's own")
+    write(notebook(), copies / "03_gone.ipynb")
     assert run.main(["--out", str(build)]) == 0
-    assert not (build / "notebooks" / "03_gone.ipynb").exists()
-    pages = {name: build / f"{name}.html" for name in ("01_one", "02_two")}
-    before = {name: path.stat().st_mtime_ns for name, path in pages.items()}
+    assert not (copies / "03_gone.ipynb").exists()
+    both = {name: copies / f"{name}.ipynb" for name in ("01_one", "02_two")}
+    before = {name: path.stat().st_mtime_ns for name, path in both.items()}
     assert run.main(["02", "--out", str(build)]) == 0
-    assert pages["01_one"].stat().st_mtime_ns == before["01_one"]
-    assert pages["02_two"].stat().st_mtime_ns > before["02_two"]
-    index = (build / "index.html").read_text()
-    assert "2 notebooks, each" in index
-    assert all(f'href="{name}.html"' in index for name in pages)
-    assert (build / "mine.html").exists()
+    assert both["01_one"].stat().st_mtime_ns == before["01_one"]
+    assert both["02_two"].stat().st_mtime_ns > before["02_two"]
+    assert built == [both, both]
+    assert (copies / "mine.ipynb").exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C reaches processes in another way there")
-def test_ctrl_c_ends_in_one_line_and_keeps_what_was_built(curriculum: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_in_one_line_and_keeps_what_was_executed(
+    curriculum: Path, tmp_path: Path
+) -> None:
     build = tmp_path / "build"
     endless = notebook(code("open('began', 'w').close()\nwhile True: pass"))
     write(endless, curriculum / "02_two.ipynb")
@@ -219,9 +230,8 @@ def test_ctrl_c_ends_in_one_line_and_keeps_what_was_built(curriculum: Path, tmp_
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 130
     said = without_progress(errors)
-    assert said == f"Interrupted. Pages built so far are kept: {build}"
-    assert (build / "01_one.html").exists()
-    assert "1 notebook, each" in (build / "index.html").read_text()
+    assert said == f"Interrupted. Notebooks executed so far are kept: {build / 'notebooks'}"
+    assert RUN in read(build / "notebooks/01_one.ipynb").metadata
 
 
 def test_check_compares_and_stores_nothing(
@@ -246,7 +256,7 @@ def test_every_command_is_there(
     assert tools.main([]) == tools.main(["bake"]) == 2
     listed = capsys.readouterr().err
     assert all(name in listed for name in tools.COMMANDS)
-    for name in set(tools.COMMANDS) - {"as_text", "check-gpt2"}:
+    for name in set(tools.COMMANDS) - {"as_text", "check-gpt2", "site"}:
         assert tools.main([name, "99"]) == 1
         assert "No notebook's name begins with '99'" in capsys.readouterr().err
 
@@ -313,18 +323,6 @@ def test_notebooks_by_name() -> None:
     assert find_notebooks() == sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
     with pytest.raises(ValueError, match="No notebook's name begins with '99'"):
         find_notebooks(["99"])
-
-
-def test_links_between_notebooks_lead_to_pages() -> None:
-    made = notebook(text("# A\n\nGo to [the next](02_next.ipynb#top), or [out](other.ipynb)."))
-    source = page(made, ["01_this", "02_next"])
-    assert 'href="02_next.html#top"' in source
-    assert 'href="other.ipynb"' in source
-    assert "<script src=" not in source.split("</main>")[0].split("<main>")[1]  # no figures
-
-
-def test_a_notebook_without_title() -> None:
-    assert heading(notebook(text("words"))) == ("untitled", "")
 
 
 def test_reading_time_counts_prose_and_printed_sentences() -> None:

@@ -85,7 +85,7 @@ class Figure:
         if path.suffix == ".png":
             path.write_bytes(self.png())
         elif path.suffix == ".html":
-            path.write_text(interactive.page(self.title, self._every_form()), encoding="utf-8")
+            path.write_text(interactive.page(self.title, self.forms()), encoding="utf-8")
         elif path.suffix == ".txt":
             path.write_text(self.summary + "\n", encoding="utf-8")
         else:
@@ -94,7 +94,8 @@ class Figure:
             )
         return path
 
-    def _every_form(self) -> dict[str, Any]:
+    def forms(self) -> dict[str, Any]:
+        """The figure in each of its forms, by mime type, as `page_figure` takes it."""
         forms = {"text/plain": self.summary, "image/png": self._picture()}
         if self.attention is not None:
             return forms | {interactive.ATTENTION_MIME: self.attention}

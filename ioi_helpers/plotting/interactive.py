@@ -28,6 +28,7 @@ from ioi_helpers.plotting.panels import (
     Place,
     Ticks,
 )
+from ioi_helpers.plotting.reflow import WIDTHS, reflow
 from ioi_helpers.plotting.summary import scale_of
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
@@ -457,46 +458,126 @@ def page_scripts() -> dict[str, str]:
 
 
 DRAW_PAGE = """
-for (const figure of document.querySelectorAll("figure.ioi-figure")) {
-  const spec = JSON.parse(figure.querySelector("script").textContent);
-  const box = figure.querySelector(".ioi-drawing");
-  const still = figure.querySelector("img");
-  try {
-    if (figure.dataset.kind === "attention") {
-      box.textContent = spec.title;
-      const drawing = box.appendChild(document.createElement("div"));
-      drawing.id = "ioi-" + Math.random().toString(36).slice(2);
-      CircuitsVis.render(drawing.id, CircuitsVis.AttentionHeads, spec.props);
-      box.style.cssText = "CARD";
-    } else {
-      Plotly.newPlot(box, spec.data, spec.layout, spec.config);
+// Draws every figure.ioi-figure over its static picture, which stays for printing, in the widest of
+// its layouts that fits, with text that suits the page's theme; again when either changes.
+(() => {
+  const root = document.documentElement;
+  const figures = [...document.querySelectorAll("figure.ioi-figure")];
+  const specs = new Map(
+    figures.map((figure) => [figure, figure.querySelector("script").textContent])
+  );
+  const touch = matchMedia("(pointer: coarse)").matches;
+  const style = document.head.appendChild(document.createElement("style"));
+  style.textContent = ".ioi-figure.drawn > img { display: none } " +
+    ".ioi-drawing { overflow-x: auto; max-width: 100% } " +
+    "@media print { .ioi-figure.drawn > img { display: block } .ioi-drawing { display: none } }";
+
+  const textColour = () => ({ light: "#595959", dark: "#bdbdbd" })[root.dataset.theme] || "TEXT";
+
+  const drawAttention = (box, spec) => {
+    if (box.firstChild) return;
+    const card = box.appendChild(document.createElement("div"));
+    card.style.cssText = "CARD";
+    card.textContent = spec.title;
+    const drawing = card.appendChild(document.createElement("div"));
+    drawing.id = "ioi-" + Math.random().toString(36).slice(2);
+    CircuitsVis.render(drawing.id, CircuitsVis.AttentionHeads, spec.props);
+  };
+
+  const drawPlot = (box, text, width) => {
+    const { data, layout, config, narrow } = JSON.parse(text.replaceAll("TEXT", textColour()));
+    let best = layout;
+    if (layout.width > width) {
+      const fits = (narrow || []).filter((other) => other.layout.width <= width);
+      const chosen = fits.length ? fits[fits.length - 1] : (narrow || [])[0];
+      if (chosen) {
+        best = chosen.layout;
+        for (const [i, changes] of Object.entries(chosen.traces)) Object.assign(data[i], changes);
+      }
     }
-    if (still) still.remove();
-  } catch (error) {
-    console.error("figure not drawn", error);
-  }
-}
-""".replace("CARD", CARD)
+    // A finger that moves over a figure scrolls the page.
+    if (touch) best.dragmode = false;
+    Plotly.react(box, data, best, config);
+  };
+
+  const draw = (figure) => {
+    const box = figure.querySelector(".ioi-drawing");
+    const words = figure.querySelector("details pre");
+    const width = figure.clientWidth;
+    if (!width) return; // folded away: drawn when it is unfolded
+    const state = figure.dataset.kind === "attention" ? "" : width + textColour();
+    if (figure.dataset.state === state) return;
+    try {
+      const text = specs.get(figure);
+      if (figure.dataset.kind === "attention") drawAttention(box, JSON.parse(text));
+      else drawPlot(box, text, width);
+      figure.dataset.state = state;
+      figure.classList.add("drawn");
+      box.setAttribute("role", "img");
+      box.setAttribute("aria-label", words.textContent);
+      const wide = box.scrollWidth > box.clientWidth + 1;
+      if (wide) box.tabIndex = 0; // so that arrow keys scroll it
+      else box.removeAttribute("tabindex");
+    } catch (error) {
+      console.error("figure not drawn", error);
+    }
+  };
+
+  // Near the window first, the rest as it comes into sight.
+  const seen = new Set();
+  const watch = new IntersectionObserver(
+    (entries) => {
+      for (const entry of entries) {
+        if (entry.isIntersecting) {
+          seen.add(entry.target);
+          draw(entry.target);
+        }
+      }
+    },
+    { rootMargin: "1000px" }
+  );
+  figures.forEach((figure) => watch.observe(figure));
+  let waiting;
+  addEventListener("resize", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => seen.forEach(draw), 150);
+  });
+  new MutationObserver(() => seen.forEach(draw)).observe(root, { attributeFilter: ["data-theme"] });
+})();
+""".replace("CARD", CARD).replace("TEXT", style.TEXT)
 
 
 def page_figure(bundle: Mapping[str, Any]) -> str | None:
     """HTML of a stored figure output (its mime bundle), None where the output is no figure.
 
-    The page must load `page_scripts()` once, after the figures. Without JavaScript the static
-    picture shows, if one is stored, with the summary as its alternative text; the summary can also
-    be unfolded below.
+    The page must load `page_scripts()` once, after the figures. The drawing then stands in the
+    widest layout that fits, and takes its text's colour from the page's theme where that names one
+    (`data-theme` of the root element). On paper and without JavaScript the static picture shows, if
+    one is stored, with the summary as its alternative text; the summary can also be unfolded below.
     """
     kind = "attention" if ATTENTION_MIME in bundle else "plotly"
     spec = bundle.get(ATTENTION_MIME if kind == "attention" else PLOTLY_MIME)
     if spec is None:
         return None
+    if kind == "plotly":
+        spec = {**spec, "narrow": narrower(spec)}
     summary = _joined(bundle.get("text/plain", ""))
     png = _joined(bundle.get("image/png", "")).replace("\n", "")
-    label = html.escape(summary)
+    words = html.escape(summary)
     return f"""<figure class="ioi-figure" data-kind="{kind}" style="margin:0">
-<div class="ioi-drawing" role="img" aria-label="{label}"></div>{_image(png, summary) if png else ""}
+<div class="ioi-drawing"></div>{_image(png, summary) if png else ""}
 <script type="application/json">{script_json(spec)}</script>
-<details><summary>In words</summary><pre>{label}</pre></details></figure>"""
+<details><summary>In words</summary><pre>{words}</pre></details></figure>"""
+
+
+def narrower(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What changes in a plotly figure where there is less room than it takes, narrowest first."""
+    made = {}
+    for width in WIDTHS:
+        change = reflow(spec, width) if spec.get("layout") else None
+        if change is not None:
+            made[change["layout"]["width"]] = change
+    return list(made.values())
 
 
 def page(title: str, bundle: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ import sys
 
 COMMANDS = {
     "run": "execute notebooks and write pages to browse to build/",
+    "site": "build the course site from stored outputs; nothing is executed",
     "check": "execute notebooks and compare with what is stored; nothing is written",
     "refresh": "execute notebooks and store their outputs",
     "budgets": "measure seconds and memory for the notebooks' budget cards",

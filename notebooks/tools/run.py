@@ -3,14 +3,16 @@
     python -m notebooks.tools run [01 02 ...] [--out build]
 
 Every notebook runs from a fresh kernel, on the model that IOI_MODEL names (ioi-mini unless set).
-Executed copies go to build/notebooks, one page each and an index to build; their figures are
-interactive and need no network. Each page is written as soon as its notebook has run, so that what
-stops a run, a failing cell or Ctrl-C, costs no page that was there. A failing cell is named.
+Executed copies go to build/notebooks, and the course site with what they show to build/pages; a
+notebook that was not run is there with its stored outputs. Figures are interactive and need no
+network. What stops a run, a failing cell or Ctrl-C, costs no copy and no page that was there: the
+next run shows all copies. A failing cell is named.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import sys
 from collections.abc import Sequence
@@ -20,18 +22,20 @@ import nbformat
 from tqdm import tqdm
 
 from notebooks.tools.execution import REPOSITORY, CellFailed, Execution, execute, find_notebooks
-from notebooks.tools.pages import Pages
+from notebooks.tools.site.build import build
+from notebooks.tools.site.outputs import RUN
 from notebooks.tools.stored_outputs import MODEL, code_cells, read
 
 # Figures come with every form they have: the pages draw the interactive one over the static one.
 ALL_FORMS = {"IOI_STATIC_FIGURES": "1"}
 
 
-def run(paths: list[Path], pages: Pages, model: str) -> list[Execution]:
-    """Execute the notebooks at `paths` on `model`, each written to `pages` once it has run.
+def run(paths: list[Path], copies: Path, model: str) -> list[Execution]:
+    """Execute the notebooks at `paths` on `model`; each copy is written once it has run.
 
     Raises CellFailed at the first failing cell, having kept that notebook's copy as far as it came.
     """
+    copies.mkdir(parents=True, exist_ok=True)
     executions = []
     total = sum(len(code_cells(read(path))) for path in paths)
     with tqdm(total=total, unit="cell", dynamic_ncols=True) as bar:
@@ -40,12 +44,25 @@ def run(paths: list[Path], pages: Pages, model: str) -> list[Execution]:
             try:
                 done = execute(path, {"IOI_MODEL": model, **ALL_FORMS}, on_cell=bar.update)
             except CellFailed as failure:
-                pages.remove(path.stem)
-                nbformat.write(failure.notebook, pages.copies / path.name)
+                nbformat.write(failure.notebook, copies / path.name)
                 raise
-            pages.write(done, model)
+            made = copy.deepcopy(done.notebook)
+            made.metadata[RUN] = {"model": model, "seconds": done.seconds}
+            nbformat.write(made, copies / path.name)
             executions.append(done)
     return executions
+
+
+def finished(copies: Path, stems: Sequence[str]) -> dict[str, Path]:
+    """The copies that ran to their end, by stem, of the notebooks `stems`; other files of the
+    curriculum's kind, of notebooks that are gone, are removed."""
+    found = {}
+    for path in sorted(copies.glob("[0-9]*.ipynb")):
+        if path.stem not in stems:
+            path.unlink()
+        elif RUN in read(path).metadata:
+            found[path.stem] = path
+    return found
 
 
 def table(executions: list[Execution]) -> str:
@@ -73,18 +90,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=REPOSITORY / "build", help="default: build")
     options = parser.parse_args(arguments)
     model = os.environ.get("IOI_MODEL") or MODEL
+    copies, pages = options.out / "notebooks", options.out / "pages"
     try:
         paths = find_notebooks(options.notebooks)
         if not paths:
             raise ValueError("There are no notebooks in notebooks/ to run.")
         print(f"Running {len(paths)} notebook(s) on {model}, each from a fresh kernel.", flush=True)
-        pages = Pages(options.out, [path.stem for path in find_notebooks()])
-        executions = run(paths, pages, model)
-    except (CellFailed, ValueError) as error:
+        stopped = ""
+        try:
+            print(f"\n{table(run(paths, copies, model))}")
+        except CellFailed as failure:
+            stopped = str(failure)
+            print(f"\n{stopped}", file=sys.stderr)
+        print("\nMaking the pages.", flush=True)
+        warnings = build(pages, finished(copies, [path.stem for path in find_notebooks()]))
+    except ValueError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nInterrupted. Pages built so far are kept: {options.out}", file=sys.stderr)
+        print(f"\nInterrupted. Notebooks executed so far are kept: {copies}", file=sys.stderr)
         return 130
-    print(f"\n{table(executions)}\n\nOpen {pages.index.resolve()}")
-    return 0
+    if warnings:
+        print(warnings, file=sys.stderr)
+    print(f"Open {(pages / 'index.html').resolve()}")
+    return 1 if stopped else 0
