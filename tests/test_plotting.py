@@ -411,7 +411,7 @@ def test_a_figure_is_saved_in_each_form(kind: str, tmp_path: Path) -> None:
     assert made.startswith("<!DOCTYPE html>")
     assert made.count('<figure class="ioi-figure"') == 1
     assert ("CircuitsVis = CircuitsVis" in made) == (kind == "attention")
-    assert ("Plotly.newPlot" in made) and 'src="http' not in made
+    assert ("Plotly.react(" in made) and 'src="http' not in made
     assert re.search(r"<title>(.*)</title>", made)[1] == html.escape(figure.title)  # type: ignore[index]
 
 
