@@ -256,7 +256,7 @@ def test_every_command_is_there(
     assert tools.main([]) == tools.main(["bake"]) == 2
     listed = capsys.readouterr().err
     assert all(name in listed for name in tools.COMMANDS)
-    for name in set(tools.COMMANDS) - {"as_text", "check-gpt2", "site"}:
+    for name in ("run", "check", "refresh", "budgets"):
         assert tools.main([name, "99"]) == 1
         assert "No notebook's name begins with '99'" in capsys.readouterr().err
 
