@@ -62,8 +62,8 @@ test-all: lint  ## the same, and what is slow: other models, long statistics, th
 	OMP_NUM_THREADS=1 $(PYTEST) -m '' --hypothesis-profile=random --numprocesses $(JOBS) --dist loadgroup tests
 	OMP_NUM_THREADS=1 $(PYTEST) --numprocesses $(JOBS) --dist loadfile notebooks
 
-check: $(READY)  ## execute notebooks and compare with what is stored, storing nothing (NOTEBOOKS=04)
-	@$(TOOLS) check $(NOTEBOOKS)
+check: $(READY)  ## execute notebooks and compare with what is stored, storing nothing (NOTEBOOKS=04; DEVICE=cuda)
+	@$(TOOLS) check $(NOTEBOOKS) $(if $(DEVICE),--device $(DEVICE))
 
 check-gpt2: $(READY)  ## GPT-2 small against all that is published of it (WEIGHTS=folder; NAMES="05 paper")
 	@$(TOOLS) check-gpt2 $(NAMES) $(if $(WEIGHTS),--weights $(WEIGHTS))

@@ -9,9 +9,9 @@ import subprocess
 
 import pytest
 
+from notebooks.tools.execution import find_notebooks
+from notebooks.tools.stored_outputs import read as notebook
 from tests.house import REPOSITORY
-
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 
 
 def read(name: str) -> str:
@@ -32,10 +32,45 @@ def test_every_command_is_listed_as_one_that_makes_no_file() -> None:
     assert set(phony.split()) == set(listed)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_links_inside_the_repository_lead_somewhere(document: str) -> None:
-    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", read(document)):
-        assert link.startswith("https://") or (REPOSITORY / link).exists(), link
+def pages() -> dict[str, str]:
+    """Everything written in Markdown, by its path: files, and the cells of notebooks."""
+    patterns = ("*.md", "docs/*.md", "benchmarks/*.md", "ioi_helpers/**/*.md", "tests/**/*.md")
+    files = [path for pattern in patterns for path in sorted(REPOSITORY.glob(pattern))]
+    found = {str(path.relative_to(REPOSITORY)): path.read_text(encoding="utf-8") for path in files}
+    for path in find_notebooks():
+        cells = (cell.source for cell in notebook(path).cells if cell.cell_type == "markdown")
+        found[str(path.relative_to(REPOSITORY))] = "\n\n".join(cells)
+    return found
+
+
+PAGES = pages()
+
+
+def anchors(page: str) -> set[str]:
+    """What GitHub calls a page's headings."""
+    outside_code = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ +(.+?) *$", outside_code, re.MULTILINE)
+    plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)|[`*]", r"\1", heading) for heading in headings)
+    named = re.findall(r"""(?:id|name)=["']([^"']+)["']|^\(([\w-]+)\)=$""", page, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in plain} | {
+        one or other for one, other in named
+    }
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_inside_the_repository_lead_somewhere(page: str) -> None:
+    text = re.sub(r"^```.*?^```|`[^`\n]*`", "", PAGES[page], flags=re.MULTILINE | re.DOTALL)
+    here = (REPOSITORY / page).parent
+    for link in re.findall(r"\]\(<?([^)\s>]+)>?[^)]*\)", text):
+        if re.match(r"[a-z]+:", link):
+            assert link.startswith(("https://", "mailto:")), link
+            continue
+        file, _, anchor = link.partition("#")
+        target = (here / file).resolve() if file else (REPOSITORY / page)
+        assert target.exists(), link
+        known = str(target.relative_to(REPOSITORY))
+        if anchor and known in PAGES and not known.endswith(".ipynb"):
+            assert anchor in anchors(PAGES[known]), link
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")

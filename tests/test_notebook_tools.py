@@ -15,7 +15,7 @@ from nbformat import NotebookNode
 
 from notebooks.tools import __main__ as tools
 from notebooks.tools import budgets, check, execution, refresh, run
-from notebooks.tools.compare import without_progress
+from notebooks.tools.compare import compare_outputs, without_progress
 from notebooks.tools.execution import NOTEBOOKS, CellFailed, execute, find_notebooks
 from notebooks.tools.site.outputs import RUN
 from notebooks.tools.stored_outputs import code_cells, problems, read, tags
@@ -248,6 +248,22 @@ def test_check_compares_and_stores_nothing(
     assert check.main(["02"]) == 1
     assert "cell [2]: ZeroDivisionError" in capsys.readouterr().out
     assert path.read_text() == before.replace("print(3.5)", "1 / 0")
+
+
+def test_a_gpu_that_is_not_there(
+    curriculum: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert check.main(["01", "--device", "cuda"]) == 1
+    assert "There is no CUDA device here" in capsys.readouterr().err
+
+
+def test_the_set_up_cell_may_name_another_device() -> None:
+    told = "ioi-mini (6 layers, 6 heads, width 144, on {}): IOI_MODEL is set."
+    on = {name: [printed(told.format(name))] for name in ("cpu", "cuda", "cuda:0")}
+    assert compare_outputs(on["cpu"], on["cuda:0"], versions=True) == []
+    assert compare_outputs(on["cpu"], on["cuda"], versions=True) == []
+    assert compare_outputs(on["cpu"], on["cuda"]) != []
 
 
 def test_every_command_is_there(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -63,6 +67,26 @@ def test_colab_has_what_is_asked_for() -> None:
     names = {canonicalize_name(wanted.name) for _, wanted in asked}
     assert {"torch", "transformers", "numpy", "pandas", "plotly"} <= names  # it did look
     assert len(names) > 50
+
+
+@pytest.mark.slow
+def test_condas_file_installs_what_make_installs(tmp_path: Path) -> None:
+    """The pip part of environment.yml, resolved by pip beside what is installed here."""
+    text = (REPOSITORY / "environment.yml").read_text(encoding="utf-8")
+    lines = re.findall(r"^ {6}- (.+)$", text, re.MULTILINE)
+    assert lines == ["-c constraints.txt", "-e .[dev]"]
+    requirements = tmp_path / "requirements.txt"
+    there = "\n".join(lines).replace("-e .", f"-e {REPOSITORY}")
+    requirements.write_text(
+        there.replace("constraints.txt", f"{REPOSITORY}/constraints.txt") + "\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--no-build-isolation",
+         "--quiet", "-r", str(requirements)],
+        cwd=REPOSITORY, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert not re.search(r"Would install (?!ioi_helpers)", done.stdout)
 
 
 def test_colab_runs_a_supported_python() -> None:

@@ -1,9 +1,11 @@
 """Execute notebooks and compare with their stored outputs, storing nothing: `make check`.
 
-    python -m notebooks.tools check [01 02 ...]
+    python -m notebooks.tools check [01 02 ...] [--device cuda]
 
 What `make test` asks of a notebook's outputs, but every difference of a notebook is listed, and a
-cell that was edited since outputs were stored may be compared with those.
+cell that was edited since outputs were stored may be compared with those. With `--device cuda` the
+notebooks run on a GPU and are held against the outputs that were stored on a CPU, within the same
+tolerances: 0.2 %, or one unit of the last printed digit.
 """
 
 from __future__ import annotations
@@ -31,27 +33,38 @@ def differences(first: NotebookNode, second: NotebookNode) -> list[tuple[int, st
     ]
 
 
-def check(path: Path) -> list[str]:
+def check(path: Path, device: str | None = None) -> list[str]:
     """What a fresh run of the notebook on ioi-mini prints otherwise than is stored, as sentences.
 
-    Raises CellFailed.
+    `device` is "cpu" or "cuda"; by default what TransformerLens chooses. Raises CellFailed.
     """
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
     stored = read(path)
     with tqdm(total=len(code_cells(stored)), unit="cell", desc=path.stem, leave=False) as bar:
-        fresh = execute(path, COMPARED, on_cell=bar.update).notebook
+        fresh = execute(path, COMPARED | hidden, on_cell=bar.update).notebook
     return [f"cell [{number}]: {how}" for number, how in differences(stored, fresh)]
+
+
+def _require_cuda() -> None:
+    import torch  # takes seconds, and only this needs it
+
+    if not torch.cuda.is_available():
+        raise ValueError("There is no CUDA device here; leave --device out, or use a GPU runtime.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description="Compare fresh outputs with the stored ones.")
     parser.add_argument("notebooks", nargs="*", help="numbers or names; all by default")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="by default what PyTorch finds")
     options = parser.parse_args(arguments)
     wrong = 0
     try:
+        if options.device == "cuda":
+            _require_cuda()
         for path in find_notebooks(options.notebooks):
             try:
-                found = check(path)
+                found = check(path, options.device)
             except CellFailed as error:
                 found = [str(error)]
             wrong += bool(found)

@@ -29,6 +29,7 @@ NUMBER = re.compile(
     r"(?!\d|\.\d)"
 )
 VERSION = re.compile(r"\d+(?:\.\d+)+[\w.+-]*")
+DEVICE = re.compile(r"\bon (?:cpu|cuda|mps)(?::\d+)?(?=\))")
 RULE = re.compile(r"[-─━═=_]{3,}")
 TAG = re.compile(r"<(/?\w+)[^>]*>")
 STYLE = re.compile(r"<style.*?</style>", re.DOTALL | re.IGNORECASE)
@@ -126,8 +127,9 @@ def compare_outputs(
 ) -> list[str]:
     """Every difference between a cell's stored and fresh outputs, as sentences; [] if they agree.
 
-    `versions` is for the set-up cell: version numbers in it may be any. Progress bars are passed
-    over; anything else on standard error, and a figure without a summary, is a difference.
+    `versions` is for the set-up cell: version numbers in it may be any, and the device. Progress
+    bars are passed over; anything else on standard error, and a figure without a summary, is a
+    difference.
     """
     found = [f"the cell wrote to standard error: {_excerpt(text, 300)}" for text in _errors(fresh)]
     old_parts, found_old = _parts(stored)
@@ -143,7 +145,9 @@ def compare_outputs(
             found.append(f"stored a {old_kind} output, now a {new_kind} output")
             continue
         if versions:
-            old, new = VERSION.sub("<version>", old), VERSION.sub("<version>", new)
+            old, new = (
+                DEVICE.sub("<device>", VERSION.sub("<version>", text)) for text in (old, new)
+            )
         difference = compare_text(old, new)
         if difference:
             found.append(f"{new_kind}: {difference}")

@@ -167,6 +167,7 @@ def execute(
     client = FreshKernelClient(
         notebook,
         timeout=int(timeout),
+        startup_timeout=300,  # a busy machine takes longer than the usual minute to import
         allow_errors=keep_going,
         interrupt_on_timeout=keep_going,
         shutdown_kernel="immediate",  # asked politely, an interrupted one prints its own traceback

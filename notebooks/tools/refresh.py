@@ -63,15 +63,29 @@ def refresh(path: Path) -> None:
         raise CannotRefresh(f"{path.name} is left as it was:\n  {listed}")
     nbformat.validate(fresh)
     nbformat.write(fresh, path)
-    store_cover(fresh, path.parent / "cover.png")
+    store_cover(fresh, path)
 
 
-def store_cover(notebook: NotebookNode, path: Path) -> None:
-    """Write the picture of the cell tagged `cover`, if there is one: the README shows it."""
+def cover(path: Path) -> Path:
+    """Where the README finds the picture of the cell tagged `cover` in the notebook at `path`."""
+    return path.parent / "covers" / f"{path.stem}.png"
+
+
+def cover_picture(notebook: NotebookNode) -> bytes | None:
+    """That picture, as it is stored."""
     for cell in code_cells(notebook):
         for output in cell.outputs if "cover" in tags(cell) else ():
             if "image/png" in output.get("data", {}):
-                path.write_bytes(base64.b64decode(output.data["image/png"]))
+                return base64.b64decode(output.data["image/png"])
+    return None
+
+
+def store_cover(notebook: NotebookNode, path: Path) -> None:
+    """Write the picture of the cell tagged `cover`, if there is one, for the README."""
+    picture = cover_picture(notebook)
+    if picture is not None:
+        cover(path).parent.mkdir(exist_ok=True)
+        cover(path).write_bytes(picture)
 
 
 def cleaned(notebook: NotebookNode) -> NotebookNode:
