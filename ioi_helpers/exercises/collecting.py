@@ -340,10 +340,11 @@ def report(collected: Collected, table: Path) -> Mapping[str, int]:
         said: sum(row.passed is passed for row in collected.rows)
         for passed, said in VERDICTS.items()
     }
-    people = len({row.who for row in collected.rows})
+    students = len({row.who for row in collected.rows})
     said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     print(
-        f"\n{len(collected.rows)} answers of {people} people: {said}. Table: {table}\n"
+        f"\n{len(collected.rows)} answers, of {students} student{'s' * (students != 1)}: {said}. "
+        f"Table: {table}\n"
         "What looks like an accident is named above; cheating is not found out."
     )
     return counts
