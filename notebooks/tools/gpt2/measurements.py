@@ -81,6 +81,7 @@ def without_l9h9(model: TransformerBridge, read: str) -> Tensor:
     return found.ablated.mean() if read == "diff" else found.ablated_attribution.mean(-1)
 
 
+@cache
 def patched(model: TransformerBridge, site: str, *axes: str) -> Tensor:
     """Activation patching on the demo, as a fraction recovered."""
     data = _demo(model)
@@ -212,10 +213,14 @@ def singular_values(model: TransformerBridge) -> Tensor:
 # --- the paper, and others on its prompts ---------------------------------------------------------
 
 
+@cache
+def _papers_logits(model: TransformerBridge) -> Tensor:
+    return runs.logits_at(model, prompts.papers(model.tokenizer, 400))
+
+
 def on_papers(model: TransformerBridge, measure: Callable[..., Any]) -> Any:
     """A mean over prompts drawn as the paper's are."""
-    data = prompts.papers(model.tokenizer, 400)
-    return measure(runs.logits_at(model, data), data)
+    return measure(_papers_logits(model), prompts.papers(model.tokenizer, 400))
 
 
 def papers_faithfulness(model: TransformerBridge) -> float:
@@ -233,6 +238,7 @@ def looks(model: TransformerBridge, chosen: tuple[str, ...], at: str) -> float:
     return float(np.mean([float(found[heads.parse_head(head)][0]) for head in chosen]))
 
 
+@cache
 def to_logits(model: TransformerBridge, n: int, **choices: Any) -> Array:
     """Path patching to the logits, relative to the model's logit difference."""
     data = prompts.papers(model.tokenizer, n)
