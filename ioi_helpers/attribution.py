@@ -250,6 +250,15 @@ def readout(model: TransformerBridge) -> Readout:
     return Readout(widened(weight), widened(ones * 0 if bias is None else bias), centred)
 
 
+def why_no_readout(model: TransformerBridge) -> str:
+    """Why :func:`readout` refuses a model; empty if it does not."""
+    try:
+        readout(model)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def logit_diff_directions(
     model: TransformerBridge, data: TwoAnswerData
 ) -> Float[Tensor, "batch d_model"]:

@@ -249,3 +249,13 @@ def test_a_tokenizer_without_bos(tmp_path_factory: pytest.TempPathFactory) -> No
     assert torch.equal(plain.induction, without.induction)
     with pytest.raises(ValueError, match="tokenizer has no BOS; leave out"):
         heads.repeat_scores(model, prepend_bos=True)
+
+
+def test_a_head_table_leaves_out_what_cannot_be_known(models: Models) -> None:
+    model = models("gemma2")
+    table = heads.head_table(model, prompts(model), seeds=(0,), progress=False)
+    assert "caps its logits" in table.attrs["no direct effects"]
+    for column in ("direct", "repeated logit", "backup rise"):
+        assert table[column].isna().all()
+    for column in ("END to IO", "induction", "copying", "END, other names"):
+        assert table[column].notna().all()

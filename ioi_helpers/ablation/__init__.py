@@ -17,7 +17,7 @@ Three ways in:
 
 * :func:`ablate`, a context manager: the model runs without the components as long as it lasts.
 * :func:`ablation_sweep`: many ablations, one at a time, and the logit difference of each; exact,
-  and fast on GPT-2-style models, where only what can have changed is computed again.
+  and fast on those of `forward.FAMILIES`, where only what can have changed is computed again.
 * :func:`ablation_effects`: the change of the logit difference, split without a rest into the direct
   effect, what later heads and MLPs do about it, and the final LayerNorm's share.
 

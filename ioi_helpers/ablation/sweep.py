@@ -54,7 +54,7 @@ def ablation_sweep(
             logit_diff(model(data.tokens), data, per_prompt=True)
 
     Args:
-        model: Any model that TransformerBridge boots; GPT-2-style ones are fast.
+        model: Any model that TransformerBridge boots; those of `forward.FAMILIES` are fast.
         data: Prompts; they may differ in length.
         what: ``"heads"``, ``"mlps"``, or sets of components such as
             ``[["L9H9"], ["L9H9", ("L9H6", "END")]]``, each of which is ablated together; under

@@ -86,7 +86,7 @@ class Circuits:
         circuits.run_model(without=K).logit_diff           # F(M \\ K): K at its roles only
 
     Args:
-        model: A model that TransformerBridge boots; GPT-2-style ones are fast.
+        model: A model that TransformerBridge boots; those of `forward.FAMILIES` are fast.
         data: The prompts; they may differ in length.
         reference: Where the values of what is left out come from; ``data.abc()`` if it is None.
         how: ``"mean"``, ``"resample"`` (row by row) or ``"zero"``.

@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers.attribution import SCALE, Readout, post_norm_weight, readout
+from ioi_helpers.attribution import SCALE, Readout, post_norm_weight, readout, why_no_readout
 from ioi_helpers.metrics import standard_error
 from ioi_helpers.names import head_name
 from ioi_helpers.runs import (
@@ -230,12 +230,8 @@ def repeat_scores(
     if bos and start is not None:
         whole = torch.cat([torch.full_like(whole[:, :1], start), whole], dim=1)
     refuse_too_long(model, whole)
-    norm: Readout | None = None
-    reason = ""
-    try:
-        norm = readout(model)
-    except ValueError as error:
-        reason = str(error)
+    reason = why_no_readout(model)
+    norm = None if reason else readout(model)
     places = _places(tokens.shape[1], int(bos), definition)
     rows, width = whole.shape
     kept = width * model.cfg.n_layers * model.cfg.d_model

@@ -30,7 +30,13 @@ from ioi_helpers.heads.weights import both_copying_scores, composition_scores
 from ioi_helpers.metrics import mean_and_stderr, standard_error
 from ioi_helpers.names import head_labels, parse_head
 from ioi_helpers.patching import patch_sweep
-from ioi_helpers.runs import DEFAULT_MEMORY, hooks_on_pairs, require_data, run_in_batches
+from ioi_helpers.runs import (
+    DEFAULT_MEMORY,
+    hooks_on_pairs,
+    logit_diffs,
+    require_data,
+    run_in_batches,
+)
 
 LOOKS: dict[str, tuple[str, str]] = {
     "END to IO": ("END", "IO"),
@@ -133,7 +139,8 @@ def head_table(
         memory, progress: As for :func:`~ioi_helpers.runs.run_in_batches`.
 
     Returns:
-        The table. ``NaN`` stands where something was not measured.
+        The table. ``NaN`` stands where something was not measured; direct effects are not where
+        logits are no sum of what heads write (``table.attrs["no direct effects"]`` says why).
 
     Raises:
         ValueError: Fewer than two pairs of prompts, or prompts that do not fit the model.
@@ -185,6 +192,7 @@ def head_table(
         "every rule": EVERY_RULE,
         "prompts": len(data),
         "sweep prompts": len(first),
+        "no direct effects": attribution.why_no_readout(model),
     }
     return table[list(COLUMNS)]
 
@@ -227,8 +235,13 @@ def _on_repeats(
 def _looks_and_writes(
     model: TransformerBridge, data: IOIDataset, settings: Mapping[str, Any]
 ) -> tuple[dict[str, Float[Tensor, "layer head batch"]], Float[Tensor, "layer head batch"]]:
-    """Attention by column, and each head's direct attribution, in the same runs."""
+    """Attention by column, and each head's direct attribution, in the same runs.
+
+    NaN for the latter where logits are no sum of what heads write.
+    """
     pairs = list(LOOKS.values())
+    split = not attribution.why_no_readout(model)
+    shape = (model.cfg.n_layers, model.cfg.n_heads)
 
     def read(part: IOIDataset) -> dict[str, Tensor]:
         at = (
@@ -238,9 +251,14 @@ def _looks_and_writes(
         by_layer, hooks = hooks_on_pairs(model, *at)
         with model.hooks(fwd_hooks=hooks):
             # As many prompts as the outer run took, so one part, whose order is kept.
-            direct = attribution.head_attribution(model, part, **{**settings, "progress": False})
+            quietly = {**settings, "progress": False}
+            if split:
+                direct = attribution.head_attribution(model, part, **quietly).per_prompt
+            else:
+                diffs = logit_diffs(model, part, **quietly)
+                direct = torch.full_like(diffs, torch.nan).expand(*shape, -1)
         looks = torch.stack(by_layer).unbind(dim=2)
-        return dict(zip(LOOKS, looks, strict=True)) | {"direct": direct.per_prompt}
+        return dict(zip(LOOKS, looks, strict=True)) | {"direct": direct}
 
     n_heads = model.cfg.n_layers * model.cfg.n_heads
     kept = n_heads * len(pairs) + (model.cfg.n_layers + 1) * model.cfg.d_model
@@ -309,7 +327,7 @@ def _backup(
     name = "backup rise"
     movers = columns["direct"].flatten().clone()
     movers[columns["END to IO"].flatten() < LOOKS_AT_LEAST] = -torch.inf
-    if movers.max() <= 0:
+    if not movers.max() > 0:  # or it is not known
         empty = torch.full_like(columns["direct"], float("nan"))
         return {name: empty, error_of(name): empty}, ""
     strongest = labels[int(movers.argmax())]

@@ -262,7 +262,8 @@ def positional_patterns(
         )
     if model.cfg.positional_embedding_type != "standard":
         raise ValueError(
-            "The model has no learned position embeddings (W_pos); this needs a GPT-2-style model."
+            "The model has no learned position embeddings (W_pos); use a model that has, such as "
+            "GPT-2."
         )
     stream = (model.W_pos[:n_positions] + model.W_E.mean(dim=0))[None]
     return _patterns(model, stream)[:, 0]

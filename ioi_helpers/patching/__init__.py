@@ -6,8 +6,8 @@ associations in GPT"; Heimersheim and Nanda 2024, "How to use and interpret acti
 :func:`patch_sweep` does it for every layer and every position, role or head.
 
 The result is that of ``transformer_lens.patching``, which runs the whole model once a patch. On
-GPT-2-style models only what a patch can have changed is computed again, for many patches together:
-see :mod:`ioi_helpers.forward`. Other models are run as a whole, with hooks.
+models that :mod:`ioi_helpers.forward` knows only what a patch can have changed is computed again,
+for many patches together. Other models are run as a whole, with hooks.
 
 How it is built: what is asked (``request``) of which two runs (``pair``), how a run is scored
 (``score``), the two ways of running (``fast``, ``hooks``) that ``sweep`` chooses from, estimates
