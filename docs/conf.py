@@ -20,7 +20,8 @@ nb_execution_mode = "off"
 nb_merge_streams = True
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
-suppress_warnings = ["myst.header"]
+# A name between backticks may be that of several things; then it is no link.
+suppress_warnings = ["myst.header", "ref.python"]
 
 napoleon_use_ivar = True
 napoleon_attr_annotations = False  # shapes are not RST

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "trial" in values and "exercise" in values:
             group = f"{values['path'].name} on {values['model']}"
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The course site, built from stored outputs without a warning, or the one in IOI_SITE."""
+    if "IOI_SITE" in os.environ:
+        return Path(os.environ["IOI_SITE"])
+    from notebooks.tools.site.build import build
+
+    out = tmp_path_factory.mktemp("site") / "site"
+    assert build(out, {}) == ""
+    return out

@@ -22,7 +22,6 @@ from tests.sample_notebooks import PICTURE, code, figure, notebook, printed, tex
 pytest.importorskip("myst_nb", reason="the site's engine is not installed: pip install -e .[site]")
 from docutils import nodes
 
-from notebooks.tools.site.build import build
 from notebooks.tools.site.glossary import link_first_uses, terms
 from notebooks.tools.site.mathml import mathml
 
@@ -241,14 +240,6 @@ class Reader(HTMLParser):
             self.loaded.append(str(known["href"]))
         if tag == "img" and "alt" not in known:
             self.without_words.append(str(known.get("src"))[:60])
-
-
-@pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The whole site, built from stored outputs without a warning."""
-    out = tmp_path_factory.mktemp("site") / "site"
-    assert build(out, {}) == ""
-    return out
 
 
 @pytest.mark.slow
