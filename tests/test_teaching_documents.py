@@ -40,7 +40,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 def test_the_minutes_are_about_those_of_the_cards() -> None:
     cards, text = minutes_on_cards(), TEACHERS.read_text(encoding="utf-8")
     table = re.findall(r"^\| \[(\d\d)\]\S+ \| (\d+) \| (\d+) \|", text, re.MULTILINE)
-    assert [number for number, *_ in table] == sorted(PATHS)
+    assert {f"{i:02}" for i in range(1, 12)} <= {number for number, *_ in table} <= set(PATHS)
     for number, *told in table:
         for said, true in zip(told, cards[number]):
             assert abs(int(said) - true) <= max(3, 0.1 * true), (number, said, true)
