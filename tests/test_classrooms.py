@@ -28,6 +28,7 @@ from ioi_helpers.graph import Circuit, Node
 from ioi_helpers.metrics import Estimate
 from ioi_helpers.probing import Split
 from notebooks.tools import editions
+from notebooks.tools.check import differences
 from notebooks.tools.execution import execute, find_notebooks
 from notebooks.tools.exercise_runs import NotebookSession, Verdict, load_exercises
 from notebooks.tools.stored_outputs import code_cells, read, tags
@@ -488,3 +489,6 @@ def test_both_editions_run(path: Path, tmp_path: Path) -> None:
         ]
         expected = {"student": "not attempted yet", "teacher": ": correct."}[made.parent.name]
         assert all(expected in text for text in printed), printed
+        if made.parent.name == "teacher":  # what a solution leaves behind changes nothing later
+            stubs = [i for i, c in enumerate(code_cells(done), 1) if "exercise" in tags(c)]
+            assert [one for one in differences(read(path), done) if one[0] not in stubs] == []
