@@ -111,7 +111,7 @@ def _hardest_template(ctx: Context) -> Key:
         hardest,
         lambda answer: _template_number(answer, many),
         also={
-            f"On this model it is within two errors of the lowest, template {says(hardest)}.": t
+            f"Template {says(t)} is within two errors of the lowest, template {says(hardest)}.": t
             for t in others
             if ties(t)
         },

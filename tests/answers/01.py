@@ -72,6 +72,7 @@ RIGHT = {
         BY_TEMPLATE + "hardest = many.templates[int(means.argmin())]",
         BY_TEMPLATE + "hardest = str(int(means.argmin()))",
         BY_TEMPLATE + "hardest = [int(means.argmin())]",
+        BY_TEMPLATE + "hardest = means.argsort()[1]",  # within two errors of the lowest
         "table = pd.DataFrame({'t': many.template_ids.tolist(), 'd': many_diffs.tolist()})\n"
         "hardest = table.groupby('t')['d'].mean().idxmin()",
     ],
@@ -164,7 +165,6 @@ WRONG = {
     "01.2": {
         BY_TEMPLATE + "hardest = means.argmax()": r"easiest",
         BY_TEMPLATE + "hardest = means.min()": r"whole number",
-        BY_TEMPLATE + "hardest = means.argsort()[1]": r"lower still|hardest single|probability",
         BY_TEMPLATE + "hardest = means": r"single number",
         'hardest = "When [B] and [A] sat down, [B] sang for [A]"': r"No template.*many\.templates",
         "hardest = 15": r"from 0 to 14",
