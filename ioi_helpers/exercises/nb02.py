@@ -249,7 +249,7 @@ def _noise_one_head(ctx: Context) -> Key:
             "taking another counterpart, swap_order, not demo.abc(seed=0)": drop(
                 source=demo.swap_order()
             ),
-            "taking other ABC prompts than those of seed=0": drop(source=demo.abc(seed=1)),
+            "taking the ABC prompts of seed=1, not those of seed=0": drop(source=demo.abc(seed=1)),
             "starting from the corrupted run; noising starts from the clean one, `demo`": drop(
                 to=ctx.corrupted
             ),
