@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ioi_helpers import heads
@@ -159,21 +159,26 @@ def _price(ctx: Context) -> Key:
     layer, head = _best_induction(ctx)
     tokens, length = _tokens(ctx), _length(ctx)
 
-    def losses(ablated: slice | None, ahead: int = 1) -> Float[Tensor, "row predicted"]:
+    def losses(
+        ablated: slice | None, ahead: int = 1, text: Int[Tensor, "row pos"] = tokens
+    ) -> Float[Tensor, "row predicted"]:
         def remove(z: Tensor, hook: Any) -> Tensor:
             z = z.clone()
             z[:, ablated, head] = 0
             return z
 
         hooks = [] if ablated is None else [(f"blocks.{layer}.attn.hook_z", remove)]
-        log_p = ctx.model.run_with_hooks(tokens, fwd_hooks=hooks).log_softmax(dim=-1)
-        return -log_p[:, : 2 * length - ahead].gather(2, tokens[:, ahead:, None])[..., 0]
+        log_p = ctx.model.run_with_hooks(text, fwd_hooks=hooks).log_softmax(dim=-1)
+        return -log_p[:, : text.shape[1] - ahead].gather(2, text[:, ahead:, None])[..., 0]
 
     whole, without = losses(None), losses(slice(None))
     change = without - whole
     known = change[:, length:]
     second_only = losses(slice(length, None)) - whole
     unshifted = losses(slice(None), ahead=0) - losses(None, ahead=0)
+    start = torch.full_like(tokens[:, :1], ctx.model.tokenizer.bos_token_id or 0)
+    with_bos = torch.cat([start, tokens], dim=1)
+    started = losses(slice(None), text=with_bos) - losses(None, text=with_bos)
     return number(
         float(known.mean()),
         absolute=3e-4,
@@ -189,6 +194,7 @@ def _price(ctx: Context) -> Key:
             "ablating the head in the second copy only, not everywhere": float(
                 second_only[:, length:].mean()
             ),
+            "putting BOS in front, where the demo has none": float(started[:, length + 1 :].mean()),
             "taking the sum over tokens, not their mean": float(known.mean(0).sum()),
             "reading the logits at q for the token at q. They predict the token at q + 1": float(
                 unshifted[:, length + 1 :].mean()

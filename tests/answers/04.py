@@ -151,6 +151,13 @@ WRONG = {
         LOSS + "rise = losses(True)[:, length:].mean()": r"subtract the loss",
         LOSS + "rise = change[:, length:].mean(0).sum()": r"sum over tokens",
         LOSS + "rise = change[:, length - 1 :].mean()": r"first token",
+        "start = torch.full_like(tokens[:, :1], model.tokenizer.bos_token_id)\n"
+        "begun = torch.cat([start, tokens], dim=1)\n"
+        "def loss(hooks):\n"
+        "    log_p = model.run_with_hooks(begun, fwd_hooks=hooks).log_softmax(-1)\n"
+        "    return -log_p[:, length + 1 : -1].gather(2, begun[:, length + 2 :, None]).mean()\n"
+        "hook = lambda z, hook: z * (torch.arange(n_heads) != head)[:, None]\n"
+        "rise = loss([(f'blocks.{layer}.attn.hook_z', hook)]) - loss([])": r"BOS",
     },
     "04.4": {
         MATRICES + "score_by_hand = (A @ B).norm() / (A.norm() * B.norm())": r"Q-composition",
