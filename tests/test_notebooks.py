@@ -12,7 +12,8 @@ import pytest
 
 from notebooks.tools.budgets import CARD_BEGIN, CARD_END, reading_rows
 from notebooks.tools.execution import REPOSITORY, execute, find_notebooks
-from notebooks.tools.stored_outputs import code_cells, problems, read, tags
+from notebooks.tools.stored_outputs import code_cells, joined, problems, read, tags
+from tests import printed_verdicts
 
 NOTEBOOKS = find_notebooks()
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -67,5 +68,29 @@ def test_it_begins_with_a_title_and_a_question(path: Path) -> None:
 
 
 @each_notebook
+def test_what_it_prints_of_the_model_holds(path: Path) -> None:
+    assert printed_verdicts.wrong(path.name[:2], read(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "printed", "instead"),
+    [
+        ("01", "attention layers write most", "MLPs write most"),
+        ("03", "is misled by the repetition", "hardly notices the repetition"),
+    ],
+)
+def test_a_false_sentence_is_found(number: str, printed: str, instead: str) -> None:
+    notebook = read(next(path for path in NOTEBOOKS if path.name.startswith(number)))
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            if output.get("name") == "stdout":
+                output.text = joined(output.text).replace(printed, instead)
+    (found,) = printed_verdicts.wrong(number, notebook)
+    assert found.startswith(instead) or found in f"your model {instead}"
+
+
+@each_notebook
 def test_it_runs_on_ioi_plain(path: Path) -> None:
-    assert execute(path, {"IOI_MODEL": "ioi-plain"}).cells == len(code_cells(read(path)))
+    run = execute(path, {"IOI_MODEL": "ioi-plain"})
+    assert run.cells == len(code_cells(read(path)))
+    assert printed_verdicts.wrong(path.name[:2], run.notebook) == []
