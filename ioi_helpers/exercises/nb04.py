@@ -20,6 +20,8 @@ from ioi_helpers.exercises.registry import Context, exercise
 from ioi_helpers.exercises.verdicts import Key, array, number
 from ioi_helpers.metrics import mean_and_stderr
 
+WEAK = 0.1  # a score below which a head is not called one of the kind
+
 # --- what the checks measure ----------------------------------------------------------------------
 
 
@@ -109,7 +111,10 @@ def _second_copy_score(ctx: Context) -> Key:
             ),
         },
         hint="The queries are those from length to 2 * length - 1, each with one key.",
-        right="Only tokens that can know are counted.",
+        right="Only tokens that can know are counted."
+        if truth > WEAK
+        else "Only tokens that can know are counted; with such a score, little above chance, the "
+        "best head of this model is no induction head.",
     )
 
 
