@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -415,6 +415,40 @@ def test_dead_ends_do_nothing_under_resampling(edge_runner: EdgeCircuits) -> Non
     assert (found - edge_runner.run(NO_EDGES).logit_diff).abs().max() > 1e-3
 
 
+def test_a_way_keeps_to_its_token(edge_runner: EdgeCircuits) -> None:
+    def edge(sender: tuple[Any, str | None], receiver: tuple[Any, str | None], read: Any) -> Edge:
+        return Edge(parse_node(sender), parse_node(receiver), read)
+
+    end = Edge(parse_node(("L4H4", "END")), None, "final")
+    fed = edge(("embedding", "S2"), ("L1H0", "S2"), "q")
+    carried = edge(("L1H0", "S2"), ("L4H4", "END"), "v")
+    assert circuits.without_dead_ends(Circuit.of_edges([end, fed, carried])).edges == {
+        end, fed, carried
+    }  # fmt: skip
+    # Fed at another token than it is read at; an edge at every token has both.
+    for read_at, left in (
+        ("IO", set()),
+        (None, {end, fed, edge(("L1H0", None), ("L4H4", "END"), "v")}),
+    ):
+        away = edge(("L1H0", read_at), ("L4H4", "END"), "v")
+        assert circuits.without_dead_ends(Circuit.of_edges([end, fed, away])).edges == left
+    # Read at END, where nobody feeds it; and at a token whose output nobody reads.
+    idle = (
+        edge(("embedding", "IO"), ("L0H0", "IO"), "q"),
+        edge(("L0H0", "END"), ("L4H4", "END"), "q"),
+    )
+    some = Circuit.of_edges([end, fed, carried, *idle])
+    assert circuits.without_dead_ends(some).edges == {end, fed, carried}
+    # At roles as without, they change nothing under resampling.
+    edges = circuits.possible_edges(edge_runner.shape, (*ROLES, None))
+    for seed, n in ((0, 200), (1, 3000)):
+        drawn = np.random.default_rng(seed).permutation(len(edges))[:n]
+        whole = Circuit.of_edges(edges[i] for i in drawn)
+        pruned = circuits.without_dead_ends(whole)
+        assert len(pruned.edges or ()) < n
+        close(edge_runner.run(pruned).logit_diff, edge_runner.run(whole).logit_diff)
+
+
 def test_the_number_of_edges_is_the_published_formula() -> None:
     assert len(circuits.possible_edges(Shape(12, 12))) == 32_491
     L, H = 3, 4
@@ -646,11 +680,35 @@ def test_a_limit_that_the_start_breaks_gets_no_worse(built: TransformerBridge) -
     gap = circuits.faithfulness(runner, start).mean_absolute_difference().mean
     assert gap > 1
     found = circuits.prune(runner, start, most_difference=0.1, progress=False)
-    assert all(step.mean_absolute_difference <= gap + 1e-4 for step in found.steps)
+    assert all(s.found.mean_absolute_difference().mean <= gap + 1e-4 for s in found.steps)
     assert found.steps
 
 
 # --- random circuits ------------------------------------------------------------------------------
+
+
+def test_improving_takes_in_what_was_left_out_and_leaves_out_what_is_idle() -> None:
+    data = prompts(20)
+    runner = Circuits(mini(), data)
+    whole = circuits.circuit_of(mini())
+    lacking = whole - [("L4H4", "END"), ("L0H1", "S2")]
+    candidates = [("L4H4", "END"), ("L0H1", "S2"), ("L5H5", "S2")]
+
+    def off(circuit: Circuit) -> float:
+        found = circuits.faithfulness(runner, circuit)
+        return found.mean_absolute_difference().mean + abs(found.difference().mean)
+
+    found = circuits.improve(
+        runner, lacking, candidates, at_most=len(whole), least_gain=0.02, progress=False
+    )
+    assert {parse_node(("L4H4", "END")), parse_node(("L0H1", "S2"))} <= found.nodes
+    assert off(found) < off(lacking) - 1
+    assert found.nodes <= whole.nodes | {parse_node(node) for node in candidates}
+    # Never more than allowed, and a circuit that no step betters stays as it is.
+    few = circuits.improve(runner, Circuit.of(()), whole, at_most=2, again=4, progress=False)
+    assert len(few) <= 2
+    same = circuits.improve(runner, lacking, (), at_most=180, least_gain=9.0, progress=False)
+    assert same == lacking
 
 
 def test_random_circuits_are_matched() -> None:
@@ -666,6 +724,25 @@ def test_random_circuits_are_matched() -> None:
         assert len(other) == len(known)
     one, again = (list(circuits.random_circuits(known, shape, ROLES, 3, seed=7)) for _ in range(2))
     assert one == again
+
+
+def test_random_circuits_may_be_made_of_others() -> None:
+    """Members only where a layer has too few other heads at the role, and then as few as can be."""
+    shape = Shape(2, 6)
+    known = Circuit.of([("L0H0", "S2"), ("L0H1", "S2"), *((f"L1H{i}", "END") for i in range(4))])
+    drawn = list(circuits.random_circuits(known, shape, ROLES, 200, share="least", seed=2))
+    for other in drawn:
+        assert len(other) == len(known)
+        assert len(other & known) == circuits.expected_overlap(known, shape, "least") == 2
+        assert not {node for node in other & known if node.layer == 0}
+    # Two of the four others at S2; both others at END with two of the four members.
+    assert circuits.number_of_matched(known, shape, "least") == 6 * 6
+    assert len(set(drawn)) == 36
+    assert circuits.number_of_matched(known, shape) == 15 * 15
+    by_size = circuits.random_circuits(known, shape, ROLES, 5, match="size", share="least")
+    assert all(len(other) == len(known) and not other & known for other in by_size)
+    with pytest.raises(ValueError, match="share must be 'by chance' or 'least'"):
+        circuits.random_circuits(known, shape, ROLES, 5, share="none")  # type: ignore[arg-type]
 
 
 def test_rank_counts_distance_from_one() -> None:

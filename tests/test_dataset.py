@@ -454,7 +454,7 @@ def test_adversarial_sentences_go_before_the_second_clause(word: Any) -> None:
 
 
 def test_adversarial_sentences_are_drawn(bpe: Any) -> None:
-    data = IOIDataset.generate(bpe, 400)
+    data = IOIDataset.generate(bpe, 800)
     single, double = data.adversarial("IO"), data.adversarial("IO", pairs=True)
     endings = [sentence.removeprefix("[A] ") for sentence in stimuli.ADVERSARIAL_SENTENCES]
     for prompt in single.prompts:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -65,6 +67,50 @@ def test_zero_is_zero_whether_a_reference_is_given_or_not(given: bool) -> None:
     )
 
 
+# --- two ways to the same numbers -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["resample", "zero"])
+@pytest.mark.parametrize("roles", [(None,), (*ROLES, None)], ids=["everywhere", "at roles"])
+def test_hooks_run_the_same_circuits(how: Any, roles: Any) -> None:
+    """Half of all edges, which head reads whose word at which token drawn for each edge."""
+    data, possible = prompts(4), circuits.possible_edges(Shape.of(mini()), roles)
+    fast, slow = (EdgeCircuits(mini(), data, how=how, engine=e) for e in ("fast", "hooks"))
+    chosen = np.random.default_rng(0).random(len(possible)) < 0.5
+    some = [edge for edge, kept in zip(possible, chosen, strict=True) if kept]
+    if len(roles) > 1:  # and keys that are kept for one query only
+        ends = (
+            Edge(Node(1, 0, "S2"), Node(2, 4, "END"), "v"),
+            Edge(EMBEDDING, Node(0, 1, "S2"), "k"),
+        )
+        some = [*(edge for edge in some if edge.input not in ("k", "v") or edge.sender.role), *ends]
+    circuit = Circuit.of_edges(some)
+    by_hooks = slow.run(circuit)
+    close(by_hooks.logit_diff, fast.run(circuit).logit_diff)
+    close(by_hooks.loss, fast.run(circuit).loss)
+    assert (by_hooks.logit_diff - fast.run(NO_EDGES).logit_diff).abs().max() > 1e-3
+    close(slow.run_model().logit_diff, fast.run_model().logit_diff)
+
+
+def test_hooks_on_the_model_are_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    """What its reader put on a model changes circuits of edges as it changes the model."""
+    model = load_model("ioi-mini", device="cpu", verbose=False)
+    runner = EdgeCircuits(model, prompts(4))
+    before = runner.run_model().logit_diff
+    with model.hooks(fwd_hooks=[("blocks.4.attn.hook_z", lambda z, hook: 0 * z)]):
+        hooked = runner.run_model().logit_diff
+        plain = CircuitRun.of_logits(
+            runs.logits_at_positions(model, prompts(4).tokens, prompts(4).positions["END"]),
+            prompts(4),
+        )
+    close(hooked, plain.logit_diff.detach())
+    assert (hooked - before).abs().max() > 0.1
+    assert "Circuits of edges are run with TransformerLens' hooks" in capsys.readouterr().out
+    close(runner.run_model().logit_diff, before)
+    with pytest.raises(ValueError, match="engine must be"):
+        EdgeCircuits(model, prompts(4), engine="slow")  # type: ignore[arg-type]
+
+
 # --- what is left out -----------------------------------------------------------------------------
 
 
@@ -116,7 +162,7 @@ def test_an_edges_query_is_read_where_either_end_says(runner: EdgeCircuits) -> N
         Edge(Node(0, 1, "S2"), Node(1, 0, "S2"), "q"),
     ):
         assert parse_receiver(edge) == Receiver(Node(1, 0), "q", "S2")
-        mask = circuits.edges.EdgeMask.of(runner.shape, ROLES, [edge])
+        mask = circuits.masks.EdgeMask.of(runner.shape, ROLES, [edge])
         assert mask.q.sum() == 1
     assert parse_receiver(Edge(Node(0, 1, "S2"), Node(1, None), "in")).role == "S2"
     # One edge, MLPs frozen: path patching and the run of edges are the same number.

@@ -16,7 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ioi_helpers import circuits, heads, load_model, metrics, published
 from ioi_helpers.bundled import BUNDLED, bundled_folder
 from ioi_helpers.dataset import ROLES
-from ioi_helpers.graph import Circuit, Node, Shape
+from ioi_helpers.graph import Circuit, Shape
 from ioi_helpers.heads import HEAD_CLASSES
 from ioi_helpers.names import head_labels
 from ioi_helpers.path_patching import path_sweep
@@ -129,6 +129,27 @@ def test_where_none_is_on_record_it_is_said(tmp_path: Path) -> None:
         circuits.circuit_of(model)
 
 
+@pytest.mark.parametrize(("name", "enough"), [("ioi-mini", True), ("ioi-plain", False)])
+def test_a_first_guess_by_gradient(name: str, enough: bool) -> None:
+    """On ioi-plain heads at the five roles are not enough, whoever chooses; then it is the best."""
+    model = model_of(name)
+    searched, scored = (circuits.Circuits(model, search.half(model, which, 24)) for which in (0, 1))
+    found = circuits.circuit_by_gradient(searched, progress=False)
+    assert {node for members in found.classes.values() for node in members} == found.nodes
+    assert all(label == f"at {n.role}" for label, nodes in found.classes.items() for n in nodes)
+    far = circuits.faithfulness(scored, found)
+    others = circuits.random_circuits(found, searched.shape, ROLES, 10, match="size", seed=1)
+    by_chance = [
+        circuits.faithfulness(scored, other).mean_absolute_difference() for other in others
+    ]
+    assert far.mean_absolute_difference().mean < min(one.mean for one in by_chance)
+    assert len(found) <= 60
+    if enough:
+        assert far.mean_absolute_difference().mean < 1.2 and far.nats().mean < 0.6
+    few = circuits.circuit_by_gradient(searched, sizes=(5,), most_difference=0, progress=False)
+    assert len(few) == 5 and few.nodes <= found.nodes
+
+
 # --- how good is ioi-mini's? ----------------------------------------------------------------------
 
 
@@ -137,52 +158,39 @@ def prompts_of(which: int, n: int) -> circuits.Circuits:
     return circuits.Circuits(model, search.half(model, which, n))
 
 
-def witness(circuit: Circuit, node: Node, K: str) -> Circuit:
-    """The set that `circuit.json` names by a word, or by one other member."""
-    if K == "nothing":
-        return Circuit.of(())
-    if K == "rest of its class":
-        return circuits.class_witnesses(circuit)[node]
-    return Circuit(frozenset(mate for mate in circuit if str(mate) == K))
-
-
 @pytest.mark.parametrize(
     "members", [pytest.param(4, id="weakest"), pytest.param(None, id="all", marks=pytest.mark.slow)]
 )
-def test_every_member_matters_on_the_search_half(members: int | None) -> None:
+@pytest.mark.parametrize(("which", "half"), [(0, "search half"), (1, "other half")])
+def test_every_member_matters(which: int, half: str, members: int | None) -> None:
+    """On the half that chose it and its K, and on the half where nobody searched."""
     circuit = circuits.circuit_of(model_of("ioi-mini"))
     listed = stored("ioi-mini")["minimality"]
     assert set(listed) == {str(node) for node in circuit}
-    assert all(row["share"] >= 0.01 and row["errors"] > 2 for row in listed.values())
-    weakest = sorted(circuit, key=lambda node: listed[str(node)]["share"])[:members]
-    sets = {node: witness(circuit, node, listed[str(node)]["K"]) for node in weakest}
-    again = circuits.minimality(prompts_of(0, 240), circuit, sets, progress=False)
+    least = 2 if which == 0 else 1  # where it was chosen, more is asked
+    for row in listed.values():
+        assert row[half]["share"] >= least * search.LEAST
+        assert row[half]["errors"] > least * search.ERRORS
+    weakest = sorted(circuit, key=lambda node: listed[str(node)][half]["share"])[:members]
+    sets = {node: circuits.witness(circuit, node, listed[str(node)]["K"]) for node in weakest}
+    again = circuits.minimality(prompts_of(which, 240), circuit, sets, progress=False)
     for name, row in again.iterrows():
-        assert row["share"] == pytest.approx(listed[name]["share"], rel=0.01)
-        assert row["share"] >= 0.01 and abs(row["change"]) > 2 * row["error"]
+        assert row["share"] == pytest.approx(listed[name][half]["share"], rel=0.01)
+        errors = abs(row["change"]) / row["error"]
+        assert errors == pytest.approx(listed[name][half]["errors"], rel=0.01)
 
 
-@pytest.mark.parametrize(
-    "members", [pytest.param(4, id="weakest"), pytest.param(None, id="all", marks=pytest.mark.slow)]
-)
-def test_all_but_two_members_matter_on_the_other_half(members: int | None) -> None:
-    """Where nobody searched: the card names the two that were chosen by chance, or for little."""
-    circuit = circuits.circuit_of(model_of("ioi-mini"))
-    content = stored("ioi-mini")
-    assert "minimality is on the search half" in content["how"]
-    listed = content["minimality"]
-    weakest = sorted(circuit, key=lambda node: listed[str(node)]["share"])[:members]
-    sets = {node: witness(circuit, node, listed[str(node)]["K"]) for node in weakest}
-    found = circuits.minimality(prompts_of(1, 240), circuit, sets, progress=False)
-    errors = found["change"].abs() / found["error"]
-    idle = {"L0H4 at END", "L0H4 at S1+1"}
-    assert set(found.index[(found["share"] < 0.01) | (errors <= 2)]) == idle
-    assert found.loc["L0H4 at END", "share"] == pytest.approx(0.0048, abs=2e-4)
-    assert errors["L0H4 at END"] == pytest.approx(0.73, abs=0.05)
-    assert found.loc["L0H4 at S1+1", "share"] == pytest.approx(0.0079, abs=2e-4)
-    card = (bundled_folder("ioi-mini") / "README.md").read_text(encoding="utf8")
-    assert f"half {len(circuit) - len(idle)} do, with the same K" in card
-    assert "L0H4 at END (0.5 %, 0.7 errors) and L0H4 at S1+1 (0.8 %) do not" in card
+def test_a_witness_set_is_named_in_words() -> None:
+    circuit = Circuit(
+        Circuit.of(["L0H0", "L0H1", "L1H0"]).nodes,
+        classes={"early": Circuit.of(["L0H0", "L0H1"]).nodes},
+    )
+    assert len(circuits.witness(circuit, "L0H0", "nothing")) == 0
+    assert circuits.witness(circuit, "L0H0", "rest of its class") == Circuit.of(["L0H1"])
+    assert circuits.witness(circuit, "L1H0", "early") == Circuit.of(["L0H0", "L0H1"])
+    assert circuits.witness(circuit, "L1H0", "L0H1") == Circuit.of(["L0H1"])
+    with pytest.raises(ValueError, match="'late' is no class and no member"):
+        circuits.witness(circuit, "L1H0", "late")
 
 
 def test_the_circuit_is_small_and_near_the_model() -> None:
@@ -190,7 +198,7 @@ def test_the_circuit_is_small_and_near_the_model() -> None:
     assert found["members"] <= found["(head, role) pairs of the model"] / 4
     assert found["everywhere"] == 0
     assert abs(1 - found["F(C) / F(M)"]) < 0.1
-    assert found["mean absolute difference, logits"] < 0.9 and found["nats lost"] < 0.25
+    assert found["mean absolute difference, logits"] < 0.8 and found["nats lost"] < 0.2
     by_order = circuits.faithfulness(prompts_of(1, 120), circuits.circuit_of(model_of("ioi-mini")))
     assert ((by_order.table("order")["F(C) / F(M)"] - 1).abs() < 0.15).all()
 
@@ -222,12 +230,20 @@ def test_the_best_circuit_of_its_size_by_single_effects_is_no_better() -> None:
     }
     best = circuits.faithfulness(scored, Circuit.of_scores(effects, top=len(circuit)))
     own = circuits.faithfulness(scored, circuit)
-    # In F alone the two are equal within their error (1 - F is 0.038 and 0.022, each with 0.012):
-    # F is easily satisfied. Prompt by prompt the other one is far off.
-    further = abs(1 - own.ratio().mean) - abs(1 - best.ratio().mean)
-    assert further < 2 * (own.ratio().stderr ** 2 + best.ratio().stderr ** 2) ** 0.5
-    assert own.mean_absolute_difference().mean < best.mean_absolute_difference().mean
-    assert own.nats().mean < best.nats().mean
+
+    def off(found: circuits.Faithfulness) -> torch.Tensor:
+        """Each prompt's difference from the model, counted towards the side where its mean is."""
+        gap = (found.circuit.logit_diff - found.model.logit_diff) / found.model.logit_diff.mean()
+        return gap * gap.mean().sign()
+
+    further = metrics.mean_and_stderr(off(own) - off(best), clusters=own.pair_ids)
+    print(f"|1 - F(C) / F(M)|: {off(own).mean():.4f} against {off(best).mean():.4f}, {further}")
+    assert abs(1 - own.ratio().mean) <= abs(1 - best.ratio().mean)
+    # In F alone the two are equal within the error of their difference, since F is easily
+    # satisfied. Prompt by prompt the other one is far off.
+    assert abs(further.mean) < 2 * further.stderr
+    assert own.mean_absolute_difference().mean < 0.7 * best.mean_absolute_difference().mean
+    assert own.nats().mean < 0.5 * best.nats().mean
 
 
 def test_path_patching_finds_the_routes() -> None:

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from ioi_helpers.bundled import bundled_folder
 from notebooks.tools.budgets import CARD_BEGIN, CARD_END, reading_rows
 from notebooks.tools.execution import REPOSITORY, execute, find_notebooks
 from notebooks.tools.stored_outputs import code_cells, joined, problems, read, tags
 from tests import printed_verdicts
+from tests.rewritten_models import as_stanford
 
 NOTEBOOKS = find_notebooks()
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -94,3 +96,14 @@ def test_it_runs_on_ioi_plain(path: Path) -> None:
     run = execute(path, {"IOI_MODEL": "ioi-plain"})
     assert run.cells == len(code_cells(read(path)))
     assert printed_verdicts.wrong(path.name[:2], run.notebook) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ["09", "10", "11"])
+def test_it_goes_on_where_nothing_is_on_record(number: str, tmp_path: Path) -> None:
+    """Neither a circuit nor head classes, as for any model that a reader brings along."""
+    folder = as_stanford(bundled_folder("ioi-mini"), tmp_path / "another")
+    for name in ("circuit.json", "registry.json"):
+        (folder / name).unlink(missing_ok=True)
+    (path,) = (path for path in NOTEBOOKS if path.name.startswith(number))
+    assert execute(path, {"IOI_MODEL": str(folder)}).cells == len(code_cells(read(path)))

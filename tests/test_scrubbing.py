@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers import IOIDataset, circuits, heads, load_model, path_patching
+from ioi_helpers import IOIDataset, circuits, heads, load_model, path_patching, stimuli
 from ioi_helpers.circuits import Drawn, Heads, Stream, ioi_hypothesis, scrub
 from ioi_helpers.circuits.run import CircuitRun
 from ioi_helpers.circuits.scrubbing import Features
@@ -257,6 +257,59 @@ def test_hypotheses_that_make_no_sense_are_refused() -> None:
     mixed = IOIDataset.generate(mini().tokenizer, 20, prefixes="bundled", seed=0)
     with pytest.raises(ValueError, match="differ in length"):
         scrub(mini(), mixed, Stream())
+
+
+def test_what_is_no_part_of_a_hypothesis_is_refused_by_a_sentence() -> None:
+    mover = parse_node(("L4H4", "END"))
+    part = Heads(frozenset([mover]), ())
+    wrong: list[tuple[Callable[[Any], object], Any, str]] = [
+        (Stream, (mover,), r"A Stream is said to read parts, not Node"),
+        (Stream, ("L4H4",), r"A Stream is said to read parts, not 'L4H4'"),
+        (Stream, part, r"write Stream\(\(heads,\)\)"),
+        (lambda nodes: Heads(nodes, ()), frozenset(["L4H4"]), r"must be nodes, not 'L4H4'"),
+        (lambda q: Heads(frozenset([mover]), (), q), mover, r"is a Stream or Drawn, not Node"),
+        (
+            lambda q: Heads(frozenset([mover]), (), q),
+            ("order",),
+            r"is a Stream or Drawn, not \('or",
+        ),
+    ]
+    for make, given, why in wrong:
+        with pytest.raises(ValueError, match=why):
+            make(given)
+
+
+NAMES = ["Mary", "John", "Anna", "Paul", "Laura"]
+
+
+@pytest.mark.parametrize("features", [(), ("order",), ("S",), ("order", "IO"), ALL])
+def test_as_many_prompts_agree_as_are_ever_drawn(features: Features) -> None:
+    """Counted one by one over many draws, on a few templates, names and objects."""
+    templates = stimuli.TEMPLATES[:2]
+    data = IOIDataset.generate(mini().tokenizer, 12, names=NAMES, templates=templates, seed=3)
+    agree, seen = data.agreeing(features), [set[str]() for _ in data.prompts]
+    for seed in range(60 * int(agree.max())):
+        drawn = data.redraw(features, seed=seed)
+        for found, prompt in zip(seen, drawn.prompts, strict=True):
+            found.add(prompt)
+    assert [len(found) for found in seen] == agree.tolist()
+
+
+def test_a_result_says_from_how_many_prompts_each_part_was_drawn() -> None:
+    data = prompts()
+    found = scrub(mini(), data, ioi_hypothesis(*parts(mini()), ("S",)), draws=1)
+    table = found.draws
+    assert (table["fewest"] > 1).all() and (table["mean"] >= table["fewest"]).all()
+    told = table[table["part"].str.match(r"queries of .*at S2$")]
+    assert told["agree in"].iloc[0] == "template, S"
+    assert told["fewest"].iloc[0] == data.agreeing(("S",)).min()
+    assert f"drawn from {table['fewest'].min()} prompts that agree" in str(found)
+    # As many rows as there are draws of prompts, besides the unrelated one.
+    alone = IOIDataset.from_prompts(
+        mini().tokenizer, ["Then, Mary and John went to the store. John gave a drink to"],
+        [("Mary", "John")],
+    )  # fmt: skip
+    assert scrub(mini(), alone, everything(mini(), ALL), draws=1).draws["fewest"].min() == 1
 
 
 def test_results_carry_every_draw() -> None:

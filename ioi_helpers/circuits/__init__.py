@@ -1,10 +1,10 @@
 """Circuits: run a model as one, score it, hold it against others, find one.
 
 In reading order: `values` (what stands in for what is left out), `run` (the model as a circuit),
-`edges` (the same with edges), `scores` (faithfulness, completeness, minimality), `baselines`
-(random circuits), `search` (a circuit found by leaving out), `known` (those that are on record),
-`sizes` (size against faithfulness) and `scrubbing` (a hypothesis tried by resampling all that it
-calls idle).
+`masks`, `edges` and `edges_by_hooks` (the same with edges, by equations and for other models),
+`scores` (faithfulness, completeness, minimality), `baselines` (random circuits), `search` (a
+circuit found by leaving out), `known` (those that are on record), `sizes` (size against
+faithfulness) and `scrubbing` (a hypothesis tried by resampling all that it calls idle).
 """
 
 from __future__ import annotations
@@ -31,7 +31,17 @@ from ioi_helpers.circuits.scores import (
     random_subsets,
 )
 from ioi_helpers.circuits.scrubbing import Drawn, Heads, Scrubbed, Stream, ioi_hypothesis, scrub
-from ioi_helpers.circuits.search import Minimal, Pruning, Step, make_minimal, prune
+from ioi_helpers.circuits.search import (
+    Limits,
+    Minimal,
+    Pruning,
+    Step,
+    circuit_by_gradient,
+    improve,
+    make_minimal,
+    prune,
+    witness,
+)
 from ioi_helpers.circuits.sizes import (
     SHARES,
     SizeCurve,
@@ -50,6 +60,7 @@ __all__ = [
     "Faithfulness",
     "GreedySearch",
     "Heads",
+    "Limits",
     "Minimal",
     "Pruning",
     "Rank",
@@ -58,6 +69,7 @@ __all__ = [
     "SizeCurve",
     "Step",
     "Stream",
+    "circuit_by_gradient",
     "circuit_of",
     "class_subsets",
     "class_witnesses",
@@ -66,6 +78,7 @@ __all__ = [
     "faithfulness",
     "greedy_edges",
     "greedy_incompleteness",
+    "improve",
     "ioi_hypothesis",
     "make_minimal",
     "minimality",
@@ -82,4 +95,5 @@ __all__ = [
     "size_curve",
     "top_edges",
     "without_dead_ends",
+    "witness",
 ]

@@ -14,6 +14,10 @@ from ioi_helpers.graph import Circuit, Node, Shape
 from ioi_helpers.runs import progress_bar
 
 Match = Literal["layer and role", "size"]
+Share = Literal["by chance", "least"]
+
+Group = tuple[list[Node], int]
+"""Nodes, and how many of them are drawn."""
 
 
 def random_circuits(
@@ -23,6 +27,7 @@ def random_circuits(
     n: int,
     *,
     match: Match = "layer and role",
+    share: Share = "by chance",
     seed: int = 0,
 ) -> Iterator[Circuit]:
     """Random circuits of heads that are like one circuit in something.
@@ -33,64 +38,85 @@ def random_circuits(
         roles: The roles that nodes may have, for ``match="size"``.
         n: How many.
         match: ``"layer and role"``: as many heads of each layer at each role (and everywhere).
-            They share many members with it by chance alone, see :func:`expected_overlap`.
             ``"size"``: as many (head, role) pairs, any; and as many heads everywhere.
+        share: ``"by chance"``: members of the circuit are drawn like any other, and in a small
+            model there will be many, see :func:`expected_overlap`. ``"least"``: a member is drawn
+            only where there are too few others; see :func:`number_of_matched` for how many such
+            circuits there are at all.
         seed: Seeds the draws.
 
     Raises:
-        ValueError: The circuit has nodes that are no heads, or an unknown ``match``.
+        ValueError: The circuit has nodes that are no heads, or an unknown ``match`` or ``share``.
     """
+    groups = _groups(circuit, shape, roles, match)
+    _check_share(share)
+    # Checked above and drawn below, so that a fault shows at the call and not at the first draw.
+    return _drawn(circuit, groups, n, share, seed)
+
+
+def _groups(circuit: Circuit, shape: Shape, roles: Sequence[str], match: str) -> list[Group]:
     for node in circuit:
         if not node.is_head:
             raise ValueError(f"{node} is no head; random circuits are made of heads.")
-    if match not in ("layer and role", "size"):
+    if match == "size":
+        everywhere = sum(node.role is None for node in circuit)
+        return [(shape.nodes(roles), len(circuit) - everywhere), (shape.nodes(), everywhere)]
+    if match != "layer and role":
         raise ValueError(f"match must be 'layer and role' or 'size', not {match!r}.")
-    # Checked above and drawn below, so that a fault shows at the call and not at the first draw.
-    return _drawn(circuit, shape, roles, n, match, seed)
+    sizes: dict[tuple[int, str | None], int] = {}
+    for node in circuit:
+        sizes[node.layer, node.role] = sizes.get((node.layer, node.role), 0) + 1
+    return [
+        ([Node(layer, head, role) for head in range(shape.n_heads)], size)
+        for (layer, role), size in sizes.items()
+    ]
+
+
+def _check_share(share: str) -> None:
+    if share not in ("by chance", "least"):
+        raise ValueError(f"share must be 'by chance' or 'least', not {share!r}.")
+
+
+def _pools(circuit: Circuit, group: Group, share: Share) -> list[Group]:
+    """What a group is drawn from: all of it; or the others first, then members for the rest."""
+    nodes, size = group
+    if share == "by chance":
+        return [group]
+    others = [node for node in nodes if node not in circuit]
+    members = [node for node in nodes if node in circuit]
+    return [(others, min(size, len(others))), (members, max(0, size - len(others)))]
 
 
 def _drawn(
-    circuit: Circuit, shape: Shape, roles: Sequence[str], n: int, match: Match, seed: int
+    circuit: Circuit, groups: Sequence[Group], n: int, share: Share, seed: int
 ) -> Iterator[Circuit]:
     rng = np.random.default_rng(seed)
-    everywhere = sum(node.role is None for node in circuit)
-    kinds = ((shape.nodes(roles), len(circuit) - everywhere), (shape.nodes(), everywhere))
-    groups = _group_sizes(circuit)
+    pools = [pool for group in groups for pool in _pools(circuit, group, share)]
     for _ in range(n):
-        if match == "size":
-            yield Circuit(
-                frozenset(
-                    nodes[i]
-                    for nodes, size in kinds
-                    for i in rng.choice(len(nodes), size, replace=False)
-                )
-            )
-            continue
         yield Circuit(
             frozenset(
-                Node(layer, int(head), role)
-                for (layer, role), size in groups.items()
-                for head in rng.choice(shape.n_heads, size, replace=False)
+                nodes[i]
+                for nodes, size in pools
+                for i in rng.choice(len(nodes), size, replace=False)
             )
         )
 
 
-def _group_sizes(circuit: Circuit) -> dict[tuple[int, str | None], int]:
-    sizes: dict[tuple[int, str | None], int] = {}
-    for node in circuit:
-        key = (node.layer, node.role)
-        sizes[key] = sizes.get(key, 0) + 1
-    return sizes
-
-
-def expected_overlap(circuit: Circuit, shape: Shape) -> float:
+def expected_overlap(circuit: Circuit, shape: Shape, share: Share = "by chance") -> float:
     """How many members a random circuit matched in layer and role shares with it, on average."""
-    return sum(size**2 for size in _group_sizes(circuit).values()) / shape.n_heads
+    _check_share(share)
+    sizes = [size for _, size in _groups(circuit, shape, (), "layer and role")]
+    if share == "by chance":
+        return sum(size**2 for size in sizes) / shape.n_heads
+    return sum(max(0, 2 * size - shape.n_heads) for size in sizes)
 
 
-def number_of_matched(circuit: Circuit, shape: Shape) -> int:
+def number_of_matched(circuit: Circuit, shape: Shape, share: Share = "by chance") -> int:
     """How many circuits there are with as many heads of each layer at each role."""
-    return math.prod(math.comb(shape.n_heads, size) for size in _group_sizes(circuit).values())
+    _check_share(share)
+    groups = _groups(circuit, shape, (), "layer and role")
+    pools = [pool for group in groups for pool in _pools(circuit, group, share)]
+    return math.prod(math.comb(len(nodes), size) for nodes, size in pools)
 
 
 @dataclass(frozen=True)

@@ -9,111 +9,21 @@ belong to no source and are always there. (ACDC, EAP-IG, MIB and auto-circuit me
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import forward, runs
+from ioi_helpers.circuits import edges_by_hooks
+from ioi_helpers.circuits.masks import EdgeMask, number_of_sources, same_columns
 from ioi_helpers.circuits.run import CircuitRun, run_in_parts
 from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.dataset.two_answers import reference_for
-from ioi_helpers.graph import HEAD_INPUTS, Circuit, Edge, Node, Shape
-
-
-def source_index(shape: Shape, node: Node) -> int:
-    """The number of a source: the embedding, then each layer's heads and its MLP."""
-    if node.layer < 0:
-        return 0
-    return (
-        1 + node.layer * (shape.n_heads + 1) + (shape.n_heads if node.head is None else node.head)
-    )
-
-
-def number_of_sources(shape: Shape) -> int:
-    """The embedding, all heads, all MLPs."""
-    return 1 + shape.n_layers * (shape.n_heads + 1)
-
-
-@dataclass(frozen=True)
-class EdgeMask:
-    """Which edges are kept, by the class (a role, or none) of the tokens at their ends.
-
-    Attributes:
-        q: ``[layer head source token_class]``.
-        kv: ``[2 layer head source key_class query_class]``, keys and values.
-        mlp: ``[layer source token_class]``.
-        final: ``[source]``, at END.
-    """
-
-    q: Bool[Tensor, "layer head source token_class"]
-    kv: Bool[Tensor, "2 layer head source key_class query_class"]
-    mlp: Bool[Tensor, "layer source token_class"]
-    final: Bool[Tensor, " source"]
-
-    def to(self, device: torch.device) -> EdgeMask:
-        """The same on a device."""
-        return EdgeMask(*(part.to(device) for part in (self.q, self.kv, self.mlp, self.final)))
-
-    def without(self, other: EdgeMask) -> EdgeMask | None:
-        """What is kept here and not there; None if something is kept there only."""
-        pairs = [
-            (self.q, other.q), (self.kv, other.kv), (self.mlp, other.mlp), (self.final, other.final)
-        ]  # fmt: skip
-        if any(bool((its & ~mine).any()) for mine, its in pairs):
-            return None
-        return EdgeMask(*(mine & ~its for mine, its in pairs))
-
-    @staticmethod
-    def of(
-        shape: Shape, roles: Sequence[str], edges: Iterable[Edge], *, kept: bool = True
-    ) -> EdgeMask:
-        """Only these edges kept, or (``kept`` False) all but these.
-
-        Args:
-            shape: The model's.
-            roles: Names of the token classes; one more stands for all other positions.
-            edges: Edges; a role of None means every position.
-        """
-        classes, sources = len(roles) + 1, number_of_sources(shape)
-        layers, heads = shape.n_layers, shape.n_heads
-        mask = EdgeMask(
-            torch.full((layers, heads, sources, classes), not kept),
-            torch.full((2, layers, heads, sources, classes, classes), not kept),
-            torch.full((layers, sources, classes), not kept),
-            torch.full((sources,), not kept),
-        )
-        number = {role: [i] for i, role in enumerate(roles)}
-        everywhere = list(range(classes))
-
-        def of_role(role: str | None) -> list[int]:
-            if role is None:
-                return everywhere
-            if role not in number:
-                raise ValueError(f"{role!r} is not a role of these prompts: {', '.join(roles)}.")
-            return number[role]
-
-        for edge in edges:
-            sender, receiver = edge.sender, edge.receiver
-            source = source_index(shape, sender)
-            if receiver is None:
-                mask.final[source] = kept
-                continue
-            if edge.input in ("k", "v"):
-                which = mask.kv[HEAD_INPUTS.index(edge.input) - 1, receiver.layer, receiver.head]
-                for key in of_role(sender.role):
-                    which[source, key, of_role(receiver.role)] = kept
-                continue
-            here = of_role(sender.role if receiver.role is None else receiver.role)
-            if edge.input == "q":
-                mask.q[receiver.layer, receiver.head, source, here] = kept
-            else:
-                mask.mlp[receiver.layer, source, here] = kept
-        return mask
+from ioi_helpers.graph import Circuit, Edge, Shape
 
 
 def sources(
@@ -189,7 +99,7 @@ def run_edges(
         z = torch.zeros_like(q)
         # Keys and values may differ by who asks. Classes that see the same are done together.
         seen = kv_gone[:, layer]
-        for queries in _same_columns(seen):
+        for queries in same_columns(seen):
             k, v = (
                 read(seen[i][..., queries[0]][..., token_class], name)
                 for i, name in enumerate(("k", "v"))
@@ -215,17 +125,7 @@ def run_edges(
     return at_end.sum(dim=0) + biases[ends] + torch.einsum("s,sbd->bd", final_gone, change)
 
 
-def _same_columns(seen: Float[Tensor, "2 head source key_class query_class"]) -> list[list[int]]:
-    """Query classes, those together that see the same keys and values."""
-    groups: list[list[int]] = []
-    for column in range(seen.shape[-1]):
-        for group in groups:
-            if torch.equal(seen[..., group[0]], seen[..., column]):
-                group.append(column)
-                break
-        else:
-            groups.append([column])
-    return groups
+_SLOWLY = "Circuits of edges are run with TransformerLens' hooks"
 
 
 class EdgeCircuits:
@@ -238,17 +138,21 @@ class EdgeCircuits:
 
     Args:
         model: A model that :mod:`ioi_helpers.forward` can run and that adds what each head writes
-            as it is. Where heads share keys and values, each is taken to read its own copy.
+            as it is (where heads share keys and values, each is taken to read its own copy); or,
+            slowly, one with hooks on each head's own inputs.
         data: The prompts.
         reference: The prompts whose values removed edges carry; they correspond to the data row by
             row and token by token. None is ``data.abc()``.
         how: ``"resample"``, row by row from the reference, or ``"zero"``, which asks for none. (No
             means here: the mean of LayerNorms is not the LayerNorm of means, so with them not even
             a circuit without any edge is a run of the model.)
+        engine: ``"fast"``, ``"hooks"``, or ``"auto"``: the fast one where the model allows.
         memory: Bytes for activations; more prompts than fit are run in parts.
+        progress: Show a bar over these parts where a single run takes long.
 
     Raises:
-        ValueError: The model is another, the reference does not fit, or ``how`` is unknown.
+        ValueError: Neither engine can run the model, the reference does not fit, or ``how`` is
+            unknown.
     """
 
     def __init__(
@@ -258,13 +162,21 @@ class EdgeCircuits:
         reference: TwoAnswerData | None = None,
         *,
         how: Literal["resample", "zero"] = "resample",
+        engine: forward.Engine = "auto",
         memory: int = runs.DEFAULT_MEMORY,
+        progress: bool = False,
     ) -> None:
         runs.require_data(model, data)
         if how not in ("resample", "zero"):
             raise ValueError(f"how must be 'resample' or 'zero' for edges, not {how!r}.")
-        gpt = forward.require_weights(model, "Circuits of edges need", by_head=True)
+        gpt = forward.weights_for(model, engine, _SLOWLY)
+        known = gpt or forward.usable_weights(model)[0]
+        if known is not None and not known.adds_heads:  # nor do hooks see what each head adds
+            forward.require_weights(model, "Circuits of edges need", by_head=True)
+        if gpt is None:
+            edges_by_hooks.input_hooks(model)  # refused now and not at the first run
         self.model, self.data, self.how = model, data, how
+        self.engine: forward.Engine = engine
         self.shape = Shape.of(model)
         width = int(data.lengths.max())
         runs.refuse_too_long(model, data.tokens[:, :width])
@@ -273,12 +185,13 @@ class EdgeCircuits:
             self.reference = reference_for(data, reference)
             runs.require_data(model, self.reference)
             runs.refuse_misaligned(data, self.reference)
-        self.memory = memory
+        self.memory, self.progress = memory, progress
         self._gpt = gpt
         self.roles = tuple(data.positions)
-        classes = torch.full((len(data), width), len(self.roles), device=gpt.device)
-        rows = torch.arange(len(data), device=gpt.device)
-        at = {role: runs.role_positions(data, role).to(gpt.device) for role in self.roles}
+        device = model.W_E.device
+        classes = torch.full((len(data), width), len(self.roles), device=device)
+        rows = torch.arange(len(data), device=device)
+        at = {role: runs.role_positions(data, role).to(device) for role in self.roles}
         for number, role in enumerate(self.roles):
             classes[rows, at[role]] = number
         self._classes = classes
@@ -342,25 +255,30 @@ class EdgeCircuits:
 
     @torch.no_grad()
     def _run(self, mask: EdgeMask) -> CircuitRun:
-        gpt, data, reference = self._gpt, self.data, self.reference
+        data, gpt, device = self.data, self._gpt, self._classes.device
+        if gpt is not None and forward.first_hook(self.model):  # put on since
+            gpt = forward.weights_for(self.model, self.engine, _SLOWLY)
         width = int(data.lengths.max())
-        mask = mask.to(gpt.device)
+        mask = mask.to(device)
 
         def logits(rows: Tensor) -> Float[Tensor, "batch vocab"]:
-            tokens = data.tokens[rows, :width].to(gpt.device)
-            last = data.lengths[rows].to(gpt.device) - 1
-            if self.how == "zero":
-                shape = (number_of_sources(self.shape), int((last + 1).sum()), gpt.W_E.shape[1])
-                instead = torch.zeros(
-                    shape,
-                    device=gpt.device,
-                    dtype=torch.promote_types(gpt.W_E.dtype, torch.float32),
-                )
+            tokens = data.tokens[rows, :width].to(device)
+            last = data.lengths[rows].to(device) - 1
+            classes = self._classes[rows.to(device)]
+            other = None
+            if self.reference is not None:
+                other = self.reference.tokens[rows, :width].to(device)
+            if gpt is None:
+                return edges_by_hooks.run_edges(self.model, tokens, last, classes, mask, other)
+            if other is not None:
+                instead = sources(gpt, other, last)
             else:
-                assert reference is not None
-                instead = sources(gpt, reference.tokens[rows, :width].to(gpt.device), last)
-            token_class = self._classes[rows.to(gpt.device)][_whole(last).at]
+                shape = (number_of_sources(self.shape), int((last + 1).sum()), gpt.W_E.shape[1])
+                dtype = torch.promote_types(gpt.W_E.dtype, torch.float32)
+                instead = torch.zeros(shape, device=device, dtype=dtype)
+            token_class = classes[_whole(last).at]
             return forward.unembed(gpt, run_edges(gpt, tokens, last, token_class, mask, instead))
 
         # What is kept of a run of edges is several times that of a plain run: a stream a source.
-        return run_in_parts(self.model, data, logits, max(1, self.memory // 4))
+        memory = max(1, self.memory // 4)
+        return run_in_parts(self.model, data, logits, memory, progress=self.progress)

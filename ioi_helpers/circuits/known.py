@@ -87,8 +87,8 @@ def circuit_of(model: TransformerBridge) -> Circuit:
     file = folder / "circuit.json" if folder else None
     if file is None or not file.is_file():
         raise ValueError(
-            f"No circuit of {name} is on record; find one with circuits.prune, or make one with "
-            "graph.Circuit.of."
+            f"No circuit of {name} is on record; find one with circuits.prune or, as a first "
+            "guess, circuits.circuit_by_gradient, or make one with graph.Circuit.of."
         )
     try:
         return Circuit.from_json(json.dumps(json.loads(file.read_text(encoding="utf8"))["circuit"]))

@@ -97,6 +97,7 @@ class Circuits:
             is asked anew in each run. (Hooks put on the model later change what it computes, and
             not the values that stand in.)
         memory: Bytes for activations; more prompts than fit are run in parts.
+        progress: Show a bar over these parts where a single run takes long.
 
     Raises:
         ValueError: A reference that does not fit the data, or one of the choices is unknown.
@@ -113,6 +114,7 @@ class Circuits:
         mlps: Literal["kept", "nodes"] = "kept",
         engine: forward.Engine = "auto",
         memory: int = runs.DEFAULT_MEMORY,
+        progress: bool = False,
     ) -> None:
         runs.require_data(model, data)
         if mlps not in ("kept", "nodes"):
@@ -120,7 +122,7 @@ class Circuits:
         self.model, self.data = model, data
         self.shape, self.how, self.group, self.mlps = Shape.of(model), how, group, mlps
         self.reference = reference if how == "zero" else reference_for(data, reference)
-        self.memory = memory
+        self.memory, self.progress = memory, progress
         self.engine: forward.Engine = engine
         self._gpt = forward.weights_for(model, engine, _SLOWLY)
         self._values = values_outside(
@@ -242,7 +244,7 @@ class Circuits:
             )
             return forward.unembed(gpt, final)
 
-        return run_in_parts(self.model, data, logits, self.memory)
+        return run_in_parts(self.model, data, logits, self.memory, progress=self.progress)
 
     def _nothing_kept(self, gpt: forward.Decoder) -> Outside:
         data, values = self.data, self._values
@@ -268,7 +270,7 @@ class Circuits:
             here = rows.to(kept.device)
             return self._logits(gpt, kept[:, here], self._values.rows(here), rows)
 
-        return run_in_parts(self.model, self.data, logits, self.memory)
+        return run_in_parts(self.model, self.data, logits, self.memory, progress=self.progress)
 
     @torch.no_grad()
     def _logits(
@@ -290,16 +292,19 @@ def run_in_parts(
     data: TwoAnswerData,
     logits: Callable[[Tensor], Float[Tensor, "batch vocab"]],
     memory: int,
+    *,
+    progress: bool = False,
 ) -> CircuitRun:
     """What a run predicts, from the logits at END of some rows at a time.
 
     Args:
         logits: From row numbers of the data to the logits at their ENDs.
         memory: Bytes that the activations of a part may take.
+        progress: Show a bar over the parts.
     """
     size = runs.prompts_at_once(model, int(data.lengths.max()), memory)
     parts, rows = [], []
-    for part in runs.in_parts(data.lengths, size, progress=False):
+    for part in runs.in_parts(data.lengths, size, progress=progress):
         parts.append(CircuitRun.of_logits(logits(part), data[part]))
         rows.append(part)
     return CircuitRun.join(parts, rows)

@@ -14,9 +14,10 @@ from one draw that agrees in nothing else. MLPs and LayerNorms are recomputed al
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -52,6 +53,16 @@ class Stream:
     heads: tuple[Heads, ...] = ()
     features: Features = ()
 
+    def __post_init__(self) -> None:
+        for heads in self.heads if isinstance(self.heads, tuple) else (self.heads,):
+            if not isinstance(heads, Heads):
+                raise ValueError(
+                    f"A Stream is said to read parts, not {heads!r}; write "
+                    "Stream((Heads(frozenset({node}), features),))."
+                )
+        if not isinstance(self.heads, tuple):
+            raise ValueError("A Stream's parts come in a tuple; write Stream((heads,)).")
+
 
 @dataclass(frozen=True)
 class Heads:
@@ -70,6 +81,20 @@ class Heads:
     queries: Stream | Drawn = field(default_factory=Drawn)
     keys_values: Mapping[str, Stream | Drawn] = field(default_factory=dict)
     elsewhere: Drawn = field(default_factory=Drawn)
+
+    def __post_init__(self) -> None:
+        for node in self.nodes:
+            if not isinstance(node, Node):
+                raise ValueError(
+                    f"The heads of a part of a hypothesis must be nodes, not {node!r}; write "
+                    "graph.parse_node(('L9H9', 'END'))."
+                )
+        for what in (self.queries, *self.keys_values.values(), self.elsewhere):
+            if not isinstance(what, Stream | Drawn):
+                raise ValueError(
+                    f"What a part of a hypothesis reads is a Stream or Drawn, not {what!r}; write "
+                    "Drawn(('order',)), say, for a plain value that agrees in that."
+                )
 
     @property
     def role(self) -> str:
@@ -96,12 +121,26 @@ class Scrubbed:
         model, scrubbed, unrelated: The model; the scrubbed run; and the model on an unrelated
             prompt, scored with the original names. Each ``[draw x batch]``, one draw after another.
         pair_ids: Of the same prompts.
+        draws: A row for each draw of prompts: for which part, the features that they ``agree in``
+            with the prompts of the part above, and how many prompts there are to draw from, the
+            ``fewest`` and the ``mean`` over prompts. A part of which only the own prompt agrees
+            passes whatever is claimed of it.
     """
 
     model: CircuitRun
     scrubbed: CircuitRun
     unrelated: CircuitRun
     pair_ids: Tensor
+    draws: pd.DataFrame
+
+    def __str__(self) -> str:
+        fewest = self.draws["fewest"].min()
+        part = self.draws["part"][self.draws["fewest"].idxmin()]
+        return (
+            f"loss recovered {self.loss_recovered()}, logit difference "
+            f"{self.logit_diff_ratio()} of the model's; drawn from {fewest} prompts that agree, or "
+            f"more (fewest for {part})"
+        )
 
     def loss_recovered(self) -> Estimate:
         """(L_scrubbed - L_unrelated) / (L_model - L_unrelated): 0 is chance, 1 is the model."""
@@ -163,6 +202,7 @@ def scrub(
                 "correspond; make the prompts without prefixes."
             )
     _require_heads(model, hypothesis, "END")
+    table = _table_of_draws(data, hypothesis)
     width = int(lengths.max())
     # Of each plain run that is waiting for those further down: its stream, keys, values and z.
     kept = _runs_at_once(hypothesis) * 4 * gpt.n_layers * width * gpt.W_E.shape[1]
@@ -187,7 +227,34 @@ def scrub(
         for name, runs_ in parts.items():
             found[name].append(CircuitRun.join(runs_, order))
     joined = {name: CircuitRun.join(runs_) for name, runs_ in found.items()}
-    return Scrubbed(**joined, pair_ids=data.pair_ids.cpu().repeat(draws))
+    return Scrubbed(**joined, pair_ids=data.pair_ids.cpu().repeat(draws), draws=table)
+
+
+def _table_of_draws(data: IOIDataset, hypothesis: Stream) -> pd.DataFrame:
+    rows = []
+    for part, features in _draws(hypothesis, "END"):
+        agree = data.agreeing(features).double()
+        named = ", ".join(("template", *features))
+        rows.append((part, named, int(agree.min()), float(agree.mean())))
+    return pd.DataFrame(rows, columns=["part", "agree in", "fewest", "mean"])
+
+
+def _draws(spec: Stream | Drawn, role: str, of: str = "") -> Iterator[tuple[str, Features]]:
+    """What is drawn below a part of a hypothesis, and in what it agrees, from the top."""
+    if isinstance(spec, Drawn):
+        yield of, spec.features
+        return
+    if of:
+        yield of, spec.features
+    yield f"all else in the stream at {role}{' for ' + of if of else ''}", ()
+    for heads in spec.heads:
+        names = ", ".join(node.name for node in sorted(heads.nodes))
+        part = f"{names} at {heads.role}"
+        yield part, heads.features
+        yield from _draws(heads.queries, heads.role, f"queries of {part}")
+        yield f"keys and values of {part} elsewhere", heads.elsewhere.features
+        for at, child in heads.keys_values.items():
+            yield from _draws(child, at, f"keys and values of {part} at {at}")
 
 
 def _runs_at_once(spec: Stream | Heads | Drawn) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -86,8 +87,10 @@ def _component(node: Node | None) -> tuple[int, int | None] | None:
 def without_dead_ends(circuit: Circuit) -> Circuit:
     """Without edges that lie on no way from the embedding to the final stream.
 
-    A way goes from component to component: roles are not asked, so an edge stays whose sender is
-    fed at another role only.
+    A way keeps to its token, but where a head carries something from the token of its keys and
+    values to its own; so an edge at S2 goes if what is written at S2 is read at END only, or if its
+    sender is fed at IO only. (That a key's token comes first is not asked: which role does depends
+    on the prompt.)
 
     Under resampling they change nothing. Under zero ablation they do, as a head or MLP writes
     something there even if all that it reads is taken away.
@@ -97,18 +100,61 @@ def without_dead_ends(circuit: Circuit) -> Circuit:
     """
     if circuit.edges is None:
         raise ValueError("This circuit has no edges, so it has no dead ends.")
-    edges = set(circuit.edges)
-    while True:
-        fed = {_component(edge.receiver) for edge in edges} | {(-1, None)}
-        read = {_component(edge.sender) for edge in edges} | {None}
-        alive = {
+    ends = {end.role for edge in circuit.edges for end in (edge.sender, edge.receiver) if end}
+    places = sorted({"END", *(role for role in ends if role)}) + [ELSEWHERE]
+    steps = {edge: _steps(edge, places) for edge in circuit.edges}
+    ahead = defaultdict[Place, set[Place]](set)
+    back = defaultdict[Place, set[Place]](set)
+    for way in steps.values():
+        for start, end in way:
+            ahead[start].add(end)
+            back[end].add(start)
+    fed = _reached({((-1, None), place) for place in places}, ahead)
+    read = _reached({(None, "END")}, back)
+    return Circuit.of_edges(
+        (
             edge
-            for edge in edges
-            if _component(edge.sender) in fed and _component(edge.receiver) in read
-        }
-        if alive == edges:
-            return Circuit.of_edges(edges, name=circuit.name)
-        edges = alive
+            for edge, way in steps.items()
+            if any(start in fed and end in read for start, end in way)
+        ),
+        name=circuit.name,
+    )
+
+
+ELSEWHERE = "elsewhere"
+"""The tokens that no edge of a circuit names."""
+
+Place = tuple[tuple[int, int | None] | None, str]
+"""A component (None: the final stream) at the token of a role, or elsewhere."""
+
+
+def _steps(edge: Edge, places: Sequence[str]) -> list[tuple[Place, Place]]:
+    """Where an edge leads from and to; an edge without a role stands at every token."""
+
+    def at(role: str | None) -> Sequence[str]:
+        return places if role is None else [role]
+
+    sender, receiver = _component(edge.sender), _component(edge.receiver)
+    from_role = edge.sender.role
+    if edge.receiver is None:
+        return [((sender, place), (None, place)) for place in at(from_role)]
+    to_role = edge.receiver.role
+    if edge.input in ("k", "v"):
+        return [((sender, a), (receiver, b)) for a in at(from_role) for b in at(to_role)]
+    return [
+        ((sender, place), (receiver, place))
+        for place in places
+        if place in at(from_role) and place in at(to_role)
+    ]
+
+
+def _reached(starts: set[Place], ahead: Mapping[Place, set[Place]]) -> set[Place]:
+    found, waiting = set(starts), list(starts)
+    while waiting:
+        new = ahead.get(waiting.pop(), set()) - found
+        found |= new
+        waiting += new
+    return found
 
 
 def possible_edges(shape: Shape, roles: Sequence[str | None] = (None,)) -> list[Edge]:

@@ -13,7 +13,9 @@ from dataclasses import replace
 from typing import Literal, Self
 
 import numpy as np
+import torch
 from jaxtyping import Int
+from torch import Tensor
 
 from ioi_helpers.dataset.pieces import check_names, check_words, name_pieces
 from ioi_helpers.dataset.prompts import TokenisedPrompts
@@ -21,6 +23,22 @@ from ioi_helpers.dataset.roles import IO, S1, S2
 from ioi_helpers.dataset.rows import Rows, insert
 from ioi_helpers.dataset.sampling import choose, draw_distinct
 from ioi_helpers.stimuli import ADVERSARIAL_SENTENCES
+
+
+def _features(agree: Iterable[str]) -> set[str]:
+    """What a draw agrees in.
+
+    Raises:
+        ValueError: An unknown feature.
+    """
+    features = {"template", *([agree] if isinstance(agree, str) else agree)}
+    unknown = features - {"template", "order", "IO", "S"}
+    if unknown:
+        raise ValueError(
+            f"{sorted(unknown)[0]!r} is not a feature to agree in; use 'template', 'order', "
+            "'IO' and 'S'."
+        )
+    return features
 
 
 class PromptsWithCounterfactuals(TokenisedPrompts):
@@ -126,20 +144,11 @@ class PromptsWithCounterfactuals(TokenisedPrompts):
         Raises:
             ValueError: An unknown feature, too few names, or rows of an ABC dataset.
         """
-        features = {"template", *([agree] if isinstance(agree, str) else agree)}
-        unknown = features - {"template", "order", "IO", "S"}
-        if unknown:
-            raise ValueError(
-                f"{sorted(unknown)[0]!r} is not a feature to agree in; use 'template', 'order', "
-                "'IO' and 'S'."
-            )
+        features = _features(agree)
         self._need_subject("redraw")
         rng = np.random.default_rng(seed)
         partner = np.arange(len(self))
-        io_first = self._rows.columns[:, IO] < self._rows.columns[:, S1]
-        group = self._rows.template_ids * 2
-        if "order" in features:
-            group = group + io_first
+        group = self._alike(features)
         for number in np.unique(group):
             rows = np.flatnonzero(group == number)
             partner[rows] = rows[np.argsort(rng.random(len(rows)), kind="stable")]
@@ -172,6 +181,47 @@ class PromptsWithCounterfactuals(TokenisedPrompts):
         return self._derive(
             f"redraw({', '.join(sorted(features))}, seed={seed})", base.rename(drawn)
         )
+
+    def agreeing(
+        self, agree: Iterable[str] = ("template",), names: Iterable[str] | None = None
+    ) -> Int[Tensor, " batch"]:
+        """How many prompts there are that `redraw` may draw for each row, itself among them.
+
+        Where that is 1, a draw is the row's own prompt, and shows nothing.
+
+        Args:
+            agree, names: As for `redraw`.
+
+        Raises:
+            ValueError: As for `redraw`.
+        """
+        features = _features(agree)
+        self._need_subject("agreeing")
+        # What is left of a row without its names: which place, which object.
+        bare = self._rows.layout.copy()
+        for columns in (self._rows.columns, self._rows.mentions):
+            np.put_along_axis(bare, columns, -1, axis=1)
+        group = self._alike(features)
+        texts = {int(number): np.unique(bare[group == number], axis=0) for number in set(group)}
+        pool = self.name_pool if names is None else check_names(self._pieces, names)
+        pool_pieces = name_pieces(self._pieces, pool)
+        kept = [column for column, name in ((IO, "IO"), (S1, "S")) if name in features]
+        taken = np.concatenate(
+            [self._rows.names()[:, kept], self._rows.strangers()[:, None]], axis=1
+        )
+        left = len(pool) - np.isin(taken, pool_pieces).sum(axis=1)
+        choices = np.ones_like(left)
+        for drawn in range(2 - len(kept)):
+            choices = choices * (left - drawn)
+        orders = 1 if "order" in features else 2
+        return torch.from_numpy(np.array([len(texts[int(n)]) for n in group]) * choices * orders)
+
+    def _alike(self, features: set[str]) -> Int[np.ndarray, " batch"]:
+        """Rows with the same number may exchange their places and objects."""
+        group = self._rows.template_ids * 2
+        if "order" not in features:
+            return group
+        return group + (self._rows.columns[:, IO] < self._rows.columns[:, S1])
 
     # --- the two signals of S-inhibition, one by one ---------------------------------------------
 

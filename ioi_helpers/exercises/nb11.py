@@ -337,11 +337,11 @@ def _blind_spot(ctx: Context) -> Key:
     lead = metrics.mean_and_stderr(its - low, clusters=attack.pair_ids)
     words = {
         r"noise|chance": f"Noise it is not to be called without its size: the circuit's lead "
-        f"is {lead} logits. Silence the heads at the new name, and give a number.",
+        f"is {lead} logits. Mean-ablate the heads at the new name, and give a number.",
         r"faithful|better|above 1|good": "A faithfulness above 1 is as far from the model as "
         "one below: the circuit does what the model does not. Give a number.",
         r"see|blind|know|because|position|role": "That is the idea; now show it. Give the logit "
-        "difference of the model whose heads are silent at the new name.",
+        "difference of the model whose heads are mean-ablated at the new name.",
     }
     others = {
         "Right, with means over another draw of ABC prompts.": left("abc again"),
@@ -359,7 +359,7 @@ def _blind_spot(ctx: Context) -> Key:
         also=others,
         close=(2 * spread, "Right, up to which ABC prompts the means are over."),
         mistakes={
-            "running the model as it is, with nothing silenced": low.mean(),
+            "running the model as it is, with nothing ablated": low.mean(),
             "running the circuit. Keep the whole model but for the new name": its.mean(),
             "taking the circuit's lead over the model": lead.mean,
             "taking the circuit's ratio to the model, which is any number where the model's logit "
@@ -377,17 +377,17 @@ def _blind_spot(ctx: Context) -> Key:
             ),
             "averaging over the attack's own prompts, where names are repeated. Take "
             "`attack.abc()`": left("attack"),
-            "running the model on `control`, with nothing silenced": _diffs(ctx, "control").mean(),
+            "running the model on `control`, with nothing ablated": _diffs(ctx, "control").mean(),
             "taking what is gained, not what is left": truth - float(low.mean()),
-            "silencing all heads at all positions, not at the new name only": float(
+            "ablating all heads at all positions, not at the new name only": float(
                 hooked(model, attack, everywhere).mean()
             ),
-            "silencing heads at S1. The new name stands elsewhere": left("abc", role="S1"),
+            "ablating heads at S1. The new name stands elsewhere": left("abc", role="S1"),
             "taking what heads write on `control`, not the ABC means": left("control", None),
-            "silencing by zero, not by the mean": left(None),
-            "silencing heads at S2. The new name stands elsewhere": left("abc", role="S2"),
-            "silencing heads at IO. The new name stands elsewhere": left("abc", role="IO"),
-            "silencing heads at END. The new name stands elsewhere": left("abc", role="END"),
+            "ablating by zero, not by the mean": left(None),
+            "ablating heads at S2. The new name stands elsewhere": left("abc", role="S2"),
+            "ablating heads at IO. The new name stands elsewhere": left("abc", role="IO"),
+            "ablating heads at END. The new name stands elsewhere": left("abc", role="END"),
         },
         right=f"The model has {float(low.mean()):z.3f}, the circuit {float(its.mean()):z.3f}.",
     )

@@ -119,6 +119,7 @@ WRONG = {
         "left = circuits.Circuits(model, attack, how='zero').run(circuit).logit_diff.mean()": r"by zero",
         HELD + "left = c": r"single number",
         HELD + "left = c[torch.tensor([o == 'ABBA' for o in attack.orders])].mean()": r"ABBA only",
+        "from ioi_helpers.dataset import ROLES\nfrom ioi_helpers.graph import Shape\n"
         "outside = circuit.outside(Shape.of(model), ROLES)\n"
         "left = circuits.Circuits(model, attack).run_model(without=outside).logit_diff.mean()": r"at the roles only",
     },
@@ -136,7 +137,7 @@ WRONG = {
         BACK + "undone = 100 * share(with_look(control, readers))": r"percent",
     },
     "11.4": {
-        "blinded = runs.logit_diffs(model, attack).mean()": r"nothing silenced",
+        "blinded = runs.logit_diffs(model, attack).mean()": r"nothing ablated",
         "blinded = circuits.Circuits(model, attack).run(circuit).logit_diff.mean()": r"running the circuit",
         "blinded = 'noise'": r"Noise",
         "blinded = 'faithfulness above 1 is good'": r"as far from the model",
