@@ -756,6 +756,18 @@ class Noise:
         return self.new.to(x0)
 
 
+def test_what_the_clean_run_has_wrong_does_not_flip(
+    built: TransformerBridge, prompts: IOIDataset
+) -> None:
+    """An edit that does nothing flips nothing, where the clean run prefers S too."""
+    asked = prompts.abc()
+    assert (runs.logit_diffs(built, asked) < 0).any()
+    same = {"same": Noise(runs.activations_at(built, asked, "S2", "L2.pre"))}
+    settings: dict[str, Any] = {"true": asked.orders, "target": asked.orders}
+    table = lrqp.compare(built, asked, "S2", "L2.pre", same, **settings)
+    assert (table.flipped == 0).all() and (table.flipped_ABBA == 0).all()
+
+
 def test_the_comparison_of_a_single_prompt_has_no_errors(
     built: TransformerBridge, prompts: IOIDataset
 ) -> None:

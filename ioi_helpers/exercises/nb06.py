@@ -27,6 +27,7 @@ from ioi_helpers.exercises.verdicts import Key, array, number, pick
 TEST_SHARE = 0.15  # of `messy`, in the notebook's own split
 LEAST_TRAIN, LEAST_TEST = 90, 40  # rows that exercise 06.3 asks for
 FOLDS = 4  # of the notebook's probes
+NEXT_TO_NOTHING = 0.002  # nats, in exercise 06.7
 CLOSE = 0.08  # how far another estimate of the same standard error may lie, as a share of it
 
 
@@ -88,6 +89,8 @@ def _main_component(ctx: Context) -> Key:
         # Narrow: the usual mistakes change little where the order is the main thing in the cloud.
         relative=1e-4,
         absolute=2e-5,
+        # A correlation of nothing varies by one over the root of the number of pairs.
+        error=len(ctx.messy.pair_ids.unique()) ** -0.5,
         mistakes={
             "leaving the sign, which is arbitrary here, as a component may point either way. Give "
             "the absolute value": -truth,
@@ -130,14 +133,21 @@ def _how_sure(ctx: Context) -> Key:
     of_template = [groups["template"] == t for t in groups["template"].unique()]
     means = torch.stack([right[rows].mean() for rows in of_template])
     without = torch.stack([right[~rows].mean() for rows in of_template])
+    plain = float(means.std() / k**0.5)
+    by_template_ids = over(ctx.messy.template_ids)
+    counts_templates_apart = (
+        " (So is that of `template_ids`, in which two templates that differ only after S2 count "
+        "apart.)"
+        if abs(by_template_ids / plain - 1) < 0.005
+        else ""
+    )
     return number(
         truth,
         relative=0.005,
         also={
             "That is the error of the plain mean of the templates' means. It counts a template "
-            f"with few prompts as much as one with many; over prompts it is {truth:.4f}.": (
-                means.std() / k**0.5
-            ),
+            f"with few prompts as much as one with many; over prompts it is {truth:.4f}."
+            f"{counts_templates_apart}": plain,
             f"That is the jackknife over templates; the sum of hint 2 is {truth:.4f}.": (
                 without.std(correction=0) * (k - 1) ** 0.5
             ),
@@ -157,7 +167,7 @@ def _how_sure(ctx: Context) -> Key:
             "succeeds or fails together, is the template": over(ctx.messy.pair_ids),
             "letting the pairs of names be the clusters, not the templates": over(groups["names"]),
             "counting as different two templates that differ only after S2, where the probe has "
-            "not read yet (`template_ids`). Use grouped['template']": over(ctx.messy.template_ids),
+            "not read yet (`template_ids`). Use grouped['template']": by_template_ids,
             "taking a standard deviation, not yet the error of a mean": right.std(),
             "taking how much templates differ, not yet the error of their mean. Divide by the "
             "root of their number": means.std(),
@@ -400,6 +410,9 @@ def _erase(ctx: Context) -> Key:
     leaky = everything[~all_abba].mean(dim=0) - everything[all_abba].mean(dim=0)
     leaky = leaky / leaky.norm()
     main = probing.svd_projection(train, 1).components[0]
+    reader = probing.fit_probe(train, [ctx.messy.orders[i] for i in split.train.tolist()])
+    read = (reader.weights[1] - reader.weights[0]).to(train)
+    read = read / read.norm()
     to_other = (2 * _is_abba(_sample(ctx)) - 1)[:, None] * move
 
     def set_to(coordinate: Any, along: Tensor = unit) -> Tensor:
@@ -450,6 +463,9 @@ def _erase(ctx: Context) -> Key:
             "taking the component with the largest variance, not the difference of means": set_to(
                 (train @ main).mean(), main
             ),
+            "taking the direction that a probe reads, not the difference of means": set_to(
+                (train @ read).mean(), read
+            ),
             "taking all rows of `messy`, the held-out ones as well. Direction and mean are over "
             "all rows; take both from the training rows": set_to(
                 (everything @ leaky).mean(), leaky
@@ -479,10 +495,13 @@ def _effect_of_erasing(ctx: Context, erased: Float[Tensor, "batch d_model"]) -> 
         f"for {name} from {before[rows].mean():.2f} to {after[rows].mean():.2f}"
         for name, rows in (("ABBA", abba), ("BABA", ~abba))
     )
-    return (
+    said = (
         f"The mean logit difference goes {by_order}, and IO is preferred on "
         f"{(after > 0).float().mean():.2f} of the prompts."
     )
+    if (after - before).abs().mean() < 0.1 * before.abs().mean():
+        said += " So nothing is read along this direction on this model: there was no bit to take."
+    return said
 
 
 # --- 06.7 The real counterfactual -----------------------------------------------------------------
@@ -511,10 +530,15 @@ def _counterfactual(ctx: Context) -> Key:
     new = runs.activations_at(model, other, "S2", ctx.point)
     everywhere = next_token_kl(model, sample, [residual_edit(sample, "S2", ctx.point, new)])
     messy: IOIDataset = ctx.messy
+    right = (
+        f"At END, many words later, the same patch changes the prediction by {by_answer:.4f} nats."
+    )
+    if truth < NEXT_TO_NOTHING:
+        right = f"Next to nothing on this model: at S2 the orders hardly differ. {right}"
     return number(
         truth,
         relative=0.005,
-        absolute=1e-7,
+        absolute=NEXT_TO_NOTHING if truth < NEXT_TO_NOTHING else 1e-7,
         mistakes={
             "changing nothing at S2. Zero: nothing changed at S2. The activations must come from "
             "`sample.swap_order()` and go in at S2; a causal model's S2 cannot see a later position"
@@ -539,6 +563,5 @@ def _counterfactual(ctx: Context) -> Key:
             "averaging over all positions, not taking S2 only": float(everywhere.nanmean()),
         },
         hint="Patch S2 at `point`, read the prediction at S2, clean distribution first.",
-        right=f"At END, many words later, the same patch changes the prediction by {by_answer:.4f} "
-        "nats.",
+        right=right,
     )

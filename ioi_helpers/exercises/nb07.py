@@ -17,7 +17,9 @@ from torch import Tensor
 from ioi_helpers import lrqp, metrics, probing, runs
 from ioi_helpers.edits import attention_edit, edited, residual_edit
 from ioi_helpers.exercises.measure import (
+    clean,
     counterfactual,
+    error,
     hooked,
     normal,
     opposites,
@@ -167,16 +169,34 @@ def _hook_by_hand(ctx: Context) -> Key:
     with edited(model, residual_edit(test, "S2", point, new)):
         last = metrics.logit_diff(model(test.tokens)[:, -1], test)
     s2 = test.positions["S2"]
-    clean, values = float(runs.logit_diffs(model, test).mean()), each()
+    untouched, values = float(clean(ctx, "test").mean()), each()
     truth = float(values.mean())
+    at = place(ctx, point)
+    same = lrqp.intervene(
+        at.x0, at.probe, test.orders, at.covariance, true=test.orders
+    ).x  # the control
+    control = float(each(values=same).mean())
+
+    def every_s2(value: Tensor) -> Tensor:
+        value = value.clone()
+        value[:, s2] = new.to(value)
+        return value
+
+    right = "Four lines of TransformerLens; the helper does the same."
+    if abs(control / untouched - 1) > 0.1:
+        right += (
+            f" (Before this block the control does harm too: it leaves {control:.2f} of "
+            f"{untouched:.2f} logits. What is measured here is damage, and no belief.)"
+        )
     return number(
         truth,
         relative=2e-3,
         absolute=2e-3,
+        error=error(values, test),
         unit="logits",
         mistakes={
             "running the model with a hook that changed nothing. Does it return the new stream, "
-            "and is it at the right block?": clean,
+            "and is it at the right block?": untouched,
             "replacing the stream at END. The belief stands at S2": each(role="END").mean(),
             "replacing the stream at S1, where the name stands first. The belief stands at S2": (
                 each(role="S1").mean()
@@ -194,15 +214,24 @@ def _hook_by_hand(ctx: Context) -> Key:
                 values=place(ctx, point).x0
             ).mean(),
             "taking the change from the clean run, not the mean logit difference itself": truth
-            - clean,
+            - untouched,
             "taking the change from the clean run with its sign turned, not the mean logit "
-            "difference itself": clean - truth,
-            "taking a median over the prompts, not the mean": values.median(),
+            "difference itself": untouched - truth,
+            "taking torch's median over the prompts, the lower of the middle two, not the mean": (
+                values.median()
+            ),
+            "writing to `stream[:, s2]`, which is every prompt's S2 in each row. Index the rows as "
+            "well: `stream[rows, s2]`": hooked(
+                model, test, {f"blocks.{block}.hook_resid_pre": every_s2}
+            ).mean(),
+            "taking the share that prefers S, not the mean logit difference": (values < 0)
+            .double()
+            .mean(),
             "taking the median over the prompts, not the mean": values.double().quantile(0.5),
             "taking the sum over the prompts, not the mean": values.sum(),
         },
         hint="Check the hook's name, the positions, and that `new` replaces what is there.",
-        right="Four lines of TransformerLens; the helper does the same.",
+        right=right,
     )
 
 
@@ -214,21 +243,33 @@ def _by_attention_alone(ctx: Context) -> Key:
     model, test = ctx.model, ctx.test
     injected = residual_edit(test, "S2", ctx.point, counterfactual(ctx, ctx.point))
 
+    before = runs.logit_diffs(model, test)
+
     def share(edits: list[Any]) -> float:
-        return float((runs.logit_diffs(model, test, edits) < 0).double().mean())
+        after = runs.logit_diffs(model, test, edits)
+        return float(((before > 0) & (after < 0)).double().mean())
 
     def patterns(edits: list[Any]) -> list[Any]:
         found = runs.attention_patterns(model, test, list(ctx.movers), "END", edits)
         return [attention_edit(test, "END", head, pattern) for head, pattern in found.items()]
 
-    truth = share(patterns([injected]))
+    truth, whole = share(patterns([injected])), share([injected])
+    prefers_s = runs.logit_diffs(model, test, patterns([injected])) < 0
+    right = "Nothing in the stream at S2 was touched in this run."
+    if whole <= 1 / len(test):
+        right += (
+            f" On this model the edit at S2 itself flips {whole:.2f} of the answers: there is "
+            "nothing that attention could carry, and this exercise cannot tell right from wrong."
+        )
     return number(
         truth,
         absolute=1e-3,
         relative=1e-3,
         between=SHARE,
         mistakes={
-            "leaving the belief injected, with nothing done to attention": share([injected]),
+            "leaving the belief injected, with nothing done to attention": whole,
+            "counting all prompts on which S is preferred. An answer flips if the clean run has it "
+            "right": prefers_s.double().mean(),
             "leaving the belief injected and restoring the clean attention. Here it is the other "
             "way round: a clean stream, and the injected run's attention": share(
                 [injected, *patterns([])]
@@ -237,12 +278,12 @@ def _by_attention_alone(ctx: Context) -> Key:
             "heads. Leave the stream at S2 clean and take the name movers only": share(
                 [injected, *patterns([injected])]
             ),
-            "taking the share that keeps the right answer, not that which prefers S": 1 - truth,
+            "taking the share of answers that do not flip": 1 - truth,
             "putting in the clean run's own patterns, which change nothing. Were they read with "
             "the edit on, put in at END, and for all of `movers`?": share(patterns([])),
         },
         hint="Read the patterns with the edit on, and run the model with the patterns alone.",
-        right="Nothing in the stream at S2 was touched in this run.",
+        right=right,
     )
 
 
@@ -300,6 +341,9 @@ def _three_classes(ctx: Context) -> Key:
             "solved for again, alone": ends(together.clamp_min(0)),
             "taking the nearest points in the Euclidean sense, not by the covariance": exact(flat),
             "reaching only the boundary of C; log alpha is missing": exact(wanted=0.0),
+            "taking the logarithm of `trio_log_alpha`, which is one already": exact(
+                wanted=math.log(log_alpha)
+            ),
             "taking the moves, not where they end": truth - starts,
             "leaving the starts where they are": starts,
         },

@@ -6,6 +6,8 @@ and the point at S2 that the notebook chose, and 08.5 its `das` too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,6 +20,7 @@ from ioi_helpers.exercises.verdicts import Key, number
 
 WEAK = 0.1  # the C of exercise 08.3
 DRAWS = 10  # of exercise 08.4
+DEALINGS = 20  # of random labels, in 08.1
 SHARE = (0.0, 1.0, "A share lies between 0 and 1: divide by the number of prompts.")
 
 
@@ -27,9 +30,29 @@ SHARE = (0.0, 1.0, "A share lies between 0 and 1: divide by the number of prompt
 def _apart(ctx: Context) -> Float[Tensor, " d_model"]:
     """`apart[0]` of the notebook: the second class mean of the training rows minus the first."""
     at = place(ctx, ctx.point)
-    x, orders = at.x.double(), ctx.train.orders
-    means = [x[[o == c for o in orders]].mean(dim=0) for c in at.probe.classes]
+    return _means_apart(at.x.double(), ctx.train.orders, at.probe.classes)
+
+
+def _means_apart(
+    x: Float[Tensor, "train d_model"], orders: Sequence[str], classes: Sequence[str]
+) -> Float[Tensor, " d_model"]:
+    means = [x[[o == c for o in orders]].mean(dim=0) for c in classes]
     return means[1] - means[0]
+
+
+def _chance(ctx: Context) -> list[float]:
+    """How far apart within classes the means are of labels dealt at random to pairs of prompts."""
+    at, pairs = place(ctx, ctx.point), ctx.train.pair_ids.tolist()
+    order_of = dict(zip(pairs, ctx.train.orders, strict=True))
+    generator, found = torch.Generator().manual_seed(0), []
+    for _ in range(DEALINGS):
+        mixed = torch.randperm(len(order_of), generator=generator).tolist()
+        dealt = [list(order_of.values())[i] for i in mixed]
+        anew = dict(zip(order_of, dealt, strict=True))
+        labels = [anew[pair] for pair in pairs]
+        between = _means_apart(at.x.double(), labels, at.probe.classes)
+        found.append(float(probing.fit_covariance(at.x, labels).length(between[None])[0]))
+    return found
 
 
 def _after(ctx: Context, new: Float[Tensor, "test d_model"]) -> Float[Tensor, " test"]:
@@ -45,6 +68,13 @@ def _never_far_apart(ctx: Context) -> Key:
     at, apart = place(ctx, ctx.point), _apart(ctx)[None]
     D = probing.fit_covariance(at.x, ctx.train.orders).length(apart)[0]
     truth = D / (1 + D**2 / 4).sqrt()
+    right = "Below 2, as for any two classes of equal size."
+    chance = ctx.once(f"means by chance {ctx.point}", lambda: _chance(ctx))
+    if float(D) <= max(chance):
+        right += (
+            f" But here these are no classes: labels dealt at random to pairs of prompts lie "
+            f"{min(chance):.2f} to {max(chance):.2f} apart within their classes, and D is {D:.2f}."
+        )
     return number(
         truth,
         relative=1e-4,
@@ -61,7 +91,7 @@ def _never_far_apart(ctx: Context) -> Key:
             "measuring with a ruler, not with a covariance": apart.norm(),
         },
         hint="D is `within.length(apart)`; put it into the formula of section 2.1.",
-        right="Below 2, as for any two classes of equal size.",
+        right=right,
     )
 
 
@@ -115,10 +145,10 @@ def _timid_probe(ctx: Context) -> Key:
         absolute=1e-3,
         relative=1e-3,
         between=SHARE,
-        # Where a prompt's log odds are almost 10, it depends on the optimiser whether it moves.
         close=(
             1.5 / len(ctx.test),
-            "Within one prompt, whose log odds must be almost exactly 10.",
+            f"Within one prompt of {truth:.3f}, which a fit to the end gives; a looser one may "
+            "put a prompt whose log odds are near 10 on the other side.",
         ),
         mistakes={
             "counting the prompts that are left where they are": 1 - truth,
@@ -164,6 +194,7 @@ def _placebo_error(ctx: Context) -> Key:
             ),
             "dividing by n where n - 1 is due": means.std(correction=0) / DRAWS**0.5,
             "giving the mean itself, not its error": means.mean(),
+            "giving 1.96 errors, half an interval of 95 %": 1.96 * truth,
             "taking all runs of all prompts as independent. The unit is the draw": each.std()
             / each.numel() ** 0.5,
             "taking the error over prompts of one draw, which knows nothing of other directions": (
@@ -204,7 +235,13 @@ def _two_halves(ctx: Context) -> Key:
     def moved(by: Float[Tensor, "test d_model"]) -> Tensor:
         return _after(ctx, x0 + by).mean()
 
-    truth, untouched = moved(rest), clean(ctx, "test").mean()
+    truth, untouched, whole = moved(rest), clean(ctx, "test").mean(), moved(moves)
+    right = "Set it beside `along the means` and `DAS` in the table."
+    if abs(float(whole - untouched)) < 0.1 * abs(float(untouched)):
+        right += (
+            f" The whole move leaves {whole:.2f} of {untouched:.2f} logits: neither half does any "
+            "work on this model, and the answer is the clean run's whatever is moved here."
+        )
     return number(
         truth,
         relative=2e-3,
@@ -212,7 +249,7 @@ def _two_halves(ctx: Context) -> Key:
         unit="logits",
         mistakes={
             "adding the part along the difference of the means, the other half": moved(along),
-            "adding the whole move of DAS": moved(moves),
+            "adding the whole move of DAS": whole,
             "interchanging along the rest of v, which is not the rest of its move. Split the move "
             "that DAS makes": moved(((natural - x0) @ other)[:, None] * other),
             "turning the sign of the rest": moved(-rest),
@@ -227,5 +264,5 @@ def _two_halves(ctx: Context) -> Key:
             "dividing by the clean run's logit difference": truth / untouched,
         },
         hint="The move of a row is ((natural - x0).v) v; the rest is that minus its part along u.",
-        right="Set it beside `along the means` and `DAS` in the table.",
+        right=right,
     )

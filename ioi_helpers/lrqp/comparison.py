@@ -51,8 +51,9 @@ def compare(
 
     Returns:
         One intervention a row: ``logit_diff`` and ``stderr`` (logits, of the clean answers),
-        ``flipped`` and ``flipped_stderr`` (share of prompts that prefer S), ``flipped_`` and a
-        class (the same of its prompts alone: where classes disagree their mean says little),
+        ``flipped`` and ``flipped_stderr`` (share of prompts that prefer IO in the clean run and S
+        after it), ``flipped_`` and a class (the same of its prompts alone: where classes disagree
+        their mean says little),
         ``norm`` (mean Euclidean length of the move), ``length`` (mean Mahalanobis length, infinite
         where it leaves the range of the covariance), ``belief`` (share of rows for which the probe
         says the target), ``kl_here`` (mean change of the prediction at the role itself, nats) and
@@ -93,11 +94,13 @@ def compare(
     edits.update({name: [residual_edit(data, role, point, new)] for name, new in made.items()})
     measured = logit_diffs_and_kl(model, data, edits, memory=memory, progress=progress)
 
+    right = measured["none"][0] > 0
     rows = []
     for name, (diffs, kl) in measured.items():
         new = made.get(name, x0)
         mean, stderr = _over_pairs(diffs, data)
-        flipped, flipped_stderr = _over_pairs((diffs < 0).double(), data)
+        turned = (right & (diffs < 0)).double()
+        flipped, flipped_stderr = _over_pairs(turned, data)
         move = to_float64(new).to(device) - to_float64(x0)
         row = {
             "intervention": name,
@@ -105,7 +108,7 @@ def compare(
             "stderr": stderr,
             "flipped": flipped,
             "flipped_stderr": flipped_stderr,
-            **{f"flipped_{label}": _share_of(diffs, true, label) for label in dict.fromkeys(true)},
+            **{f"flipped_{label}": _share_of(turned, true, label) for label in dict.fromkeys(true)},
             "norm": move.norm(dim=-1).mean().item(),
         }
         if ruler is not None:
@@ -119,9 +122,9 @@ def compare(
     return pd.DataFrame(rows)
 
 
-def _share_of(diffs: Float[Tensor, " batch"], true: Sequence[Any], label: Any) -> float:
-    """The share of one class' prompts that prefer S."""
-    return (diffs[[one == label for one in true]] < 0).double().mean().item()
+def _share_of(turned: Float[Tensor, " batch"], true: Sequence[Any], label: Any) -> float:
+    """The share of one class' prompts whose answer turned."""
+    return turned[[one == label for one in true]].mean().item()
 
 
 def _over_pairs(values: Float[Tensor, " batch"], data: TwoAnswerData) -> tuple[float, float]:

@@ -55,7 +55,7 @@ def fit_das(
 ) -> DAS:
     """Learn the subspace at a role that carries the order (or another variable of two classes).
 
-    Distributed alignment search, TransformerLens' ``fit_das`` (Geiger et al. 2024): the basis is
+    Distributed alignment search, TransformerLens' ``fit_das`` (Geiger et al. 2023): the basis is
     trained so that interchanging it makes the model answer as the order of the *other* prompt says,
     IO if the orders agree and S if they differ. Unlike a probe it is trained on the model's
     behaviour, and it can find directions that do the job without the model using them on its own

@@ -212,14 +212,14 @@ ENTRIES: dict[str, Entry] = {
         "Direct logit attribution of each head", "per_head_dla_12x12", HEADS, "logits", LOGIT
     ),
     "exploratory.ablated_per_head_dla": _demo(
-        "Direct logit attribution of each head after zero ablation of L9H9 at END",
+        "Direct logit attribution of each head without the strongest one (GPT-2 small: L9H9)",
         "ablated_per_head_dla_12x12",
         HEADS,
         "logits",
         LOGIT,
     ),
     "exploratory.ablated_logit_diff": _demo(
-        "Mean logit difference after zero ablation of L9H9 at END",
+        "Mean logit difference without the strongest head (GPT-2 small: L9H9)",
         ("ablation_L9H9_END_zero", "post_ablation_logit_diff"),
         (),
         "logits",
@@ -234,7 +234,7 @@ ENTRIES: dict[str, Entry] = {
         labels={"prompt": IO_NAMES},
     ),
     "exploratory.ablated_ln_final_scale": _demo(
-        "Scale of the final LayerNorm at END after zero ablation of L9H9 at END",
+        "Scale of the final LayerNorm at END without the strongest head (GPT-2 small: L9H9)",
         ("ln_final_scale_END", "ablated"),
         ("prompt",),
         "norm",

@@ -72,11 +72,13 @@ RIGHT = {
         "hooked = sum(values) / len(values)",
     ],
     "07.4": [
-        ALONE + "share = flipped(runs.logit_diffs(model, test, patterns(movers, [injected])))",
-        "put_in = patterns_of(movers, [injected]).values()\n"
-        "share = flipped(runs.logit_diffs(model, test, list(put_in)))",
+        ALONE
+        + "share = flipped(clean, runs.logit_diffs(model, test, patterns(movers, [injected])))",
+        "put_in = patterns_of(model, test, movers, [injected]).values()\n"
+        "share = flipped(clean, runs.logit_diffs(model, test, list(put_in)))",
         ALONE + "run = runs.logit_diffs(model, test, patterns(movers, [injected]))\n"
-        "share = sum(value < 0 for value in run.tolist()) / len(test)",
+        "both = zip(clean.tolist(), run.tolist())\n"
+        "share = sum(before > 0 > after for before, after in both) / len(test)",
     ],
     "07.5": [
         "ends = lrqp.intervene(\n"
@@ -158,29 +160,37 @@ WRONG = {
         HOOK + "hooked = metrics.logit_diff(run(before, s2[0], new), test)": r"first prompt's S2",
         HOOK
         + "hooked = metrics.logit_diff(run(before, s2, new), test) - clean.mean()": r"change from the clean run",
+        HOOK + "def replace(stream, hook):\n"
+        "    stream = stream.clone()\n"
+        "    stream[:, s2] = new\n"
+        "    return stream\n"
+        "logits = model.run_with_hooks(test.tokens, fwd_hooks=[(before, replace)])\n"
+        "hooked = metrics.logit_diff(logits, test)": r"S2 in each row",
         HOOK + "each = metrics.logit_diff(run(before, s2, new), test, per_prompt=True)\n"
         "hooked = each.median()": r"median",
         HOOK
         + "hooked = metrics.logit_diff(run(before, s2, new), test, per_prompt=True).sum()": r"the sum",
     },
     "07.4": {
-        ALONE + "share = 1 - flipped(runs.logit_diffs(model, test, patterns(movers, "
-        "[injected])))": r"keeps the right answer|put in",
+        ALONE + "share = 1 - flipped(clean, runs.logit_diffs(model, test, patterns(movers, "
+        "[injected])))": r"do not flip|put in",
         ALONE + "run = runs.logit_diffs(model, test, patterns(movers, [injected]))\n"
         "share = 100 * (run < 0).double().mean() + 2": r"between 0 and 1",
         ALONE
         + "share = runs.logit_diffs(model, test, patterns(movers, [injected]))": r"single number",
         'share = "most of them"': r"single number",
-        ALONE + "share = flipped(runs.logit_diffs(model, test, [injected, "
+        ALONE + "run = runs.logit_diffs(model, test, patterns(movers, [injected]))\n"
+        "share = (run < 0).double().mean()": r"all prompts on which S is preferred",
+        ALONE + "share = flipped(clean, runs.logit_diffs(model, test, [injected, "
         "*patterns(movers, [])]))": r"other way round",
-        "share = flipped(diffs['counterfactual'])": r"belief injected",
+        "share = flipped(clean, diffs['counterfactual'])": r"belief injected",
         ALONE
-        + "share = flipped(runs.logit_diffs(model, test, patterns(movers, [])))": r"change nothing",
+        + "share = flipped(clean, runs.logit_diffs(model, test, patterns(movers, [])))": r"change nothing",
         ALONE + "found = runs.attention_patterns(model, test, movers, 'END', [injected])\n"
         "at = test.positions['S2']\n"
         "put_in = [attention_edit(test, at, h, p) for h, p in found.items()]\n"
-        "share = flipped(runs.logit_diffs(model, test, put_in))": r"put in at END",
-        ALONE + "share = flipped(runs.logit_diffs(model, test, "
+        "share = flipped(clean, runs.logit_diffs(model, test, put_in))": r"put in at END",
+        ALONE + "share = flipped(clean, runs.logit_diffs(model, test, "
         "patterns(movers[:1], [injected])))": r"all of `movers`",
     },
     "07.5": {
@@ -203,6 +213,9 @@ WRONG = {
         "ends = lrqp.intervene(\n"
         "    trio_starts, trio_probe, 'C', trio_covariance, log_alpha=0.0\n"
         ").x": r"boundary of C",
+        "import math\n"
+        "ends = lrqp.intervene(trio_starts, trio_probe, 'C', trio_covariance,\n"
+        "    log_alpha=math.log(trio_log_alpha)).x": r"logarithm",
         "ends = trio_starts": r"starts",
         "try:\n"
         "    found = lrqp.intervene(trio_starts, trio_probe, 'C', trio_covariance,\n"

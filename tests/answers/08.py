@@ -111,6 +111,7 @@ WRONG = {
     "08.4": {
         TEN + "placebo_error = each.mean(dim=1).std()": r"standard deviation of the draws",
         TEN + "placebo_error = each.mean()": r"mean itself",
+        TEN + "placebo_error = 1.96 * each.mean(dim=1).std() / 10**0.5": r"1\.96 errors",
         TEN + "placebo_error = each.std() / each.numel() ** 0.5": r"as independent",
         TEN + "placebo_error = each[0].std() / len(test) ** 0.5": r"one draw",
         TEN + "placebo_error = each.mean(dim=0).std() / len(test) ** 0.5": r"mean over draws",
