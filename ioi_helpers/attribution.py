@@ -39,6 +39,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import ActivationCache
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.tools.analysis.logit_lens import _require_direct_readout
 
 from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.dataset.files import read_file, write_file
@@ -227,6 +228,8 @@ def readout(model: TransformerBridge) -> Readout:
     Raises:
         ValueError: They are no linear map of it, given the final norm's scale.
     """
+    # Nothing else may stand between the stream and the logits, and there must be one stream.
+    _require_direct_readout(model, operation="DLA")
     cfg = model.cfg
     name = getattr(cfg, "model_name", "this model")
     norm = getattr(model, "ln_final", None)

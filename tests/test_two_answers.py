@@ -143,7 +143,7 @@ EVERYWHERE: dict[str, Use] = {
     "logit differences": lambda m, d, r, _: runs.logit_diffs(m, d),
     "activations": lambda m, d, r, role: runs.activations_at(m, d, role["S1+1"], "L1.pre"),
     "attention": lambda m, d, r, role: heads.attention_by_role(m, d, "END", [role["S2"]]),
-    "copying": lambda m, d, r, role: heads.copying_scores(m, d, roles=[role["IO"]]),
+    "copying": lambda m, d, r, role: heads.copying_scores(m, d, roles=[role["IO"]], top=200),
     "head attribution": lambda m, d, r, _: attribution.head_attribution(m, d).per_prompt,
     "logit lens": lambda m, d, r, _: attribution.logit_lens(m, d).per_prompt,
     "patching": lambda m, d, r, _: (
