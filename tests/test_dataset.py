@@ -469,6 +469,13 @@ def test_adversarial_sentences_are_drawn(bpe: Any) -> None:
         assert len(used) == 2
         combinations.add(tuple(ending for _, ending in used))
     assert len(combinations) == 25
+    # The rows of a pair differ in their names only.
+    bare = [
+        prompt.replace(names.IO, "A").replace(names.S1, "B")
+        for prompt, names in zip(double.prompts, double.names, strict=True)
+    ]
+    assert bare[::2] == bare[1::2]
+    assert torch.equal(double.pair_ids[::2], double.pair_ids[1::2])
     assert data.adversarial("S", seed=1).prompts == data.adversarial("S", seed=1).prompts
     check_dataset(double[:40])
 

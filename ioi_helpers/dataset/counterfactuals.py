@@ -371,7 +371,8 @@ class PromptsWithCounterfactuals(TokenisedPrompts):
             about: "IO" or "S".
             sentences: Texts with [A] where the name goes; None for the paper's five.
             pairs: Insert two sentences, as the paper's code does (25 combinations), not one.
-            seed: Which sentence goes where.
+            seed: Which sentence goes where. Rows of a pair get the same, so that they still differ
+                in names only.
 
         Raises:
             ValueError: Another ``about``; a sentence without exactly one [A]; a prompt without
@@ -391,9 +392,10 @@ class PromptsWithCounterfactuals(TokenisedPrompts):
                 raise ValueError(f"The sentence {sentence!r} must hold [A], as a word, just once.")
         rng = np.random.default_rng(seed)
         name = self._rows.names()[:, IO if about == "IO" else S1]
+        pair_ids, pair = np.unique(self._rows.pair_ids, return_inverse=True)
         columns: list[Int[np.ndarray, " batch"]] = []
         for _ in range(2 if pairs else 1):
-            picks = choose(rng, len(self), len(chosen))
+            picks = choose(rng, len(pair_ids), len(chosen))[pair]
             parts = [chosen[pick].split("[A]") for pick in picks]
             before = [f" {words.rstrip()}" if words else "" for words, _ in parts]
             columns += [
