@@ -244,6 +244,14 @@ def readout(model: TransformerBridge) -> Readout:
         )
     if (getattr(cfg, "output_logits_soft_cap", 0) or 0) > 0:
         raise ValueError(f"{name} caps its logits, so they do not split into a sum of terms.")
+    # Cohere's where it is not folded, Granite's always: a number that no weight holds.
+    transform = getattr(getattr(model, "adapter", None), "apply_output_logits_transform", None)
+    probe = torch.tensor([-1.0, 0.0, 2.0])
+    if callable(transform) and not torch.equal(transform(probe), probe):
+        raise ValueError(
+            f"{name} changes its logits after the unembedding, by a scale that is in none of its "
+            "weights, so terms that are read through W_U would be wrong by it."
+        )
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
     ones = torch.ones_like(model.W_U[:, 0])
     weight = ones if weight is None else weight

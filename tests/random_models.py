@@ -12,11 +12,13 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import (
     AutoModelForCausalLM,
+    CohereConfig,
     Gemma2Config,
     GPT2Config,
     GPTJConfig,
     GPTNeoConfig,
     GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     MptConfig,
@@ -73,6 +75,9 @@ def _config(architecture: str, vocab_size: int) -> Any:
             Gemma2Config,
             {**grouped, "head_dim": 6, "sliding_window": 8, "final_logit_softcapping": None},
         ),
+        # Their logits are scaled on the way out, and Granite's other parts as well.
+        "cohere": (CohereConfig, {**grouped, "logit_scale": 0.5}),
+        "granite": (GraniteConfig, {**grouped, "logits_scaling": 2.0}),
         # No biases, and ALiBi instead of position embeddings.
         "mpt": (
             MptConfig,
@@ -86,6 +91,8 @@ def _config(architecture: str, vocab_size: int) -> Any:
 ARCHITECTURES = ("gpt2", "gpt-neo", "opt", "gpt-j", "pythia", "neox-serial", "llama")
 """Those of README's table."""
 MORE = ("starcoder2", "mpt", "mistral", "qwen2", "qwen3", "gemma2", "gemma2-uncapped")
+SCALED = ("cohere", "granite")
+"""Logits are not what the unembedding says, but that times a number."""
 
 
 def save(folder: Path, architecture: str = "gpt2", vocab_size: int | None = None) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import attribution, heads, load_model, runs
 from ioi_helpers.dataset import IOIDataset
-from tests.random_models import ARCHITECTURES, MORE, boot, prompts, save
+from tests.random_models import ARCHITECTURES, MORE, SCALED, boot, prompts, save
 
 Models = Callable[[str], TransformerBridge]
 NAMES = (*ARCHITECTURES, *MORE)
@@ -43,6 +44,21 @@ def test_attributions_add_up(name: str, models: Models) -> None:
     by_head = attribution.head_attribution(model, data)
     for label in by_head.labels:
         torch.testing.assert_close(complete.of(label), by_head.of(label))
+
+
+@pytest.mark.parametrize("folded", [True, False])
+@pytest.mark.parametrize("name", SCALED)
+def test_logits_that_are_scaled_at_the_end(name: str, folded: bool, tmp_path: Path) -> None:
+    """Folding writes Cohere's scale into the unembedding; otherwise it stands in no weight."""
+    model = boot(save(tmp_path / name, name), folded=folded)
+    data = prompts(model)
+    if name == "cohere" and folded:
+        found = attribution.decompose(model, data).total
+        torch.testing.assert_close(found, runs.logit_diffs(model, data), atol=2e-5, rtol=1e-4)
+        return
+    for ask in (attribution.decompose, attribution.logit_lens, attribution.head_attribution):
+        with pytest.raises(ValueError, match="changes its logits after the unembedding"):
+            ask(model, data)
 
 
 @pytest.mark.parametrize("name", REFUSED)
