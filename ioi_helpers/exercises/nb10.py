@@ -262,14 +262,10 @@ def _wrong_reference(ctx: Context) -> Key:
             "Resampled from ABC prompts, which hold nothing either.": answer("resampled"),
         },
         mistakes={
-            "pooling the orders of IOI prompts as the repair. The average over orders looks right, "
-            "but ABBA and BABA are opposite: the mean is still one of repeated names": answer(
-                "own, pooled"
-            ),
-            "pooling the orders of more IOI prompts as the repair. The average over orders looks "
-            "right, but ABBA and BABA are opposite: the mean is still one of repeated names": (
-                answer("more, pooled")
-            ),
+            "pooling the orders of IOI prompts as the repair. Look at ABBA and BABA apart: the "
+            "mean is still one of repeated names": answer("own, pooled"),
+            "pooling the orders of more IOI prompts as the repair. Look at ABBA and BABA apart: "
+            "the mean is still one of repeated names": (answer("more, pooled")),
             "taking more prompts of the same kind as the repair. What is in all of them stays in "
             "their mean, however many they are": answer("more"),
             "taking other names in the same sentences as the repair. There a name is repeated, "

@@ -431,7 +431,7 @@ def _refuse_text(text: str, where: str) -> None:
         if "[B]" in text:
             raise Refused(
                 "That names S once more, who is repeated already and stands last already: it may "
-                "work, but the circuit does not predict it. Put it on your list, and name IO."
+                "work, but neither story predicts it. Put it on your list, and name IO."
             )
         raise Refused("That names neither IO nor S, so it is its own control: name IO by [A].")
     ended = text.strip()

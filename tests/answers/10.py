@@ -141,7 +141,7 @@ WRONG = {
     },
     "10.3": {
         LEFT
-        + "shares = [shares_left(data), shares_left(data, 'template')]": r"ABBA and BABA are opposite",
+        + "shares = [shares_left(data), shares_left(data, 'template')]": r"Look at ABBA and BABA apart",
         LEFT + "shares = [shares_left(data), shares_left(many, 'template')]": r"more IOI prompts",
         LEFT + "shares = [shares_left(data), shares_left(many)]": r"more prompts of the same kind",
         LEFT
