@@ -100,7 +100,7 @@ def _encoded(value: Any, depth: int, left: list[int]) -> Any:
         return [_encoded(item, depth - 1, left) for item in items]
 
     if isinstance(value, pd.Series):
-        if isinstance(value.index, pd.RangeIndex):
+        if isinstance(value.index, pd.RangeIndex) and len(value):  # of nothing, labels or none?
             return _encoded(value.to_numpy(), depth, left)
         return {"series": [every(pair) for pair in value.items()]}
     if isinstance(value, tuple):
@@ -171,7 +171,9 @@ def _decoded(encoded: Any) -> Any:
         return {_decoded(key): _decoded(value) for key, value in held}
     if what == "series":
         labels, values = [_decoded(key) for key, _ in held], [_decoded(value) for _, value in held]
-        return pd.Series(values, index=pd.Index(labels, tupleize_cols=False))
+        # Of nothing pandas makes objects, and an empty answer of numbers is one of numbers.
+        kind_of = None if values else float
+        return pd.Series(values, index=pd.Index(labels, tupleize_cols=False), dtype=kind_of)
     if what == "float" and held in ("nan", "inf", "-inf"):
         return float(held)
     if what == "array":
