@@ -39,23 +39,22 @@ SITES = {
 
 def configs() -> dict[str, PretrainedConfig]:
     """The two shapes."""
+
+    def of(kind: type[PretrainedConfig], *shape: int, **others: Any) -> PretrainedConfig:
+        width, layers, heads, hidden = shape
+        return kind(
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=hidden,
+            max_position_embeddings=2048,
+            **others,
+        )
+
     return {
-        "Pythia-160M": GPTNeoXConfig(
-            hidden_size=768,
-            num_hidden_layers=12,
-            num_attention_heads=12,
-            intermediate_size=3072,
-            max_position_embeddings=2048,
-            use_parallel_residual=True,
-        ),
-        "Llama, 1B, 4 layers": LlamaConfig(
-            hidden_size=2048,
-            num_hidden_layers=4,
-            num_attention_heads=32,
-            num_key_value_heads=8,
-            intermediate_size=8192,
-            max_position_embeddings=2048,
-            tie_word_embeddings=True,
+        "Pythia-160M": of(GPTNeoXConfig, 768, 12, 12, 3072, use_parallel_residual=True),
+        "Llama, 1B, 4 layers": of(
+            LlamaConfig, 2048, 4, 32, 8192, num_key_value_heads=8, tie_word_embeddings=True
         ),
     }
 

@@ -334,7 +334,7 @@ def test_accidents_are_named(
     sitting(handed_in / "plain", {"90.1": [4]}, plain)
     renamed = plain.replace("data =", "model.ioi_name = 'ioi-mini'\ndata =")
     sitting(handed_in / "weights", {"90.1": [4]}, renamed)
-    hub = BEGINNING.replace("data =", "model.ioi_name = '/home/eve/evil-model'\ndata =")
+    hub = BEGINNING.replace("data =", "model.ioi_name = '/nowhere/eve/evil-model'\ndata =")
     sitting(handed_in / "unknown", {"90.1": [4]}, hub)
     assert "eve" not in (handed_in / "unknown.json").read_text(), "no path leaves the machine"
     sitting(handed_in / "one", {"90.1": [4]}, who="Ada")

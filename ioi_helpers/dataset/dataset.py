@@ -21,6 +21,7 @@ from ioi_helpers.dataset.pieces import (
     check_nouns,
     name_pieces,
     require_bos,
+    require_lists,
     usable_names,
 )
 from ioi_helpers.dataset.prefixes import resolve_prefixes
@@ -275,9 +276,7 @@ class IOIDataset(PromptsWithCounterfactuals):
                 second S does not come last, so that the roles would be a guess; a name is not
                 a single token; or a prompt holds a special token such as a BOS of its own.
         """
-        for what, given in (("prompts", prompts), ("answers", answers)):
-            if isinstance(given, str | set | frozenset):
-                raise ValueError(f"{what} must be a list, one for each prompt, not {given!r}.")
+        require_lists(prompts=prompts, answers=answers)
         texts, pairs = list(prompts), list(answers)
         for text, pair in zip(texts, pairs, strict=False):
             if not isinstance(text, str):

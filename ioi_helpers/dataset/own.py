@@ -11,7 +11,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ioi_helpers.dataset.pieces import Pieces, encode, pad_id, require_bos
+from ioi_helpers.dataset.pieces import Pieces, encode, pad_id, require_bos, require_lists
 from ioi_helpers.dataset.roles import RolePositions
 from ioi_helpers.dataset.rows import row_numbers
 from ioi_helpers.dataset.two_answers import gather_at_role
@@ -97,9 +97,7 @@ class PromptDataset:
                 token; a phrase that a prompt does not hold, or holds more than once; a prompt with
                 a special token such as a BOS of its own; no BOS token though one is wanted.
         """
-        for what, given in (("prompts", prompts), ("answers", answers)):
-            if isinstance(given, str | set | frozenset):
-                raise ValueError(f"{what} must be a list, one for each prompt, not {given!r}.")
+        require_lists(prompts=prompts, answers=answers)
         texts, pairs = list(prompts), list(answers)
         n = len(texts)
         if not n or not all(isinstance(text, str) and text for text in texts):

@@ -163,6 +163,17 @@ def require_bos(tokenizer: PreTrainedTokenizerBase) -> None:
         raise ValueError("This tokenizer has no BOS token; pass prepend_bos=False.")
 
 
+def require_lists(**given: Any) -> None:
+    """Refuse one text, whose letters would be taken for texts, and sets, which have no order.
+
+    Raises:
+        ValueError: An argument is one of these; each is named by its keyword.
+    """
+    for what, value in given.items():
+        if isinstance(value, str | set | frozenset):
+            raise ValueError(f"{what} must be a list, one for each prompt, not {value!r}.")
+
+
 def require_tokenizer(tokenizer: Any) -> None:
     """Refuse what is no tokenizer, and say what to give.
 
