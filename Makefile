@@ -105,14 +105,18 @@ wheels:  ## download all that the set-up installs to build/wheels, for a room wi
 clean:  ## remove the virtual environment, built pages and caches
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
+TORCH_SAID := $(if $(TORCH_INDEX)$(WHEELS),, (on Linux several GB, unless TORCH_INDEX names \
+	PyTorch's index of CPU wheels: see the README))
+
 # Made once, and again when what it is made from changes. A set-up that was interrupted is taken up
-# again; where it was stopped before the environment had pip, the environment is made anew.
+# again; where it was stopped before the environment had pip, the environment is made anew. What venv
+# says is shown if it fails, and not its traceback where the reader stopped it.
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 with its venv module was found:" \
 	  "install one, or name it with make PYTHON=/path/to/python3.12" >&2; exit 1; }
-	@echo "Setting up $(VENV) with $$($(PYTHON) --version), once: $(if $(WHEELS),from $(WHEELS),a download of 0.5 GB) and some minutes" \
-	  "$(if $(TORCH_INDEX)$(WHEELS),,(on Linux several GB, unless TORCH_INDEX names PyTorch's index of CPU wheels: see the README))."
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version), once: $(if $(WHEELS),from $(WHEELS),a download of 0.5 GB) and some minutes$(TORCH_SAID)."
+	@trap 'exit 130' INT; $(BIN)/python -m pip --version >/dev/null 2>&1 \
+	  || said=$$($(PYTHON) -m venv --clear $(VENV) 2>&1) || { echo "$$said" >&2; exit 1; }
 	@$(BIN)/python -m pip install --quiet --upgrade pip
 ifneq ($(TORCH_INDEX),)
 	@$(BIN)/python -m pip install --quiet --no-deps --index-url $(TORCH_INDEX) -c constraints.txt torch

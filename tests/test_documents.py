@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -100,3 +104,34 @@ def test_make_runs_the_model_that_the_reader_chose(
         text=True,
     )
     assert set(done.stdout.split()) == {f"model={expected}"}, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("make") is None or os.name != "posix", reason="needs make")
+def test_a_set_up_that_is_interrupted_shows_no_traceback(tmp_path: Path) -> None:
+    """While the environment is made, which comes before anything from the network."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    (tmp_path / "python").write_text(  # ends badly when it is interrupted, as venv does
+        "#!/bin/sh\ncase $* in *venv*) mkdir -p .venv; exec "
+        f"{sys.executable} -c 'import time; time.sleep(60)';; esac\nexec {sys.executable} $*\n"
+    )
+    (tmp_path / "python").chmod(0o755)
+    setting_up = subprocess.Popen(
+        ["make", "run", "PYTHON=./python"],
+        cwd=tmp_path,
+        env={key: value for key, value in os.environ.items() if not key.startswith("MAKE")},
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    limit = time.monotonic() + 30
+    while not (tmp_path / ".venv").exists() and time.monotonic() < limit:
+        time.sleep(0.05)
+    time.sleep(0.5)  # until Python has its handler
+    os.killpg(setting_up.pid, signal.SIGINT)
+    said, _ = setting_up.communicate(timeout=30)
+    assert setting_up.returncode != 0
+    assert "Setting up .venv" in said
+    assert "Traceback" not in said
+    assert said.count("\n") <= 2  # what it began, and make's own last word

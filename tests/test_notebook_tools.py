@@ -71,6 +71,7 @@ def test_refreshed_outputs_are_sound(refreshed: Path) -> None:
     stored = read(refreshed)
     assert problems(stored) == []
     assert "execution" not in str([cell.metadata for cell in stored.cells])
+    assert f"# {stored.metadata['title']}" == TITLE.source.splitlines()[0]
     plot = code_cells(stored)[1].outputs
     assert [sorted(output.data) for output in plot] == [
         ["application/vnd.plotly.v1+json", "image/png", "text/plain"]

@@ -13,6 +13,7 @@ import pytest
 from ioi_helpers.bundled import bundled_folder
 from notebooks.tools.budgets import CARD_BEGIN, CARD_END, reading_rows
 from notebooks.tools.execution import REPOSITORY, execute, find_notebooks
+from notebooks.tools.site.outputs import title
 from notebooks.tools.stored_outputs import code_cells, joined, problems, read, tags
 from tests import printed_verdicts
 from tests.rewritten_models import as_stanford
@@ -28,6 +29,15 @@ def test_the_notebooks_are_those_of_readme() -> None:
     assert [path.name for path in NOTEBOOKS] == [name for _, name in table]
     numbers = [f"{place:02}" for place in range(1, len(NOTEBOOKS) + 1)]
     assert [number for number, _ in table] == [name[:2] for _, name in table] == numbers
+
+
+@each_notebook
+def test_its_title_is_one_everywhere(path: Path) -> None:
+    """In its first heading, from which the site takes it, in its metadata, and in README."""
+    notebook = read(path)
+    assert notebook.metadata["title"] == title(notebook), "its metadata: make notebooks"
+    (listed,) = re.findall(rf"^\| (\d\d) \| \[(.+?)\]\(notebooks/{path.name}\)", README, re.M)
+    assert " · ".join(listed) == title(notebook), "README's table"
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from notebooks.tools.compare import (
     without_progress,
 )
 from notebooks.tools.execution import CellFailed, execute, find_notebooks
+from notebooks.tools.site.outputs import title
 from notebooks.tools.stored_outputs import MODEL, code_cells, machine_names, problems, read, tags
 
 
@@ -93,7 +94,8 @@ def cleaned(notebook: NotebookNode) -> NotebookNode:
     notebook.metadata = NotebookNode(
         kernelspec={"display_name": "Python 3", "language": "python", "name": "python3"},
         language_info={"name": "python"},
-        **{k: v for k, v in notebook.metadata.items() if k in ("title", "colab")},
+        **{k: v for k, v in notebook.metadata.items() if k == "colab"},
+        title=title(notebook),  # what a page that nbconvert makes is called
     )
     for cell in notebook.cells:
         for volatile in ("execution", "collapsed", "scrolled", "jupyter"):
