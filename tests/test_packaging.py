@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -71,22 +75,39 @@ def test_colab_has_what_is_asked_for() -> None:
 
 @pytest.mark.slow
 def test_condas_file_installs_what_make_installs(tmp_path: Path) -> None:
-    """The pip part of environment.yml, resolved by pip beside what is installed here."""
+    """The pip part of environment.yml, installed by pip as conda calls it, in a new environment
+    that finds there what is installed here."""
     text = (REPOSITORY / "environment.yml").read_text(encoding="utf-8")
     lines = re.findall(r"^ {6}- (.+)$", text, re.MULTILINE)
     assert lines == ["-c constraints.txt", "-e .[dev]"]
-    requirements = tmp_path / "requirements.txt"
-    there = "\n".join(lines).replace("-e .", f"-e {REPOSITORY}")
-    requirements.write_text(
-        there.replace("constraints.txt", f"{REPOSITORY}/constraints.txt") + "\n"
-    )
+    clone, home = tmp_path / "clone", tmp_path / "environment"
+    shutil.copytree(PACKAGE, clone / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, clone)
+    (clone / "condaenv.txt").write_text("\n".join(lines) + "\n")
+    venv.create(home, with_pip=False)
+    (site,) = home.glob("lib/python*/site-packages")
+    ours = sysconfig.get_path("purelib")
+    # Not as a .pth file, which would take this checkout along: what is installed, but for it.
+    for path in Path(ours).iterdir():
+        if "ioi_helpers" not in path.name and path.name != "__pycache__":
+            (site / path.name).symlink_to(path)
+    python = home / "bin" / "python"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "PYTHON"))}
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--no-build-isolation",
-         "--quiet", "-r", str(requirements)],
-        cwd=REPOSITORY, capture_output=True, text=True,
+        [python, "-m", "pip", "install", "--no-index", "--no-build-isolation", "-U",
+         "-r", "condaenv.txt"],
+        cwd=clone, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert not re.search(r"Would install (?!ioi_helpers)", done.stdout)
+    assert re.findall(r"Successfully installed (.*)", done.stdout) == [
+        f"ioi_helpers-{PROJECT['version']}"
+    ]
+    shown = subprocess.run(
+        [python, "-c", "import ioi_helpers; print(ioi_helpers.__file__)"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert Path(shown.stdout.strip()).is_relative_to(clone), shown.stderr
 
 
 def test_colab_runs_a_supported_python() -> None:

@@ -1,6 +1,6 @@
 """The course site in headless Chromium, with the network cut off.
 
-Skipped where there is no Chromium (Debian's package `chromium`) or no playwright
+Skipped where there is no Chromium (Debian's package `chromium`), no playwright or no axe-core
 (`pip install -e .[browser]`); CHROMIUM names another program.
 """
 
@@ -22,6 +22,10 @@ from notebooks.tools.execution import find_notebooks
 pytest.importorskip("myst_nb", reason="the site's engine is not installed: pip install -e .[site]")
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed: pip install -e .[browser]"
+)
+axe = pytest.importorskip(
+    "axe_playwright_python.sync_playwright",
+    reason="axe-core is not installed: pip install -e .[browser]",
 )
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -143,6 +147,21 @@ def test_a_page_is_whole(name: str, visit: Visit) -> None:
     assert wide[0] <= wide[1], "the page scrolls sideways"
     assert visit.outside == []
     assert visit.errors == []
+
+
+@pytest.mark.parametrize("name", [*PAGES, "search", *NOTEBOOKS])
+def test_a_page_is_accessible(name: str, visit: Visit) -> None:
+    """By axe-core: contrast, names of what can be pressed, order of headings, landmarks."""
+    page = visit.open(name)
+    page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
+    rules = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
+    found = axe.Axe().run(page, options={"runOnly": {"type": "tag", "values": rules}})
+    wrong = [
+        f"{rule['id']}: {node['target']} {node['failureSummary']}"
+        for rule in found.response["violations"]
+        for node in rule["nodes"]
+    ]
+    assert wrong == []
 
 
 def test_figures_answer_and_follow_the_theme(visit: Visit) -> None:
