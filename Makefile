@@ -106,7 +106,7 @@ clean:  ## remove the virtual environment, built pages and caches
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
 TORCH_SAID := $(if $(TORCH_INDEX)$(WHEELS),, (on Linux several GB, unless TORCH_INDEX names \
-	PyTorch's index of CPU wheels: see the README))
+  PyTorch's index of CPU wheels: see the README))
 
 # Made once, and again when what it is made from changes. A set-up that was interrupted is taken up
 # again; where it was stopped before the environment had pip, the environment is made anew. What venv
