@@ -43,14 +43,18 @@ from transformer_lens.tools.analysis.logit_lens import _require_direct_readout
 
 from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.dataset.files import read_file, write_file
-from ioi_helpers.metrics import error_label, standard_error
+from ioi_helpers.metrics import error_label, logit_diff, standard_error
 from ioi_helpers.names import head_labels
 from ioi_helpers.runs import (
     DEFAULT_MEMORY,
+    POST_NORM_SCALE,
     activations_at,
+    attention_weight,
     gather_activations,
+    has_post_norm,
     known_hooks,
     require_data,
+    residual_scale,
     role_positions,
     run_in_batches,
     widened,
@@ -211,11 +215,14 @@ class Readout:
     Attributes:
         weight, bias: Of the final norm; 1 and 0 where they are folded into the unembedding.
         centred: Whether it subtracts the mean (LayerNorm does, RMSNorm does not).
+        after: What the unembedding's result is multiplied by: a number that no weight holds, as
+            Granite has it, and Cohere where it is not folded. Elsewhere 1.
     """
 
     weight: Float[Tensor, " d_model"]
     bias: Float[Tensor, " d_model"]
     centred: bool
+    after: float = 1.0
 
     def seen(self, stream: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
         """What the norm keeps of a summand of the stream, before it divides."""
@@ -244,13 +251,13 @@ def readout(model: TransformerBridge) -> Readout:
         )
     if (getattr(cfg, "output_logits_soft_cap", 0) or 0) > 0:
         raise ValueError(f"{name} caps its logits, so they do not split into a sum of terms.")
-    # Cohere's where it is not folded, Granite's always: a number that no weight holds.
     transform = getattr(getattr(model, "adapter", None), "apply_output_logits_transform", None)
-    probe = torch.tensor([-1.0, 0.0, 2.0])
-    if callable(transform) and not torch.equal(transform(probe), probe):
+    probe = torch.tensor([-1.0, 0.0, 1.0, 64.0])
+    scaled = transform(probe) if callable(transform) else probe
+    if not torch.allclose(scaled, scaled[2] * probe):
         raise ValueError(
-            f"{name} changes its logits after the unembedding, by a scale that is in none of its "
-            "weights, so terms that are read through W_U would be wrong by it."
+            f"{name} bends its logits after the unembedding, so they do not split into a sum of "
+            "terms."
         )
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
     ones = torch.ones_like(model.W_U[:, 0])
@@ -258,7 +265,8 @@ def readout(model: TransformerBridge) -> Readout:
     if getattr(cfg, "rmsnorm_uses_offset", False):
         weight = weight + 1
     centred = cfg.normalization_type in ("LN", "LNPre") and not getattr(cfg, "final_rms", False)
-    return Readout(widened(weight), widened(ones * 0 if bias is None else bias), centred)
+    bias = ones * 0 if bias is None else bias
+    return Readout(widened(weight), widened(bias), centred, float(scaled[2]))
 
 
 def why_no_readout(model: TransformerBridge) -> str:
@@ -303,7 +311,8 @@ def logit_diff_directions(
     Raises:
         ValueError: As :func:`readout`.
     """
-    return _answer_columns(model, data) * readout(model).weight
+    norm = readout(model)
+    return _answer_columns(model, data, norm) * norm.weight
 
 
 def final_layer_norm_scale(
@@ -519,18 +528,16 @@ def decompose(
         for layer, block in enumerate(model.blocks):
             yield from heads[layer * n_heads : (layer + 1) * n_heads]
             if block.attn.b_O is not None:
-                b_O = widened(block.attn.b_O).expand_as(heads[0][1])
+                b_O = (widened(block.attn.b_O) * residual_scale(block)).expand_as(heads[0][1])
                 yield f"{layer}_b_O", _through_post_norm(model, cache, layer, b_O)
             if has_mlps and split_mlp_bias:
-                neurons = cache[f"blocks.{layer}.mlp.hook_post"][:, 0]
+                neurons = cache[f"blocks.{layer}.mlp.hook_post"][:, 0] * residual_scale(block)
                 yield f"{layer}_neurons", neurons @ widened(block.mlp.W_out)
-                yield from bias(f"{layer}_b_out", block.mlp.b_out, heads[0][1])
+                if block.mlp.b_out is not None:
+                    b_out = widened(block.mlp.b_out) * residual_scale(block)
+                    yield f"{layer}_b_out", b_out.expand_as(heads[0][1])
             elif has_mlps:
                 yield f"{layer}_mlp_out", cache[f"blocks.{layer}.hook_mlp_out"][:, 0]
-
-    def bias(name: str, value: Tensor | None, like: Tensor) -> Iterator[tuple[str, Tensor]]:
-        if value is not None:
-            yield name, widened(value).expand_as(like)
 
     return _attribute(Decomposition, model, data, role, names, rows, scale, memory, progress)
 
@@ -550,25 +557,17 @@ def _through_post_norm(
     Where a norm stands between (an RMSNorm, which has no mean and no bias), it is linear given its
     scale.
     """
-    if not hasattr(model.blocks[layer], "ln1_post"):
-        return written
-    weight = post_norm_weight(model.blocks[layer])
-    return widened(written) * weight / cache[f"blocks.{layer}.ln1_post.hook_scale"][:, 0]
-
-
-def post_norm_weight(block: Any) -> Float[Tensor, " d_model"] | float:
-    """What a block multiplies attention's output by, its scale apart; 1 where it has no norm."""
-    norm = getattr(block, "ln1_post", None)
-    if norm is None:
-        return 1.0
-    return widened(norm.weight) + (1.0 if norm.uses_weight_offset else 0.0)
+    if not has_post_norm(model):
+        return written  # with Granite's scale in it
+    weight = attention_weight(model.blocks[layer])
+    return widened(written) * weight / cache[POST_NORM_SCALE.format(layer)][:, 0]
 
 
 def _head_hooks(model: TransformerBridge) -> list[str]:
     """What :func:`_heads` reads."""
     names = _layer_hooks(model, "attn.hook_z")
-    if hasattr(model.blocks[0], "ln1_post"):
-        names += _layer_hooks(model, "ln1_post.hook_scale")
+    if has_post_norm(model):
+        names += [POST_NORM_SCALE.format(layer) for layer in range(model.cfg.n_layers)]
     return names
 
 
@@ -605,13 +604,15 @@ def _attribute(
             f"scale has shape {tuple(scale.shape)}; give one number for each of the {len(data)} "
             "prompts."
         )
-    hooks = known_hooks(model, [*names, SCALE])
+    final = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    hooks = known_hooks(model, [*names, SCALE, final])
     labels: list[str] = []
 
     def read(part: TwoAnswerData) -> dict[str, Tensor]:
-        found = gather_activations(model, part.tokens, part.positions[role], hooks)
+        found = gather_activations(model, part.tokens, part.positions[role], hooks, logits=True)
+        logits = found.pop("logits")
         cache = ActivationCache({name: value[:, None] for name, value in found.items()}, model)
-        columns = _answer_columns(model, part)
+        columns = _answer_columns(model, part, norm)
         directions = columns if normed else columns * norm.weight
         with torch.no_grad():
             rows = dict(summands(cache))
@@ -620,8 +621,15 @@ def _attribute(
                 ((value if normed else norm.seen(widened(value))) * directions).sum(dim=-1)
                 for value in rows.values()
             ]
+            stream = (norm.seen(found[final]) * columns * norm.weight).sum(dim=-1)
         own_scale = torch.ones_like(read_off[0]) if normed else found[SCALE][:, 0]
-        return {"terms": torch.stack(read_off), "scale": own_scale}
+        return {
+            "terms": torch.stack(read_off),
+            "scale": own_scale,
+            "stream": stream / found[SCALE][:, 0],
+            "logit_diff": logit_diff(logits, part, per_prompt=True),
+            "spread": logits.std(dim=-1),
+        }
 
     found = run_in_batches(
         model,
@@ -634,21 +642,48 @@ def _attribute(
         dim=-1,
     )
     terms = found["terms"] / (found["scale"] if scale is None else scale.to(found["terms"]))
+    biases = sum(_constants(model, data, norm, False).values())
+    _require_sum(model, "The final stream, read through W_U,", found["stream"] + biases, found)
     fixed = _constants(model, data, norm, normed) if constants else {}
     if cumulative:
         terms = terms + torch.stack([*fixed.values()]).sum(dim=0)
     elif fixed:
         terms = torch.cat([terms, torch.stack([*fixed.values()])])
         labels += fixed
+        if scale is None:
+            _require_sum(model, "The sum of all parts", terms.sum(dim=0), found)
     return kind(terms, tuple(labels), data.pair_ids, role)
 
 
+def _require_sum(
+    model: TransformerBridge,
+    what: str,
+    value: Float[Tensor, " batch"],
+    found: dict[str, Tensor],
+) -> None:
+    """Refuse an attribution that is not of the logits that the model gives.
+
+    Rounding is a millionth of the logits' spread in float32 and some hundredths in half precision;
+    what is overlooked changes them by as much as they are.
+    """
+    exact = model.W_U.dtype in (torch.float32, torch.float64)
+    exact = exact and torch.get_float32_matmul_precision() == "highest"
+    off = (value - found["logit_diff"]).abs() / found["spread"]
+    if not off.max() <= (0.02 if exact else 0.25):
+        row = int(off.nan_to_num(torch.inf).argmax())
+        raise ValueError(
+            f"{what} gives a logit difference of {value[row]:.3g} for prompt {row}, the model "
+            f"{found['logit_diff'][row]:.3g}: a hook or a module that was replaced changes what "
+            "attribution cannot see; take it off."
+        )
+
+
 def _answer_columns(
-    model: TransformerBridge, data: TwoAnswerData
+    model: TransformerBridge, data: TwoAnswerData, norm: Readout
 ) -> Float[Tensor, "batch d_model"]:
     tokens = torch.stack([data.io_tokens, data.s_tokens], dim=-1).to(model.W_U.device)
     columns = widened(model.tokens_to_residual_directions(tokens))
-    return columns[:, 0] - columns[:, 1]
+    return (columns[:, 0] - columns[:, 1]) * norm.after
 
 
 def _constants(
@@ -657,11 +692,11 @@ def _constants(
     """The terms that no activation carries: biases of the final norm and of the unembedding."""
     constants = {}
     if not normed and (not model.compatibility_mode or norm.bias.any()):
-        constants["ln_final_b"] = _answer_columns(model, data) @ norm.bias
+        constants["ln_final_b"] = _answer_columns(model, data, norm) @ norm.bias
     bias = widened(model.b_U)
     answers = (tokens.to(bias.device) for tokens in (data.io_tokens, data.s_tokens))
     io, s = (bias[tokens] for tokens in answers)
-    constants["b_U"] = io - s
+    constants["b_U"] = (io - s) * norm.after
     return constants
 
 

@@ -250,10 +250,10 @@ def mean_and_stderr(
 
     Returns:
         ``Estimate(mean, stderr, n)``, with n the number of clusters, or of prompts without them.
+        The error is NaN where n is less than 2, as everywhere.
 
     Raises:
-        ValueError: ``values`` is not one-dimensional, ``clusters`` has another length, or there are
-            fewer than two independent values, which have no standard error.
+        ValueError: ``values`` is not one-dimensional, or ``clusters`` has another length.
     """
     if values.ndim != 1:
         raise ValueError(
@@ -262,12 +262,7 @@ def mean_and_stderr(
         )
     values = values.detach().cpu().double()
     independent = cluster_values(values, clusters)
-    n = len(independent)
-    if n < 2:
-        raise ValueError(
-            f"A standard error needs at least 2 independent prompts or clusters, not {n}."
-        )
-    return Estimate(values.mean().item(), standard_error(independent).item(), n)
+    return Estimate(values.mean().item(), standard_error(independent).item(), len(independent))
 
 
 def by_order(values: Shaped[Tensor, " batch"], data: TwoAnswerData) -> dict[str, Estimate]:
@@ -284,8 +279,7 @@ def by_order(values: Shaped[Tensor, " batch"], data: TwoAnswerData) -> dict[str,
         "ABBA" and "BABA", those that occur, with an :class:`Estimate` each.
 
     Raises:
-        ValueError: ``values`` is not one number a prompt, or an order has fewer than two
-            independent prompts.
+        ValueError: ``values`` is not one number a prompt.
     """
     if values.shape != (len(data),):
         raise ValueError(

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers import attribution, heads, load_model, runs
+from ioi_helpers import attribution, heads, load_model, probing, runs
 from ioi_helpers.dataset import IOIDataset
 from tests.random_models import ARCHITECTURES, MORE, SCALED, boot, prompts, save
 
 Models = Callable[[str], TransformerBridge]
-NAMES = (*ARCHITECTURES, *MORE)
+NAMES = (*ARCHITECTURES, *MORE, *SCALED)
 REFUSED = {"gemma2": "caps its logits"}
 
 
@@ -52,13 +53,94 @@ def test_logits_that_are_scaled_at_the_end(name: str, folded: bool, tmp_path: Pa
     """Folding writes Cohere's scale into the unembedding; otherwise it stands in no weight."""
     model = boot(save(tmp_path / name, name), folded=folded)
     data = prompts(model)
-    if name == "cohere" and folded:
-        found = attribution.decompose(model, data).total
-        torch.testing.assert_close(found, runs.logit_diffs(model, data), atol=2e-5, rtol=1e-4)
-        return
-    for ask in (attribution.decompose, attribution.logit_lens, attribution.head_attribution):
-        with pytest.raises(ValueError, match="changes its logits after the unembedding"):
+    expected = runs.logit_diffs(model, data)
+    after = {"cohere": 1.0 if folded else 0.5, "granite": 0.5}[name]
+    assert attribution.readout(model).after == after
+    close = partial(torch.testing.assert_close, expected=expected, atol=2e-5, rtol=1e-4)
+    close(attribution.decompose(model, data, split_mlp_bias=True).total)
+    close(attribution.layer_attribution(model, data).total)
+    for layer_norm in ("final", "own"):
+        lens = attribution.logit_lens(model, data, layer_norm=layer_norm)  # type: ignore[arg-type]
+        close(lens.of("final_post"))
+
+
+def head_written(model: TransformerBridge, data: IOIDataset, layer: int, head: int) -> Tensor:
+    """By plain hooks on the wrapped modules: what the stream behind attention loses at END without
+    a head's z."""
+    block = model.original_model.model.layers[layer]
+    width = block.self_attn.o_proj.in_features // model.cfg.n_heads
+    seen: list[Tensor] = []
+
+    def silence(module: Any, args: Any) -> Any:
+        z = args[0].clone()
+        z[..., head * width : (head + 1) * width] = 0
+        return (z, *args[1:])
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            model.original_model(data.tokens)
+        return seen.pop()
+
+    keep = block.post_attention_layernorm.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0])
+    )
+    clean = run()
+    gone = block.self_attn.o_proj.register_forward_pre_hook(silence)
+    without = run()
+    keep.remove()
+    gone.remove()
+    rows = torch.arange(len(data))
+    return (clean - without)[rows, data.lengths - 1]
+
+
+@pytest.mark.parametrize("name", ["llama", "granite"])
+def test_what_a_head_writes_is_what_the_stream_loses_without_it(name: str, models: Models) -> None:
+    """Granite multiplies what its layers compute before it adds it."""
+    model = models(name)
+    data = prompts(model)
+    found = probing.head_outputs(model, data, "END", ["L0H1", "L1H2"])
+    for (layer, head), written in zip(((0, 1), (1, 2)), found.values(), strict=True):
+        expected = head_written(model, data, layer, head)
+        assert expected.abs().max() > 0.1
+        torch.testing.assert_close(written, expected, atol=1e-5, rtol=1e-4)
+    read = attribution.logit_diff_directions(model, data)
+    scale = attribution.final_layer_norm_scale(model, data)
+    by_head = attribution.head_attribution(model, data)
+    expected = (found["L1H2"] * read).sum(dim=-1) / scale
+    torch.testing.assert_close(by_head.of("L1H2"), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_heads_that_are_normalised_together_have_shares(models: Models) -> None:
+    """In Gemma 2 what heads write adds up to what attention adds to the stream."""
+    model = models("gemma2")
+    data = prompts(model)
+    heads_of_layer = [f"L1H{head}" for head in range(model.cfg.n_heads)]
+    shares = probing.head_outputs(model, data, "END", heads_of_layer)
+    added = runs.activations_at(model, data, "END", ["L1.pre", "L1.mid"])
+    expected = added["L1.mid"] - added["L1.pre"]
+    torch.testing.assert_close(sum(shares.values()), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_what_attribution_cannot_see_is_refused(tmp_path: Path) -> None:
+    """A hook of PyTorch on the unembedding, one in the middle of the model, a module replaced."""
+    model = boot(save(tmp_path / "m", "gpt2"))
+    data = prompts(model)
+    asked: tuple[Any, ...] = (
+        attribution.decompose,
+        attribution.logit_lens,
+        attribution.head_attribution,
+    )
+    hook = model.unembed.register_forward_pre_hook(lambda module, args: (args[0].tanh(),))
+    for ask in asked:
+        with pytest.raises(ValueError, match="take it off"):
             ask(model, data)
+    hook.remove()
+    with model.hooks(fwd_hooks=[("blocks.1.hook_resid_post", lambda x, hook: x * 0.5)]):
+        with pytest.raises(ValueError, match="The sum of all parts gives"):
+            attribution.decompose(model, data)
+        attribution.head_attribution(model, data)  # of that run, and it says no more
+    for ask in asked:
+        ask(model, data)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -83,6 +165,8 @@ def repeated_logit(model: TransformerBridge, half: Tensor, layer: int, head: int
     length = half.shape[1]
     _, cache = model.run_with_cache(tokens)
     written = cache["z", layer][:, :, head] @ model.blocks[layer].attn.W_O[head]
+    config = model.original_model.config  # Granite's says by what it multiplies and divides
+    written = written * getattr(config, "residual_multiplier", 1.0)
     if hasattr(model.blocks[layer], "ln1_post"):
         post = model.blocks[layer].ln1_post
         written = written / cache[f"blocks.{layer}.ln1_post.hook_scale"] * (1 + post.weight)
@@ -94,7 +178,7 @@ def repeated_logit(model: TransformerBridge, half: Tensor, layer: int, head: int
     else:
         size = (last.square().mean(dim=-1, keepdim=True) + model.cfg.eps).sqrt()
     weight = model.ln_final.weight + (1 if model.cfg.rmsnorm_uses_offset else 0)
-    logits = (written / size * weight) @ model.W_U
+    logits = (written / size * weight) @ model.W_U / getattr(config, "logits_scaling", 1.0)
     at = torch.arange(length + 1, 2 * length - 1)
     own = logits[:, at].gather(2, tokens[:, at + 1, None])[..., 0]
     return (own - logits[:, at].mean(dim=-1)).mean()

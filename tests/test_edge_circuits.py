@@ -13,11 +13,14 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import IOIDataset, ablation, circuits, forward, load_model, path_patching, runs
-from ioi_helpers.circuits import Circuits, EdgeCircuits
+from ioi_helpers.circuits import Circuits, EdgeCircuits, edges_by_hooks
 from ioi_helpers.circuits.run import CircuitRun
 from ioi_helpers.dataset import ROLES
 from ioi_helpers.graph import EMBEDDING, Circuit, Edge, Node, Shape, parse_node
+from ioi_helpers.path_patching.gradients import HookRuns
 from ioi_helpers.path_patching.language import Receiver, parse_receiver
+from ioi_helpers.path_patching.pair import pair_of
+from tests import random_models
 
 NO_EDGES = Circuit(frozenset(), frozenset())
 AT_END = Edge(Node(4, 4, "END"), None, "final")
@@ -90,6 +93,23 @@ def test_hooks_run_the_same_circuits(how: Any, roles: Any) -> None:
     close(by_hooks.loss, fast.run(circuit).loss)
     assert (by_hooks.logit_diff - fast.run(NO_EDGES).logit_diff).abs().max() > 1e-3
     close(slow.run_model().logit_diff, fast.run_model().logit_diff)
+
+
+def test_what_granites_layers_write_is_multiplied(tmp_path: Path) -> None:
+    """What is written adds up to the final stream there, and edges run as the model."""
+    model = random_models.boot(random_models.save(tmp_path / "granite", "granite"))
+    data = random_models.prompts(model, 4)
+    written = edges_by_hooks.sources(model, data.tokens, data.positions["END"])
+    final = runs.activations_at(model, data, "END", f"L{model.cfg.n_layers - 1}.post")
+    rows = torch.arange(len(data))
+    close(written.sum(dim=0)[rows, data.positions["END"]], final)
+    runner = EdgeCircuits(model, data)
+    every = circuits.possible_edges(runner.shape)
+    close(runner.run(Circuit.of_edges(every)).logit_diff, runs.logit_diffs(model, data))
+    pair = pair_of(model, data, data.swap_order(), "noising", [None])
+    senders = HookRuns(model, pair).changes().sum(dim=2)[rows, data.positions["END"]]
+    other = runs.activations_at(model, data.swap_order(), "END", f"L{model.cfg.n_layers - 1}.post")
+    close(senders, other - final)
 
 
 def test_hooks_on_the_model_are_seen(capsys: pytest.CaptureFixture[str]) -> None:

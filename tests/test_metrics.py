@@ -266,12 +266,14 @@ def test_logits_that_do_not_fit_are_refused(
             metric(bad, data)
 
 
-def test_values_without_a_standard_error_are_refused() -> None:
+def test_one_observation_has_a_mean_and_no_error() -> None:
+    """Everywhere alike: NaN, and the mean is there."""
+    for alone in (torch.tensor([2.0]), torch.full((4,), 2.0)):
+        clusters = torch.zeros(len(alone), dtype=torch.long)
+        found = metrics.mean_and_stderr(alone, clusters)
+        assert (found.mean, found.n) == (2.0, 1) and math.isnan(found.stderr)
+        assert metrics.standard_error(alone, clusters).isnan()
     with pytest.raises(ValueError, match="per_prompt=True"):
         metrics.mean_and_stderr(torch.tensor(1.0))
-    with pytest.raises(ValueError, match="at least 2 independent"):
-        metrics.mean_and_stderr(torch.ones(1))
-    with pytest.raises(ValueError, match="not 1"):
-        metrics.mean_and_stderr(torch.ones(4), torch.zeros(4, dtype=torch.long))
     with pytest.raises(ValueError, match="4 values but clusters of shape"):
         metrics.mean_and_stderr(torch.ones(4), torch.zeros(3, dtype=torch.long))

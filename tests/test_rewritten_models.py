@@ -421,7 +421,8 @@ NOT_MEASURED = {
     "known_hooks refuse_too_long require_component require_data require_model "
     "require_node existing_head": "they say yes or no",
     "edit_reaches_run require_reach pattern_reaches_run read_weights score_scales usable_weights "
-    "weights_for require_weights first_hook modules why_no_readout": "they ask which form it is",
+    "weights_for require_weights first_hook modules why_no_readout "
+    "has_post_norm": "they ask which form it is",
     "is_gpt2_small": "a name, no number",
     "circuit_of": "a file, no number",
     "direct_path_sweep": "a run for every edge; it is path_sweep with other arguments",

@@ -131,7 +131,8 @@ class _Written:
         self.found.append(runs.widened(value.clone()))
 
     def _keep_heads(self, layer: int) -> Any:
-        W_O = self.model.blocks[layer].attn.W_O
+        block = self.model.blocks[layer]
+        W_O = block.attn.W_O * runs.residual_scale(block)
 
         def hook_fn(z: Tensor, hook: Any) -> None:
             z = z if z.ndim == 4 else z.unflatten(-1, (self.model.cfg.n_heads, -1))

@@ -24,11 +24,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers.attribution import SCALE, Readout, post_norm_weight, readout, why_no_readout
+from ioi_helpers.attribution import SCALE, Readout, readout, why_no_readout
 from ioi_helpers.metrics import standard_error
 from ioi_helpers.names import head_name
 from ioi_helpers.runs import (
     DEFAULT_MEMORY,
+    POST_NORM_SCALE,
+    attention_weight,
+    has_post_norm,
     in_parts,
     prompts_at_once,
     refuse_too_long,
@@ -318,8 +321,8 @@ def _run(
         hooks.append((f"blocks.{layer}.attn.hook_pattern", partial(read_pattern, layer=layer)))
         if norm is not None:
             hooks.append((f"blocks.{layer}.attn.hook_z", partial(read_output, layer=layer)))
-            if hasattr(model.blocks[layer], "ln1_post"):
-                post = f"blocks.{layer}.ln1_post.hook_scale"
+            if has_post_norm(model):
+                post = POST_NORM_SCALE.format(layer)
                 hooks.append((post, partial(read_post_scale, layer=layer)))
     if norm is not None:
         hooks.append((SCALE, read_scale))
@@ -331,7 +334,8 @@ def _run(
     else:
         following = tokens[:, second.start + 1 : second.stop + 1]
         unembed = widened(model.W_U)
-        directions = (unembed.T[following] - unembed.mean(dim=-1)) * norm.weight / scale[-1]
+        directions = (unembed.T[following] - unembed.mean(dim=-1)) * (norm.weight * norm.after)
+        directions = directions / scale[-1]
         # Written and read without the mean over d_model, where the norm takes it away.
         directions = norm.seen(directions)
         effects = [
@@ -339,7 +343,7 @@ def _run(
                 "rphe,hem,rpm->hr",
                 z,
                 widened(block.attn.W_O),
-                directions * post_norm_weight(block) / post,
+                directions * attention_weight(block) / post,
             )
             / directions.shape[1]
             for z, block, post in zip(outputs, model.blocks, post_scales, strict=True)

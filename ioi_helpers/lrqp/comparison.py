@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -129,7 +128,5 @@ def _share_of(turned: Float[Tensor, " batch"], true: Sequence[Any], label: Any) 
 
 def _over_pairs(values: Float[Tensor, " batch"], data: TwoAnswerData) -> tuple[float, float]:
     """The mean, and its error over pairs; NaN where there is only one."""
-    if len(data.pair_ids.unique()) < 2:
-        return values.double().mean().item(), math.nan
     estimate = mean_and_stderr(values, data.pair_ids)
     return estimate.mean, estimate.stderr

@@ -35,7 +35,7 @@ from ioi_helpers.path_patching.language import (
 )
 from ioi_helpers.path_patching.pair import Pair, pair_of
 from ioi_helpers.path_patching.sweep import SweepSettings, path_sweep
-from ioi_helpers.runs import DEFAULT_MEMORY, progress_bar, require_model
+from ioi_helpers.runs import DEFAULT_MEMORY, has_post_norm, progress_bar, require_model
 
 METHODS: tuple[str, ...] = ("EAP", "EAP-IG", "EAP-IG activations")
 POINTS: tuple[str, ...] = ("midpoint", "paper", "library", "trapezoid")
@@ -291,7 +291,7 @@ def edge_scores(
             'and v of single heads; ask for inputs=("q", "in", "final").'
         )
     gpt = forward.weights_for(model, engine, "Edge scores are made with hooks, on the whole model")
-    if hasattr(model.blocks[0], "ln1_post"):
+    if has_post_norm(model):
         raise ValueError(
             "Edge scores need what each head adds to the stream, but in this model "
             f"{forward.NOT_BY_HEAD}; use path_patch."

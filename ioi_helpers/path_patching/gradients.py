@@ -241,7 +241,8 @@ class HookRuns:
             attn = self.model.blocks[layer].attn
             dz = change(f"blocks.{layer}.attn.hook_z")
             dz = dz if dz.ndim == 4 else dz.unflatten(-1, (self.model.cfg.n_heads, -1))
-            found.append(torch.einsum("bphk,hkd->bphd", dz, attn.W_O))
+            scale = runs.residual_scale(self.model.blocks[layer])
+            found.append(torch.einsum("bphk,hkd->bphd", dz, attn.W_O * scale))
             found.append(change(f"blocks.{layer}.hook_mlp_out")[:, :, None])
         within = self.pair.mask(None)[:, :, None, None]
         return torch.cat(found, dim=2) * within

@@ -16,7 +16,14 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.names import HeadLike, existing_head, head_name
-from ioi_helpers.runs import DEFAULT_MEMORY, Edit, activations_at
+from ioi_helpers.runs import (
+    DEFAULT_MEMORY,
+    POST_NORM_SCALE,
+    Edit,
+    activations_at,
+    attention_weight,
+    has_post_norm,
+)
 
 
 def head_outputs(
@@ -30,6 +37,9 @@ def head_outputs(
     progress: bool = True,
 ) -> dict[str, Float[Tensor, "batch d_model"]]:
     """What heads write into the residual stream at a role: ``z @ W_O``, without the bias ``b_O``.
+
+    Where all heads' outputs together are normalised before they are added to the stream, as in
+    Gemma 2, each has its share, given that norm's scale in the run at hand.
 
     Args:
         heads: Such as ``["L7H3", "L8H6"]``.
@@ -45,19 +55,21 @@ def head_outputs(
     """
     where = {head_name(*at): at for at in (existing_head(model, head) for head in heads)}
     hooks = {layer: f"blocks.{layer}.attn.hook_z" for layer, _ in where.values()}
-    z = activations_at(
+    scales = {layer: POST_NORM_SCALE.format(layer) for layer in hooks if has_post_norm(model)}
+    found = activations_at(
         model,
         data,
         role,
-        list(hooks.values()),
+        [*hooks.values(), *scales.values()],
         edits=edits,
         memory=memory,
         progress=progress,
     )
 
     def output(layer: int, index: int) -> Float[Tensor, "batch d_model"]:
-        of_head = z[hooks[layer]][:, index]
-        return of_head @ model.blocks[layer].attn.W_O[index].to(of_head)
+        of_head, block = found[hooks[layer]][:, index], model.blocks[layer]
+        written = of_head @ block.attn.W_O[index].to(of_head)
+        return written * attention_weight(block) / (found[scales[layer]] if scales else 1.0)
 
     return {head: output(*at) for head, at in where.items()}
 

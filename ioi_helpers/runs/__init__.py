@@ -52,17 +52,26 @@ from ioi_helpers.runs.reading import (
     logits_at_positions,
     widened,
 )
+from ioi_helpers.runs.writes import (
+    POST_NORM_SCALE,
+    attention_weight,
+    has_post_norm,
+    residual_scale,
+)
 
 __all__ = [
     "DEFAULT_MEMORY",
     "MOST_TOKENS",
+    "POST_NORM_SCALE",
     "Edit",
     "EditHooks",
     "Hook",
     "activations_at",
     "attention_of_pairs",
     "attention_patterns",
+    "attention_weight",
     "gather_activations",
+    "has_post_norm",
     "hooks_of",
     "hooks_on_pairs",
     "in_order",
@@ -87,6 +96,7 @@ __all__ = [
     "require_dataset",
     "require_model",
     "residual_points",
+    "residual_scale",
     "role_positions",
     "roles_to_use",
     "run_in_batches",

@@ -108,6 +108,7 @@ def gather_activations(
     tokens: Int[Tensor, "batch pos"],
     positions: Int[Tensor, " batch"],
     names: Sequence[str],
+    logits: bool = False,
 ) -> dict[str, Float[Tensor, "batch *rest"]]:
     """One run, of which each row's activations at one position are kept.
 
@@ -116,6 +117,7 @@ def gather_activations(
             read is not run: by causality it cannot matter.
         positions: The position in each row.
         names: Names of hooks.
+        logits: Keep the logits there as well, as ``"logits"``.
     """
     gathered: dict[str, Tensor] = {}
 
@@ -129,15 +131,24 @@ def gather_activations(
 
     tokens = tokens[:, : int(positions.max()) + 1].to(model.cfg.device)
     refuse_too_long(model, tokens)
+    hooks = [(name, gatherer(name)) for name in dict.fromkeys(names)]
     with torch.no_grad():
-        # logits_to_keep: one position's logits are cheaper than all, and none are used here.
-        model.run_with_hooks(
-            tokens,
-            fwd_hooks=[(name, gatherer(name)) for name in dict.fromkeys(names)],
-            return_type=None,
-            logits_to_keep=1,
-        )
+        if logits:
+            found = model.run_with_hooks(tokens, fwd_hooks=[*hooks, (UNEMBED, _only(positions))])
+            gathered["logits"] = widened(found[:, 0]).to(model.W_U.device)
+        else:  # logits_to_keep: one position's are cheaper than all, and none are used
+            model.run_with_hooks(tokens, fwd_hooks=hooks, return_type=None, logits_to_keep=1)
     return gathered
+
+
+def _only(positions: Int[Tensor, " batch"]) -> Any:
+    """A hook that passes one position of each row on."""
+
+    def keep_one(stream: Float[Tensor, "batch pos d_model"], hook: Any) -> Tensor:
+        at = positions.to(stream.device)
+        return stream[torch.arange(len(at), device=stream.device), at][:, None]
+
+    return keep_one
 
 
 def logits_at(
@@ -218,12 +229,7 @@ def logits_at_positions(
     """
     tokens = tokens[:, : int(positions.max()) + 1].to(model.cfg.device)
     refuse_too_long(model, tokens)
-
-    def keep_one(stream: Float[Tensor, "batch pos d_model"], hook: Any) -> Tensor:
-        at = positions.to(stream.device)
-        return stream[torch.arange(len(at), device=stream.device), at][:, None]
-
-    logits: Tensor = model.run_with_hooks(tokens, fwd_hooks=[(UNEMBED, keep_one)])
+    logits: Tensor = model.run_with_hooks(tokens, fwd_hooks=[(UNEMBED, _only(positions))])
     return logits[:, 0]
 
 
