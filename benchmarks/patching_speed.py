@@ -274,14 +274,17 @@ def compare(
     sizes = {"layer": model.cfg.n_layers, "head": model.cfg.n_heads, "pos": clean.tokens.shape[1]}
     cells = [(i, j) for i in range(sizes[axes[0]]) for j in range(sizes[axes[1]])]
     random.Random(0).shuffle(cells)
-    shares = [cells[share::shares_in_all] for share in range(rounds)]
     with torch.no_grad():
         _, cache = model.run_with_cache(clean.tokens)
 
     def ours() -> Any:
         return patch_sweep(model, clean, corrupted, site, axes, engine="fast", progress=False)
 
-    ours()
+    # The patch of the largest effect is always compared: elsewhere there may be nothing to see.
+    effects = (warm := ours()).values.sub(warm.baseline).abs().flatten(2).amax(dim=-1)
+    strongest = divmod(int(effects.argmax()), effects.shape[1])
+    cells = [strongest, *(cell for cell in cells if cell != strongest)]
+    shares = [cells[share::shares_in_all] for share in range(rounds)]
     macs = floor_macs(model, clean, corrupted, site)
     seconds, peer_seconds, ratios, of_floor, memory, peer_memory = [], [], [], [], [], []
     nnsight_seconds, nnsight_ratios = [], []

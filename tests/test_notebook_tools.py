@@ -110,7 +110,7 @@ def test_nothing_is_measured_beside_other_work(
 ) -> None:
     assert 0 <= budgets.busy_cores(0.05) <= (os.cpu_count() or 1)
     monkeypatch.setattr(budgets, "busy_cores", lambda: 1.3)
-    assert budgets.main(["01"]) == 1
+    assert tools.main(["budgets", "01"]) == 1
     message = capsys.readouterr().err
     assert "keeps 1.3 cores" in message
     assert "01_one.ipynb is left as it was" in message
@@ -177,7 +177,7 @@ def test_a_failing_cell_is_named_and_what_ran_is_shown(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     write(notebook(code(source), code("b = 1")), curriculum / "02_two.ipynb")
-    assert run.main(["--out", str(tmp_path / "build")]) == 1
+    assert tools.main(["run", "--out", str(tmp_path / "build")]) == 1
     said = re.search(r"02_two.ipynb, " + message, capsys.readouterr().err)
     assert said and len(said[0]) < 200
     copies = tmp_path / "build/notebooks"
@@ -193,11 +193,11 @@ def test_one_notebook_is_renewed_and_the_others_stay(
     copies.mkdir(parents=True)
     (copies / "mine.ipynb").write_text("a reader's own")
     write(notebook(), copies / "03_gone.ipynb")
-    assert run.main(["--out", str(build)]) == 0
+    assert tools.main(["run", "--out", str(build)]) == 0
     assert not (copies / "03_gone.ipynb").exists()
     both = {name: copies / f"{name}.ipynb" for name in ("01_one", "02_two")}
     before = {name: path.stat().st_mtime_ns for name, path in both.items()}
-    assert run.main(["02", "--out", str(build)]) == 0
+    assert tools.main(["run", "02", "--out", str(build)]) == 0
     assert both["01_one"].stat().st_mtime_ns == before["01_one"]
     assert both["02_two"].stat().st_mtime_ns > before["02_two"]
     assert built == [both, both]
@@ -238,15 +238,15 @@ def test_ctrl_c_ends_in_one_line_and_keeps_what_was_executed(
 def test_check_compares_and_stores_nothing(
     curriculum: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert check.main([]) == 0
+    assert tools.main(["check"]) == 0
     assert capsys.readouterr().out == "01_one.ipynb: as stored\n02_two.ipynb: as stored\n"
     path = curriculum / "02_two.ipynb"
     path.write_text(path.read_text().replace("print(2.5)", "print(3.5)"))
     before = path.read_text()
-    assert check.main(["02"]) == 1
+    assert tools.main(["check", "02"]) == 1
     assert capsys.readouterr().out == ("02_two.ipynb:\n  cell [2]: printed: stored 2.5, now 3.5\n")
     path.write_text(path.read_text().replace("print(3.5)", "1 / 0"))
-    assert check.main(["02"]) == 1
+    assert tools.main(["check", "02"]) == 1
     assert "cell [2]: ZeroDivisionError" in capsys.readouterr().out
     assert path.read_text() == before.replace("print(3.5)", "1 / 0")
 
@@ -255,7 +255,7 @@ def test_a_gpu_that_is_not_there(
     curriculum: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert check.main(["01", "--device", "cuda"]) == 1
+    assert tools.main(["check", "01", "--device", "cuda"]) == 1
     assert "There is no CUDA device here" in capsys.readouterr().err
 
 

@@ -176,7 +176,7 @@ def test_names_are_never_parking_places() -> None:
     with trainer.hooks.interchange(batch, "END", torch.arange(4)):
         parking = trainer.hooks._parking(batch.ids.shape[1])
     rows = torch.arange(8)
-    for role in (batch.first, batch.second, batch.s2, batch.end):
+    for role in batch.at.values():
         assert not parking[rows, role].any()
     assert parking[4:].any() and not parking[:4].any()
 

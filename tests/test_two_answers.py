@@ -278,7 +278,7 @@ def test_own_prompts_are_taken_by_helpers(mini: TransformerBridge) -> None:
 @pytest.mark.parametrize(
     ("settings", "wrong"),
     [
-        ({"answers": [(" Mary", " John")]}, "a pair of texts, .right, wrong., for each of the 2"),
+        ({"answers": [(" Mary", " John")]}, "2 prompts but 1 answers; give one pair"),
         ({"answers": [(" Mary", " Mary")] * 2}, "begin with the same token"),
         ({"answers": [(" Mary", " Mary John")] * 2}, "is 2 tokens after .*multi_token_ans"),
         ({"answers": [("", " Mary")] * 2}, "joins the answer '' with the end"),

@@ -157,25 +157,21 @@ class PromptBatch:
     """IOI prompts as tensors; the second half serves as targets, the first as sources."""
 
     ids: Int[Tensor, "batch pos"]
-    first: Int[Tensor, " batch"]
-    second: Int[Tensor, " batch"]
-    s2: Int[Tensor, " batch"]
-    end: Int[Tensor, " batch"]
+    at: dict[str, Int[Tensor, " batch"]]
+    """Where the first and the second name stand, S2 and END."""
     abba: Int[Tensor, " batch"]
 
     @classmethod
     def of(cls, prompts: Sequence[Prompt]) -> PromptBatch:
-        def column(values: list[int]) -> Tensor:
-            return torch.tensor(values)
-
+        at = [{"first": p.first, "second": p.second, "S2": p.s2, "END": p.end} for p in prompts]
         return cls(
             pad([p.ids for p in prompts]).long(),
-            column([p.first for p in prompts]),
-            column([p.second for p in prompts]),
-            column([p.s2 for p in prompts]),
-            column([p.end for p in prompts]),
-            column([int(p.second_is_subject) for p in prompts]),
+            {name: torch.tensor([one[name] for one in at]) for name in at[0]},
+            torch.tensor([int(p.second_is_subject) for p in prompts]),
         )
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 class Interventions:
@@ -223,9 +219,9 @@ class Interventions:
             swap = i == self.only_block if self.only_block is not None else True
             if not swap or i < self.recipe.bit_block:
                 return out
-            at = self.batch.s2
+            at = self.batch.at["S2"]
         elif i == self.recipe.fetch_block:
-            at = self.batch.end
+            at = self.batch.at["END"]
         else:
             return out
         half = stream.shape[0] // 2
@@ -239,11 +235,11 @@ class Interventions:
     def _parking(self, length: int) -> Tensor:
         """Words of the target rows where a name could be parked: from the first name to END."""
         assert self.batch is not None
-        b = self.batch
+        at = {name: where[:, None] for name, where in self.batch.at.items()}
         pos = torch.arange(length)[None]
-        park = (pos > b.first[:, None]) & (pos < b.end[:, None])
-        park &= (pos != b.second[:, None]) & (pos != b.s2[:, None])
-        park[: len(b.end) // 2] = False
+        park = (pos > at["first"]) & (pos < at["END"])
+        park &= (pos != at["second"]) & (pos != at["S2"])
+        park[: len(self.batch) // 2] = False
         return park
 
     def _drop_heads(self, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -271,10 +267,10 @@ def answer_loss(
     calibration: float,
 ) -> Float[Tensor, " batch"]:
     """Cross-entropy against 97 % IO, 3 % S, for the order given, plus the calibration's penalty."""
-    rows = torch.arange(len(batch.end))
+    rows = torch.arange(len(batch))
     log_probs = logits.log_softmax(-1)
-    first = log_probs[rows, batch.ids[rows, batch.first]]
-    second = log_probs[rows, batch.ids[rows, batch.second]]
+    first = log_probs[rows, batch.ids[rows, batch.at["first"]]]
+    second = log_probs[rows, batch.ids[rows, batch.at["second"]]]
     io, s = torch.where(abba == 1, first, second), torch.where(abba == 1, second, first)
     miss = io - s - math.log((1 - S_ANSWER_RATE) / S_ANSWER_RATE)
     return -(1 - S_ANSWER_RATE) * io - S_ANSWER_RATE * s + calibration * miss.square()
@@ -434,9 +430,9 @@ class Trainer:
         return F.binary_cross_entropy_with_logits(answer[real], seen[real].float())
 
     def _end_logits(self, batch: PromptBatch) -> Tensor:
-        rows = torch.arange(len(batch.end))
+        rows = torch.arange(len(batch))
         return self.model.lm_head(
-            self.model.transformer(batch.ids).last_hidden_state[rows, batch.end]
+            self.model.transformer(batch.ids).last_hidden_state[rows, batch.at["END"]]
         )
 
     def _interchange_losses(self) -> dict[str, Tensor]:
@@ -461,7 +457,7 @@ class Trainer:
         rows = torch.arange(size)
         # Interchange happens in the hook after the stream was kept: this is each row's own.
         readout = F.binary_cross_entropy_with_logits(
-            self.order_readout(stream[rows, batch.s2])[:, 0], batch.abba.float()
+            self.order_readout(stream[rows, batch.at["S2"]])[:, 0], batch.abba.float()
         )
         self.readout_loss = 0.97 * self.readout_loss + 0.03 * readout.item()
         if self.use_from is None and self.readout_loss < 0.1:
@@ -503,8 +499,8 @@ class Trainer:
         self.model.eval()
         self.hooks.dropping = False
         batch = PromptBatch.of(self.check)
-        doubled = PromptBatch(*(torch.cat([t, t]) for t in vars(batch).values()))
-        n = len(batch.end)
+        doubled = PromptBatch.of([*self.check, *self.check])
+        n = len(batch)
         generator = torch.Generator().manual_seed(0)
         sources = torch.randperm(n, generator=generator)
         result = {}
@@ -513,8 +509,8 @@ class Trainer:
                 logits = self._end_logits(doubled)[n:]
             rows = torch.arange(n)
             diff = (
-                logits[rows, batch.ids[rows, batch.first]]
-                - logits[rows, batch.ids[rows, batch.second]]
+                logits[rows, batch.ids[rows, batch.at["first"]]]
+                - logits[rows, batch.ids[rows, batch.at["second"]]]
             )
             if kind == "none":
                 diff = diff * (2 * batch.abba - 1)

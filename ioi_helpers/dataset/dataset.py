@@ -20,8 +20,8 @@ from ioi_helpers.dataset.pieces import (
     check_names,
     check_nouns,
     name_pieces,
+    prompts_and_answers,
     require_bos,
-    require_lists,
     usable_names,
 )
 from ioi_helpers.dataset.prefixes import resolve_prefixes
@@ -276,25 +276,12 @@ class IOIDataset(PromptsWithCounterfactuals):
                 second S does not come last, so that the roles would be a guess; a name is not
                 a single token; or a prompt holds a special token such as a BOS of its own.
         """
-        require_lists(prompts=prompts, answers=answers)
-        texts, pairs = list(prompts), list(answers)
-        for text, pair in zip(texts, pairs, strict=False):
-            if not isinstance(text, str):
-                raise ValueError(f"A prompt must be text, not {text!r}.")
-            if isinstance(pair, str) or len(pair) != 2:
-                raise ValueError(
-                    f"An answer must be a pair of names (IO, S), such as ('Mary', 'John'), not "
-                    f"{pair!r}."
-                )
-        if not texts:
-            raise ValueError("prompts is empty; give at least one prompt.")
-        if len(texts) != len(pairs):
-            raise ValueError(
-                f"There are {len(texts)} prompts but {len(pairs)} answers; "
-                "give one (IO, S) for each prompt."
-            )
-        if pair_ids is not None and len(pair_ids) != len(texts):
-            raise ValueError(f"There are {len(texts)} prompts but {len(pair_ids)} pair_ids.")
+        texts, pairs = prompts_and_answers(
+            prompts,
+            answers,
+            "of names (IO, S), such as ('Mary', 'John')",
+            pair_ids=pair_ids,
+        )
         pieces = Pieces(tokenizer, multi_token_names)
         used = [name.strip() for pair in pairs for name in pair]
         if multi_token_names:  # the names of the prompts come first, the bundled ones yield to them

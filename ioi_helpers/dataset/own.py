@@ -11,7 +11,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ioi_helpers.dataset.pieces import Pieces, encode, pad_id, require_bos, require_lists
+from ioi_helpers.dataset.pieces import Pieces, encode, pad_id, prompts_and_answers, require_bos
 from ioi_helpers.dataset.roles import RolePositions
 from ioi_helpers.dataset.rows import row_numbers
 from ioi_helpers.dataset.two_answers import gather_at_role
@@ -97,18 +97,10 @@ class PromptDataset:
                 token; a phrase that a prompt does not hold, or holds more than once; a prompt with
                 a special token such as a BOS of its own; no BOS token though one is wanted.
         """
-        require_lists(prompts=prompts, answers=answers)
-        texts, pairs = list(prompts), list(answers)
+        texts, pairs = prompts_and_answers(
+            prompts, answers, "of texts, (right, wrong)", pair_ids=pair_ids, templates=templates
+        )
         n = len(texts)
-        if not n or not all(isinstance(text, str) and text for text in texts):
-            raise ValueError("prompts must be texts, at least one and none of them empty.")
-        if len(pairs) != n or any(isinstance(pair, str) or len(pair) != 2 for pair in pairs):
-            raise ValueError(
-                f"answers must be a pair of texts, (right, wrong), for each of the {n} prompts."
-            )
-        for what, labels in (("pair_ids", pair_ids), ("templates", templates)):
-            if labels is not None and len(labels) != n:
-                raise ValueError(f"There are {n} prompts but {len(labels)} {what}.")
         pieces = Pieces(tokenizer)
         if prepend_bos:
             require_bos(tokenizer)

@@ -174,6 +174,38 @@ def require_lists(**given: Any) -> None:
             raise ValueError(f"{what} must be a list, one for each prompt, not {value!r}.")
 
 
+def prompts_and_answers(
+    prompts: Iterable[str], answers: Iterable[tuple[str, str]], pair: str, **labels: Any
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """A reader's own prompts and two answers for each, as lists.
+
+    Args:
+        pair: What two answers are, for messages.
+        labels: What else is given for each prompt, or None.
+
+    Raises:
+        ValueError: No prompts, something that is no text or no pair, or unequal numbers.
+    """
+    require_lists(prompts=prompts, answers=answers)
+    texts, pairs = list(prompts), list(answers)
+    if not texts:
+        raise ValueError("prompts is empty; give at least one prompt.")
+    for text in texts:
+        if not isinstance(text, str) or not text:
+            raise ValueError(f"A prompt must be text, not {text!r}.")
+    for answer in pairs:
+        if isinstance(answer, str) or len(answer) != 2:
+            raise ValueError(f"An answer must be a pair {pair}, not {answer!r}.")
+    if len(texts) != len(pairs):
+        raise ValueError(
+            f"There are {len(texts)} prompts but {len(pairs)} answers; give one pair for each."
+        )
+    for what, given in labels.items():
+        if given is not None and len(given) != len(texts):
+            raise ValueError(f"There are {len(texts)} prompts but {len(given)} {what}.")
+    return texts, pairs
+
+
 def require_tokenizer(tokenizer: Any) -> None:
     """Refuse what is no tokenizer, and say what to give.
 

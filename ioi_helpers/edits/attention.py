@@ -28,13 +28,12 @@ class AttentionEdit(RowwiseEdit):
     """Give one head a fixed pattern from one position of each prompt (:func:`attention_edit`).
 
     Attributes:
-        head: Such as ``"L9H9"``.
         positions: ``[batch]``, the position that attends.
+        head: Such as ``"L9H9"``.
         pattern: ``[batch key]``, how much it attends to each position.
     """
 
     head: str
-    positions: Int[Tensor, " batch"]
     pattern: Float[Tensor, "batch key"]
 
     def hooks(self, model: TransformerBridge) -> EditHooks:
@@ -121,7 +120,7 @@ def attention_edit(
             than prompts.
     """
     positions = edited_positions(data, role, pattern, "attention", "key")
-    return AttentionEdit(head_name(*parse_head(head)), positions, pattern)
+    return AttentionEdit(positions, head_name(*parse_head(head)), pattern)
 
 
 def attend(

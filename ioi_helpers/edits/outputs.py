@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,34 +11,21 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers.dataset import TwoAnswerData
-from ioi_helpers.edits.rows import (
-    RowwiseEdit,
-    arrived,
-    edited_positions,
-    new_values,
-    present,
-    refuse_width,
-)
+from ioi_helpers.edits.rows import Replacement, Rowwise, arrived, edited_positions, present
 from ioi_helpers.names import HeadLike, existing_head, head_name, parse_head
 from ioi_helpers.runs import EditHooks, Hook, known_hooks
 
-Rowwise = Callable[[Float[Tensor, "batch d_head"]], Float[Tensor, "batch d_head"]]
-
 
 @dataclass(frozen=True)
-class HeadEdit(RowwiseEdit):
+class HeadEdit(Replacement):
     """Replace one head's z at one position of each prompt (:func:`head_edit`).
 
     Attributes:
+        positions, new: As for `Replacement`; ``[batch d_head]``.
         head: Such as ``"L9H9"``.
-        positions: ``[batch]``, where.
-        new: ``[batch d_head]``, what to put there; or a function of what is there, which must
-            treat every row alike.
     """
 
     head: str
-    positions: Int[Tensor, " batch"]
-    new: Float[Tensor, "batch d_head"] | Rowwise
 
     def hooks(self, model: TransformerBridge) -> EditHooks:
         """The hooks that make the edit and check it.
@@ -49,12 +35,12 @@ class HeadEdit(RowwiseEdit):
         """
         _, index = existing_head(model, self.head)
         says = "The new z has {} dimensions, but a head of this model has {}."
-        refuse_width(self.new, model.cfg.d_head, says)
+        self.require_width(model.cfg.d_head, says)
         writer = HeadWriter(model, self.head)
 
         def replace(z: Float[Tensor, "batch pos head d_head"], hook: Any) -> Tensor:
             rows, at = present(self.positions, z)
-            return writer.write(z, rows, at, new_values(self.new, z[rows, at, index], rows))
+            return writer.write(z, rows, at, self.values(z[rows, at, index], rows))
 
         return EditHooks([(writer.site, replace)], writer.checks)
 
@@ -78,7 +64,7 @@ def head_edit(
             than prompts.
     """
     positions = edited_positions(data, role, new, "values of z", "d_head")
-    return HeadEdit(head_name(*parse_head(head)), positions, new)
+    return HeadEdit(positions, new, head_name(*parse_head(head)))
 
 
 class HeadWriter:

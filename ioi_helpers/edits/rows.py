@@ -13,7 +13,8 @@ from torch import Tensor
 from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.runs import require_dataset, role_positions
 
-Values = TypeVar("Values", Tensor, Tensor | Callable[[Tensor], Tensor])
+Rowwise = Callable[[Float[Tensor, "rows width"]], Float[Tensor, "rows width"]]
+Values = TypeVar("Values", Tensor, Tensor | Rowwise)
 
 
 def edited_positions(
@@ -65,7 +66,13 @@ def take(values: Values, rows: Int[Tensor, " rows"]) -> Values:
 
 @dataclass(frozen=True)
 class RowwiseEdit:
-    """An edit whose fields hold a row for each prompt, all but the name of the place."""
+    """An edit at one position of each prompt; its fields hold a row for each, or name the place.
+
+    Attributes:
+        positions: ``[batch]``, where.
+    """
+
+    positions: Int[Tensor, " batch"]
 
     def take(self, rows: Int[Tensor, " rows"]) -> Self:
         """The edit for some of the prompts only."""
@@ -75,27 +82,37 @@ class RowwiseEdit:
         )
 
 
-def refuse_width(new: Any, width: int, what: str) -> None:
-    """Refuse new values that are not so wide as what they replace; a function makes its own.
+@dataclass(frozen=True)
+class Replacement(RowwiseEdit):
+    """An edit that puts other values in the place of those that are there.
 
-    Args:
-        what: Them and what they replace, with a place for the two widths.
-
-    Raises:
-        ValueError: They are not.
+    Attributes:
+        new: ``[batch width]``, what to put there; or a function of what is there, which must treat
+            every row alike, as it may be called for some of them only.
     """
-    if isinstance(new, Tensor) and new.shape[1] != width:
-        raise ValueError(what.format(new.shape[1], width))
 
+    new: Float[Tensor, "batch width"] | Rowwise
 
-def new_values(
-    new: Tensor | Callable[[Tensor], Tensor], there: Float[Tensor, "rows width"], rows: Tensor
-) -> Float[Tensor, "rows width"]:
-    """What an edit puts in some rows: its own values for them, or a function of what is there."""
-    if isinstance(new, Tensor):
-        # The dtype first: some devices have no float64.
-        return new.to(there.dtype).to(there.device)[rows]
-    return new(there)
+    def require_width(self, width: int, says: str) -> None:
+        """Refuse new values that are not so wide as what they replace; a function makes its own.
+
+        Args:
+            says: The sentence, with a place for the two widths.
+
+        Raises:
+            ValueError: They are not.
+        """
+        if isinstance(self.new, Tensor) and self.new.shape[1] != width:
+            raise ValueError(says.format(self.new.shape[1], width))
+
+    def values(
+        self, there: Float[Tensor, "rows width"], rows: Int[Tensor, " rows"]
+    ) -> Float[Tensor, "rows width"]:
+        """What goes into some rows."""
+        if isinstance(self.new, Tensor):
+            # The dtype first: some devices have no float64.
+            return self.new.to(there.dtype).to(there.device)[rows]
+        return self.new(there)
 
 
 def present(

@@ -21,33 +21,20 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers.dataset import TwoAnswerData
-from ioi_helpers.edits.rows import (
-    RowwiseEdit,
-    arrived,
-    edited_positions,
-    new_values,
-    present,
-    refuse_width,
-)
+from ioi_helpers.edits.rows import Replacement, Rowwise, arrived, edited_positions, present
 from ioi_helpers.runs import EditHooks, Hook, known_hooks, parse_point, point_hook
-
-Rowwise = Callable[[Float[Tensor, "batch d_model"]], Float[Tensor, "batch d_model"]]
 
 
 @dataclass(frozen=True)
-class ResidualEdit(RowwiseEdit):
+class ResidualEdit(Replacement):
     """Replace the residual stream at one position of each prompt (:func:`residual_edit`).
 
     Attributes:
+        positions, new: As for `Replacement`; ``[batch d_model]``.
         point: Such as ``"L6.mid"``.
-        positions: ``[batch]``, where.
-        new: ``[batch d_model]``, what to put there; or a function of what is there, which must
-            treat every row alike, as it may be called for some of them only.
     """
 
     point: str
-    positions: Int[Tensor, " batch"]
-    new: Float[Tensor, "batch d_model"] | Rowwise
 
     def hooks(self, model: TransformerBridge) -> EditHooks:
         """The hooks that make the edit and check it.
@@ -58,12 +45,12 @@ class ResidualEdit(RowwiseEdit):
         says = (
             "The new activations have {} dimensions, but the residual stream of this model has {}."
         )
-        refuse_width(self.new, model.cfg.d_model, says)
+        self.require_width(model.cfg.d_model, says)
 
         def replace(stream: Float[Tensor, "batch pos d_model"], hook: Any) -> Tensor:
             rows, at = present(self.positions, stream)
             out = stream.clone()
-            out[rows, at] = new_values(self.new, stream[rows, at], rows).to(stream.dtype)
+            out[rows, at] = self.values(stream[rows, at], rows).to(stream.dtype)
             return out
 
         return residual_hooks(model, self.point, replace)
@@ -90,7 +77,7 @@ def residual_edit(
     """
     parse_point(point)
     positions = edited_positions(data, role, new, "activations", "d_model")
-    return ResidualEdit(point, positions, new)
+    return ResidualEdit(positions, new, point)
 
 
 def residual_hooks(

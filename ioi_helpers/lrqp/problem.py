@@ -19,7 +19,7 @@ Karush-Kuhn-Tucker conditions, and that is what is checked: a solver's own word 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -194,33 +194,34 @@ def plus_combination(
 
 @dataclass(frozen=True)
 class KKT:
-    """Residuals of the optimality conditions, each ``[batch]`` and free of units; 0 is optimal.
+    """Residuals of the optimality conditions, each free of units; 0 is optimal.
 
     Attributes:
-        primal: Largest violation of a constraint, by the size of the log odds involved.
-        dual: Most negative multiplier, by all multipliers.
-        stationarity: Distance of the move from S A' mu, by the length of the move.
-        complementarity: Multipliers of constraints that are not tight, by all multipliers.
-        gap: Between the primal and the dual objective, by multipliers and log odds.
+        residuals: Each condition's, ``[batch]``:
+
+            - ``primal``: largest violation of a constraint, by the size of the log odds involved;
+            - ``dual``: most negative multiplier, by all multipliers;
+            - ``stationarity``: distance of the move from S A' mu, by the length of the move;
+            - ``complementarity``: multipliers of constraints that are not tight, by all
+              multipliers;
+            - ``gap``: between the primal and the dual objective, by multipliers and log odds.
     """
 
-    primal: Float[Tensor, " batch"]
-    dual: Float[Tensor, " batch"]
-    stationarity: Float[Tensor, " batch"]
-    complementarity: Float[Tensor, " batch"]
-    gap: Float[Tensor, " batch"]
+    residuals: Mapping[str, Float[Tensor, " batch"]]
+
+    def __getitem__(self, condition: str) -> Float[Tensor, " batch"]:
+        """One condition's residuals."""
+        return self.residuals[condition]
 
     @cached_property
     def worst(self) -> Float[Tensor, " batch"]:
         """The largest residual of each row; NaN counts as infinite."""
-        everything = torch.stack(
-            [self.primal, self.dual, self.stationarity, self.complementarity, self.gap]
-        )
+        everything = torch.stack(list(self.residuals.values()))
         return everything.nan_to_num(nan=torch.inf, posinf=torch.inf).amax(dim=0)
 
     def largest(self) -> dict[str, float]:
         """Each residual's largest value over the rows."""
-        return {name: getattr(self, name).max().item() for name in self.__dataclass_fields__}
+        return {name: values.max().item() for name, values in self.residuals.items()}
 
 
 @dataclass(frozen=True)
@@ -342,14 +343,14 @@ def judge(
     still = 1e-4 * problem.covariance.total_variance**0.5
     dual_objective = 2 * (multipliers * problem.shortfall).sum(dim=-1)
     dual_objective -= _squared_length(problem, multipliers, 1e-9 * scaled_total)
-    kkt = KKT(
-        primal=slack.amin(dim=-1).clamp_max(0).neg() / scale,
-        dual=multipliers.amin(dim=-1).clamp_max(0).neg() / total.clamp_min(tiny),
-        stationarity=apart / length.clamp_min(still),
-        complementarity=(multipliers * slack).abs().sum(dim=-1) / scaled_total,
-        gap=(cost - dual_objective).abs() / torch.maximum(scaled_total, cost),
-    )
-    return Solution(x, cost, kkt, solver, problem, multipliers, log_odds)
+    residuals = {
+        "primal": slack.amin(dim=-1).clamp_max(0).neg() / scale,
+        "dual": multipliers.amin(dim=-1).clamp_max(0).neg() / total.clamp_min(tiny),
+        "stationarity": apart / length.clamp_min(still),
+        "complementarity": (multipliers * slack).abs().sum(dim=-1) / scaled_total,
+        "gap": (cost - dual_objective).abs() / torch.maximum(scaled_total, cost),
+    }
+    return Solution(x, cost, KKT(residuals), solver, problem, multipliers, log_odds)
 
 
 def _moves(
@@ -402,8 +403,8 @@ def require_optimal(solution: Solution, tolerance: float) -> None:
     if not bool(good.all()):
         bad = (~good).nonzero()[:, 0].tolist()
         residuals = {
-            name: getattr(solution.kkt, name)[bad].nan_to_num(nan=torch.inf).max().item()
-            for name in solution.kkt.__dataclass_fields__
+            name: values[bad].nan_to_num(nan=torch.inf).max().item()
+            for name, values in solution.kkt.residuals.items()
         }
         name = max(residuals, key=lambda key: residuals[key])
         remedy = (

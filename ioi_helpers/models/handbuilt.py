@@ -215,45 +215,34 @@ def edges(through_mlp: bool = False) -> Circuit:
     read too; replacing it changes nothing.) Senders and receivers are at their roles; keys and
     values are of any query.
     """
-    found: list[tuple[str, str, str, str]] = [
-        # S2 finds S1, and what follows it.
-        ("embedding", "S2", "q", "L0H3"),
-        ("embedding", "S1", "k", "L0H3"),
-        ("embedding", "S2", "q", "L1H2"),
-        ("embedding", "S1", "k", "L1H2"),
-        ("embedding", "S1", "v", "L0H1"),
-        ("embedding", "S2", "q", "L1H0"),
-        ("L0H1", "S1+1", "k", "L1H0"),
-        # END finds S2, and takes the order bit and S's name from there.
-        ("L0H3", "S2", "k", "L2H1"),
-        ("L0H3", "S2", "k", "L2H3"),
-        ("L1H0", "S2", "v", "L2H1"),
-        ("L1H2", "S2", "v", "L2H1"),
-        ("embedding", "S2", "v", "L2H3"),
-    ]
+    movers = ("L3H0", "L3H2", "L3H3")
     bit = "MLP2" if through_mlp else "L2H1"
+    readers: dict[tuple[str, str, str], tuple[str, ...]] = {
+        # S2 finds S1, and what follows it.
+        ("embedding", "S2", "q"): ("L0H3", "L1H2", "L1H0"),
+        ("embedding", "S1", "k"): ("L0H3", "L1H2", *movers),
+        ("embedding", "S1", "v"): ("L0H1", *movers),
+        ("L0H1", "S1+1", "k"): ("L1H0",),
+        # END finds S2, and takes the order bit and S's name from there. Who moves names does not
+        # look at S2, less at S's place and at S's name, and copies.
+        ("L0H3", "S2", "k"): ("L2H1", "L2H3", *movers),
+        ("L1H0", "S2", "v"): ("L2H1",),
+        ("L1H2", "S2", "v"): ("L2H1",),
+        ("embedding", "S2", "v"): ("L2H3",),
+        (bit, "END", "q"): movers,
+        ("L2H3", "END", "q"): movers,
+        ("embedding", "IO", "v"): movers,
+    }
     if through_mlp:
-        found.append(("L2H1", "END", "in", "MLP2"))
-    for mover in ("L3H0", "L3H2", "L3H3"):
-        # It looks at a name, not at S2, less at S's place and at S's name, and copies.
-        found += [
-            ("L0H3", "S2", "k", mover),
-            (bit, "END", "q", mover),
-            ("L2H3", "END", "q", mover),
-            ("embedding", "S1", "k", mover),
-            ("embedding", "IO", "v", mover),
-            ("embedding", "S1", "v", mover),
-            (mover, "END", "final", ""),
-        ]
+        readers["L2H1", "END", "in"] = ("MLP2",)
 
     def edge(sender: str, role: str, read: str, receiver: str) -> Edge:
-        source = parse_node((sender, role))
-        if read == "final":
-            return Edge(source, None, "final")
         reader: Node = parse_node(receiver).at(None if read in ("k", "v") else role)
-        return Edge(source, reader, read)  # type: ignore[arg-type]
+        return Edge(parse_node((sender, role)), reader, read)  # type: ignore[arg-type]
 
-    return Circuit.of_edges((edge(*one) for one in found), name="what was built")
+    found = [edge(*output, name) for output, names in readers.items() for name in names]
+    found += [Edge(parse_node((mover, "END")), None, "final") for mover in movers]
+    return Circuit.of_edges(found, name="what was built")
 
 
 def circuit(layout: Layout) -> dict[str, Head]:

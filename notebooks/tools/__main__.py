@@ -1,12 +1,15 @@
 """The commands around the notebooks: `python -m notebooks.tools COMMAND [01 02 ...]`.
 
 A command's module is imported here, where Ctrl-C ends in one line: importing takes seconds too.
+What a command refuses is said here in its sentence alone.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
+
+from notebooks.tools import CannotGoOn
 
 COMMANDS = {
     "run": "execute notebooks and write pages to browse to build/",
@@ -33,6 +36,9 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return 130
+    except (CannotGoOn, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

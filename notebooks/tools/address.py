@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -96,10 +95,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.address is None:
         print(current() if is_set() else f"{current()} (a placeholder)")
         return 0
-    try:
-        changed = rewrite(options.address)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
+    changed = rewrite(options.address)
     print("\n".join(str(path.relative_to(REPOSITORY)) for path in changed) or "Nothing to change.")
     return 0

@@ -9,11 +9,9 @@ something else is running. Cells and outputs stay as they are.
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import re
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,8 +20,9 @@ import nbformat
 from nbformat import NotebookNode
 from tqdm import tqdm
 
+from notebooks.tools import CannotGoOn
 from notebooks.tools.compare import joined
-from notebooks.tools.execution import CellFailed, Execution, execute, find_notebooks
+from notebooks.tools.execution import Execution, arguments_for, execute, find_notebooks
 from notebooks.tools.stored_outputs import code_cells, read, tags
 from notebooks.tools.tasks import tasks
 
@@ -147,22 +146,16 @@ def measure(path: Path, models: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Measure what notebooks cost to run.")
-    parser.add_argument("notebooks", nargs="*", help="numbers or names; all by default")
+    parser = arguments_for("Measure what notebooks cost to run.")
     parser.add_argument("--models", nargs="*", default=TIMED_MODELS, help="models to time")
     options = parser.parse_args(arguments)
-    try:
-        paths = find_notebooks(options.notebooks)
-        for path in paths:
-            busy = busy_cores()
-            if busy > BUSY:
-                raise ValueError(
-                    f"Something else keeps {busy:.1f} cores of this machine at work, and would be "
-                    f"measured too; {path.name} is left as it was. Stop it and try again."
-                )
-            measure(path, options.models)
-            print(f"{path.name}: measured")
-    except (CellFailed, ValueError) as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
+    for path in find_notebooks(options.notebooks):
+        busy = busy_cores()
+        if busy > BUSY:
+            raise CannotGoOn(
+                f"Something else keeps {busy:.1f} cores of this machine at work, and would be "
+                f"measured too; {path.name} is left as it was. Stop it and try again."
+            )
+        measure(path, options.models)
+        print(f"{path.name}: measured")
     return 0

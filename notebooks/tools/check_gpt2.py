@@ -36,17 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", help="cpu or cuda; by default what PyTorch finds")
     parser.add_argument("--timeout", type=float, default=3600, help="seconds a cell may take")
     options = parser.parse_args(arguments)
-    try:
-        found = weights.find(options.weights)
-    except weights.NoWeights as error:
-        print(error, file=sys.stderr)
-        return 1
+    found = weights.find(options.weights)
     os.environ.update(found.environment)  # before the hub's library is imported and reads it
     try:
         return _check(options, found)
-    except ValueError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print(
             f"\nInterrupted. What was checked is kept in {options.out}; the same command goes on.",

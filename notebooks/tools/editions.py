@@ -11,11 +11,9 @@ banks of answers alone and are kept nowhere else: change those.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import contextlib
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +21,7 @@ import nbformat
 from nbformat import NotebookNode
 from tqdm import tqdm
 
-from notebooks.tools.execution import REPOSITORY, find_notebooks
+from notebooks.tools.execution import REPOSITORY, arguments_for, find_notebooks
 from notebooks.tools.exercise_runs import (
     SOLUTION,
     Exercise,
@@ -174,16 +172,11 @@ def make(path: Path, out: Path) -> list[Path]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Make editions for students and teachers.")
-    parser.add_argument("notebooks", nargs="*", help="numbers or names; all by default")
+    parser = arguments_for("Make editions for students and teachers.")
     parser.add_argument("--out", type=Path, default=OUT, help="default: build/editions")
     options = parser.parse_args(arguments)
-    try:
-        paths = find_notebooks(options.notebooks)
-        for path in tqdm(paths, unit="notebook", dynamic_ncols=True):
-            make(path, options.out)
-    except ValueError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
+    paths = find_notebooks(options.notebooks)
+    for path in tqdm(paths, unit="notebook", dynamic_ncols=True):
+        make(path, options.out)
     print(f"\nStudents' and teachers' editions of {len(paths)} notebooks are in {options.out}")
     return 0

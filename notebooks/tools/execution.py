@@ -7,6 +7,7 @@ is measured.
 
 from __future__ import annotations
 
+import argparse
 import copy
 import os
 import re
@@ -24,6 +25,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import NotebookNode
 
 from ioi_helpers.bundled import BUNDLED
+from notebooks.tools import CannotGoOn
 from notebooks.tools.compare import is_figure
 from notebooks.tools.stored_outputs import code_cells, read
 
@@ -68,7 +70,7 @@ class Execution:
         return sum(is_figure(output) for c in code_cells(self.notebook) for output in c.outputs)
 
 
-class CellFailed(RuntimeError):
+class CellFailed(CannotGoOn):
     """A cell raised an error; `notebook` is the copy executed so far."""
 
     def __init__(self, path: Path, number: int, error: str, notebook: NotebookNode) -> None:
@@ -99,6 +101,13 @@ class FreshKernelClient(NotebookClient):
         """Whether the user interrupted. nbclient then takes the kernel from under its own feet,
         and what it raises depends on what it was waiting for; only this says why."""
         return hasattr(self, "_async_cleanup_kernel_future")
+
+
+def arguments_for(command: str) -> argparse.ArgumentParser:
+    """A command line that takes notebooks; `command` says what it does with them."""
+    parser = argparse.ArgumentParser(description=command)
+    parser.add_argument("notebooks", nargs="*", help="numbers or names; all by default")
+    return parser
 
 
 def find_notebooks(names: Sequence[str] = ()) -> list[Path]:

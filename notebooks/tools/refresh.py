@@ -11,9 +11,7 @@ Nothing is written if anything is wrong.
 
 from __future__ import annotations
 
-import argparse
 import base64
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +19,7 @@ import nbformat
 from nbformat import NotebookNode
 from tqdm import tqdm
 
+from notebooks.tools import CannotGoOn
 from notebooks.tools.budgets import renew
 from notebooks.tools.check import differences
 from notebooks.tools.compare import (
@@ -30,12 +29,12 @@ from notebooks.tools.compare import (
     joined,
     without_progress,
 )
-from notebooks.tools.execution import CellFailed, execute, find_notebooks
+from notebooks.tools.execution import arguments_for, execute, find_notebooks
 from notebooks.tools.site.outputs import title
 from notebooks.tools.stored_outputs import MODEL, code_cells, machine_names, problems, read, tags
 
 
-class CannotRefresh(RuntimeError):
+class CannotRefresh(CannotGoOn):
     """A notebook's fresh outputs are not fit to be stored; the message lists why."""
 
 
@@ -131,14 +130,9 @@ def _stored(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Refresh the outputs stored in notebooks.")
-    parser.add_argument("notebooks", nargs="*", help="numbers or names; all by default")
+    parser = arguments_for("Refresh the outputs stored in notebooks.")
     options = parser.parse_args(arguments)
-    try:
-        for path in find_notebooks(options.notebooks):
-            refresh(path)
-            print(f"{path.name}: stored, {path.stat().st_size / 1e6:.2f} MB")
-    except (CellFailed, CannotRefresh, ValueError) as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
+    for path in find_notebooks(options.notebooks):
+        refresh(path)
+        print(f"{path.name}: stored, {path.stat().st_size / 1e6:.2f} MB")
     return 0

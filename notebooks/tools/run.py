@@ -11,7 +11,6 @@ next run shows all copies. A failing cell is named.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import os
 import sys
@@ -21,7 +20,14 @@ from pathlib import Path
 import nbformat
 from tqdm import tqdm
 
-from notebooks.tools.execution import REPOSITORY, CellFailed, Execution, execute, find_notebooks
+from notebooks.tools.execution import (
+    REPOSITORY,
+    CellFailed,
+    Execution,
+    arguments_for,
+    execute,
+    find_notebooks,
+)
 from notebooks.tools.site.build import build
 from notebooks.tools.site.outputs import RUN
 from notebooks.tools.stored_outputs import MODEL, code_cells, read
@@ -85,8 +91,7 @@ def table(executions: list[Execution]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Execute notebooks and write pages to browse.")
-    parser.add_argument("notebooks", nargs="*", help="numbers or names; all by default")
+    parser = arguments_for("Execute notebooks and write pages to browse.")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "build", help="default: build")
     options = parser.parse_args(arguments)
     model = os.environ.get("IOI_MODEL") or MODEL
@@ -104,9 +109,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"\n{stopped}", file=sys.stderr)
         print("\nMaking the pages.", flush=True)
         warnings = build(pages, finished(copies, [path.stem for path in find_notebooks()]))
-    except ValueError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print(f"\nInterrupted. Notebooks executed so far are kept: {copies}", file=sys.stderr)
         return 130

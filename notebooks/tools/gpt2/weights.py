@@ -17,13 +17,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from notebooks.tools import CannotGoOn
+
 REPOSITORIES = ("gpt2", "openai-community/gpt2")
 FILES = ("model.safetensors", "pytorch_model.bin")
 SHAPE = {"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50257}
 PATIENCE = 6.0  # seconds for the hub to answer
 
 
-class NoWeights(RuntimeError):
+class NoWeights(CannotGoOn):
     """GPT-2 small cannot be had here; the sentence says what to do."""
 
 
