@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -83,6 +84,22 @@ def test_columns_become_fewer_and_names_return() -> None:
     assert layout["yaxis2"]["title"]["text"] == "row"
     assert made["traces"]["1"]["colorbar"]["orientation"] == "h"
     assert figure["layout"]["yaxis2"]["ticktext"] == []  # what was given is as it was
+
+
+def test_many_panels_stay_in_their_order() -> None:
+    """A notebook's file has its keys sorted, "xaxis10" before "xaxis2"."""
+    dots = np.arange(3.0)
+    panels = {f"panel {i}": plotting.scatter(dots, dots, title="one") for i in range(13)}
+    figure = json.loads(
+        json.dumps(plotting.side_by_side(panels, "Many")._plotly_json(), sort_keys=True)
+    )
+    for width in (320, 640):
+        made = reflow(figure, width)
+        assert made is not None
+        titles = [n for n in made["layout"]["annotations"] if n["text"].startswith("panel")]
+        in_order = sorted(titles, key=lambda note: (-round(note["y"], 3), note["x"]))
+        assert [note["text"] for note in in_order] == list(panels)
+    assert len({note["x"] for note in titles}) > 1, "two beside each other where there is room"
 
 
 def test_names_that_would_touch_are_turned_or_left_out() -> None:

@@ -1,2 +1,8 @@
 // A page opened from a folder may not fetch others, from which summaries of what is found come.
 if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+
+// The theme's buttons that unfold a list of pages have a picture and no name.
+for (const button of document.querySelectorAll("nav li.has-children > details > summary")) {
+  const page = button.closest("li").querySelector("a");
+  button.setAttribute("aria-label", `Pages below ${page.innerText}`);
+}

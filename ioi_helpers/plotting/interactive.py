@@ -393,7 +393,8 @@ def attention_html(spec: Mapping[str, Any], summary: str, png: str) -> str:
     `offline_scripts()` was displayed on the page before; no copy of it is stored in the notebook.
     """
     url = CIRCUITSVIS_CDN.format(version=metadata.version("circuitsvis"))
-    return f"""<div class="ioi-attention" style="{CARD}">{_image(png, summary)}</div>
+    return f"""<style>{HEADS}</style>
+<div class="ioi-attention" style="{CARD}">{_image(png, summary)}</div>
 <script type="module">
 const box = [...document.querySelectorAll(".ioi-attention")].find((e) => !e.dataset.drawn);
 if (box) {{
@@ -402,6 +403,7 @@ if (box) {{
     box.textContent = {script_json(spec["title"])};
     const drawing = box.appendChild(document.createElement("div"));
     drawing.id = "ioi-" + Math.random().toString(36).slice(2);
+    drawing.className = "ioi-heads";
     library.render(drawing.id, library.AttentionHeads, {script_json(spec["props"])});
   }};
   if (window.CircuitsVis) draw(window.CircuitsVis);
@@ -425,6 +427,16 @@ def colab_html(figure: Any, summary: str, png: str = "") -> str:
 
 # circuitsvis draws dark text on nothing; a light card keeps it readable on a dark page.
 CARD = "background:#fff;color:#222;padding:8px;border-radius:6px;overflow-x:auto;max-width:760px"
+
+# circuitsvis lays a head's name over its thumbnail, which a long name covers, and over the large
+# picture, whose heading says it anyway; its headings have the page's size. So names stand above.
+HEADS = """
+.ioi-heads h2 { display: none }
+.ioi-heads h3 { font-size: 1rem !important; margin: 0.5rem 0 !important; color: #222 }
+.ioi-heads h4 { position: static !important; font-size: 0.75rem !important; line-height: 1.3;
+  color: #222 !important; background: none !important; overflow-wrap: anywhere }
+.ioi-heads div:has(> div > div > h4) { flex-basis: 7rem !important; max-width: 7rem !important }
+"""
 
 
 def script_json(value: Any) -> str:
@@ -457,7 +469,8 @@ def page_scripts() -> dict[str, str]:
     }
 
 
-DRAW_PAGE = """
+DRAW_PAGE = (
+    """
 // Draws every figure.ioi-figure over its static picture, which stays for printing, in the widest of
 // its layouts that fits, with text that suits the page's theme; again when either changes.
 (() => {
@@ -468,7 +481,7 @@ DRAW_PAGE = """
   );
   const touch = matchMedia("(pointer: coarse)").matches;
   const style = document.head.appendChild(document.createElement("style"));
-  style.textContent = ".ioi-figure.drawn > img { display: none } " +
+  style.textContent = HEADS + ".ioi-figure.drawn > img { display: none } " +
     ".ioi-drawing { overflow-x: auto; max-width: 100% } " +
     "@media print { .ioi-figure.drawn > img { display: block } .ioi-drawing { display: none } }";
 
@@ -481,6 +494,7 @@ DRAW_PAGE = """
     card.textContent = spec.title;
     const drawing = card.appendChild(document.createElement("div"));
     drawing.id = "ioi-" + Math.random().toString(36).slice(2);
+    drawing.className = "ioi-heads";
     CircuitsVis.render(drawing.id, CircuitsVis.AttentionHeads, spec.props);
   };
 
@@ -544,7 +558,10 @@ DRAW_PAGE = """
   });
   new MutationObserver(() => seen.forEach(draw)).observe(root, { attributeFilter: ["data-theme"] });
 })();
-""".replace("CARD", CARD).replace("TEXT", style.TEXT)
+""".replace("CARD", CARD)
+    .replace("HEADS", script_json(HEADS))
+    .replace("TEXT", style.TEXT)
+)
 
 
 def page_figure(bundle: Mapping[str, Any]) -> str | None:

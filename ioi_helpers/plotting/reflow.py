@@ -62,7 +62,10 @@ def reflow(figure: Mapping[str, Any], width: float) -> Json | None:
 
 
 def _axes(layout: Mapping[str, Any], letter: str) -> list[str]:
-    return [key for key in layout if key.startswith(f"{letter}axis")]
+    """The keys of axes in the panels' order; a stored notebook has keys in that of the alphabet."""
+    name = f"{letter}axis"
+    found = [key for key in layout if key.startswith(name)]
+    return sorted(found, key=lambda key: int(key.removeprefix(name) or 1))
 
 
 def _panels(figure: Mapping[str, Any]) -> list[_Panel]:
