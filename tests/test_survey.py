@@ -235,6 +235,16 @@ def test_a_failure_is_a_row_and_the_rest_goes_on(log: Path, tmp_path: Path) -> N
     assert len(lines(log)) == 3  # ... unless it is to be tried again
 
 
+def test_a_model_that_is_offloaded_is_a_row_that_says_why(tmp_path: Path) -> None:
+    """TransformerLens does not fold weights that accelerate keeps on disk."""
+    here = {"name": str(bundled_folder("ioi-plain")), "device_map": {"": "cpu"}}
+    away = {"name": "ioi-plain", "device_map": {"": "disk"}, "offload_folder": str(tmp_path)}
+    asked = survey.Survey.of([here, away], DATA, ["behaviour"])
+    table = survey.run(asked, tmp_path / "out", progress=False).table("behaviour")
+    assert table["failure"].isna().tolist() == [True, True, True, False]
+    assert "cannot fold" in table["failure"].iloc[-1]
+
+
 class Dying:
     """In place of an engine whose workers die of certain tasks, and take all with them."""
 

@@ -125,7 +125,7 @@ def test_a_driver_that_is_killed_goes_on_where_it_was(backend: str, tmp_path: Pa
     command = [sys.executable, "-m", "ioi_helpers.survey", str(tmp_path / "s.toml")]
     command += ["--out", str(tmp_path / "out"), "--backend", backend, "--jobs", "2"]
     driver = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0
     )
     answers = tmp_path / "out" / "answers"
     deadline = time.time() + 120

@@ -127,6 +127,12 @@ def load_model(
         # TransformerLens builds random weights on the CPU in the config's dtype, whatever is asked.
         model.to(device or model.cfg.device or "cpu", dtype, print_details=False)
     model.eval()
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ModelUnavailable(
+            f"Some weights of {name} were left on the CPU or on disk by device_map, and those "
+            "TransformerLens cannot fold; give devices that hold all of it, or half the bytes "
+            "by dtype='bfloat16'."
+        )
     for parameter in model.parameters():
         if not parameter.isfinite().all():
             raise ModelUnavailable(

@@ -1,4 +1,4 @@
-"""The same questions of many models: on one machine, on a cluster, over several days.
+"""The same questions of many models, on one machine or a cluster.
 
 ::
 

@@ -22,6 +22,7 @@ from ioi_helpers.survey.workers import work
 BACKENDS = ("sequential", "loky", "dask", "ray")
 WAIT_FOR_WORKERS = 120
 """Seconds that a Dask scheduler without workers is given to find some."""
+MOST_DEATHS_OF_A_CALL = 10_000
 
 
 @contextmanager
@@ -72,7 +73,27 @@ def _dask(address: str | None, n_jobs: int | None) -> Iterator[int]:
         with joblib.parallel_config(
             backend="dask", client=client, wait_for_workers_timeout=WAIT_FOR_WORKERS, pure=False
         ):
-            yield joblib.effective_n_jobs(-1)
+            before = _let_workers_die(client, MOST_DEATHS_OF_A_CALL)
+            try:
+                yield joblib.effective_n_jobs(-1)
+            finally:
+                _let_workers_die(client, before)
+
+
+def _let_workers_die(client: Any, times: int) -> int:
+    """Have Dask's scheduler give up a call after so many deaths only; how many it was before.
+
+    Dask gives up a call when a fourth worker dies that had it, also if another call killed them,
+    and joblib then waits for it for ever (seen with joblib 1.6). Deaths are counted by the survey
+    itself, task by task.
+    """
+
+    def change(times: int, dask_scheduler: Any) -> int:
+        before: int = dask_scheduler.allowed_failures
+        dask_scheduler.allowed_failures = times
+        return before
+
+    return int(client.run_on_scheduler(change, times))
 
 
 @contextmanager
