@@ -40,6 +40,7 @@ PATHS = find_notebooks()
 
 VALUES = [
     3,
+    Estimate(1.5, 0.1, 8),
     -0.1,
     True,
     "L9H9",
@@ -90,7 +91,6 @@ def test_an_answer_comes_back_as_it_was(value: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "meaning"),
     [
-        (Estimate(1.5, 0.1, 8), 1.5),
         (np.float32(0.5), 0.5),
         (pd.Series([1, 2]), np.array([1, 2])),
         (pd.Index(["L0H1"]), ["L0H1"]),

@@ -169,6 +169,12 @@ def test_numbers_of_every_kind_are_accepted(answer: Any) -> None:
     assert passes(answer, number(3.5))
 
 
+def test_of_an_estimate_the_error_counts_where_it_is_asked_for() -> None:
+    assert passes(Estimate(9.0, 3.5, 8), number(3.5, of_estimate="stderr"))
+    assert not passes(Estimate(3.5, 9.0, 8), number(3.5, of_estimate="stderr"))
+    assert passes(3.5, number(3.5, of_estimate="stderr"))
+
+
 @pytest.mark.parametrize(
     ("answer", "message"),
     [

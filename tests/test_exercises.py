@@ -138,7 +138,8 @@ def in_every_form(key: Key) -> Iterator[Any]:
     if not key.form.axes:
         value = truth.item()
         yield from (np.float32(value), tensor[None], [value], (tensor,), pd.Series([value]))
-        yield from (str(value), Estimate(value, 0.1, 8), [[value]])
+        asked_for = {"mean": 0.1, "stderr": 0.1} | {key.form.of_estimate: value}
+        yield from (str(value), Estimate(**asked_for, n=8), [[value]])
     elif len(key.form.axes) == 1:
         yield from (tensor[:, None], tensor[None], pd.Series(truth), list(tensor))
         yield [Estimate(value, 0.1, 8) for value in truth.tolist()]

@@ -301,6 +301,7 @@ def test_bad_input_is_refused_in_a_sentence() -> None:
         "NaN or infinity": lambda: lrqp.intervene(x0 * math.nan, probe, 1, covariance),
         "must be positive and finite": lambda: call(alpha=0.0),
         "one finite number or one for each of the 2 rows": lambda: call(log_alpha=torch.ones(3)),
+        "log_alpha is in nats, and 1e\\+200 is more": lambda: call(log_alpha=1e200),
         "either alpha or log_alpha": lambda: call(alpha=2.0, log_alpha=1.0),
         "There is no solver 'simplex' here; use 'exact' or one of": lambda: call(solver="simplex"),
         "'exact' takes no eps_abs": lambda: call(eps_abs=1e-9),

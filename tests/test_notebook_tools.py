@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from nbformat import NotebookNode
 
+from ioi_helpers.bundled import bundled_folder
 from notebooks.tools import __main__ as tools
 from notebooks.tools import budgets, check, execution, refresh, run
 from notebooks.tools.compare import compare_outputs, without_progress
@@ -103,6 +104,24 @@ def test_seconds_change_only_when_they_are_measured(tmp_path: Path) -> None:
     renewed = budgets.budget_cell(measured).source
     assert "(12 words)" in renewed
     assert renewed.replace("(12 words)", "(8 words)") == lasting
+
+
+def test_gpt2s_row_is_timed_on_a_model_in_its_shape_and_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(sample(), tmp_path / "01_sample.ipynb")
+    budgets.measure(path, ["ioi-mini"])
+    said = budgets.at_gpt2_shape(path, bundled_folder("ioi-mini"))  # any folder of a model
+    assert re.match(r"\d+ s of processor time, \d\.\d GB; most of it \d+ s in '", said)
+    row = r"\| to run on `gpt2-small` \| about \d+ s on one CPU core, \d\.\d GB of memory \(timed"
+    card = budgets.budget_cell(read(path)).source
+    assert len(re.findall(row, card)) == card.count("gpt2-small") == 1
+    assert "run on `ioi-mini`" in card
+    monkeypatch.setattr(
+        budgets, "execute", lambda *_, **__: execution.Execution(path, None, 1, 1, ())
+    )
+    budgets.measure(path, ["ioi-mini"])
+    assert len(re.findall(row, budgets.budget_cell(read(path)).source)) == 1
 
 
 def test_nothing_is_measured_beside_other_work(

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 
 from ioi_helpers import plotting
-from ioi_helpers.plotting import style
+from ioi_helpers.plotting import static, style
+from ioi_helpers.plotting.figure import Figure
 from ioi_helpers.plotting.interactive import ATTENTION_MIME, PLOTLY_MIME, script_json
+from ioi_helpers.plotting.panels import line_widths
 from ioi_helpers.plotting.summary import number, ranked, rounded
 
 TOKENS = ["<|endoftext|>", "When", " Mary", " and", " Mary", "\n"]
@@ -460,6 +462,30 @@ def test_points_that_must_be_named_are() -> None:
     ]
     assert not np.array_equal(pixels(pictures[0]), pixels(pictures[1]))
     assert np.array_equal(pixels(pictures[0]), pixels(pictures[2]))
+
+
+def test_a_line_that_another_would_hide_is_wider() -> None:
+    on_it, apart = [0.0, 1.0, 2.0, 3.0], [3.0, 2.0, 1.0, 0.0]  # these cross, and hide nothing
+    panel = plotting.line({"under": on_it, "other": apart, "over": [0.0, 1.0, 2.0, 0.5]}).panels[0]
+    under, other, over = line_widths(panel)
+    assert under > other == over
+    widths = [trace["line"]["width"] for trace in Figure("", (panel,))._plotly_json()["data"]]
+    assert widths[0] > widths[1] == widths[2]
+
+
+def test_zero_is_drawn_where_values_lie_on_both_sides_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    around, above = np.linspace(-1, 1, 50), np.linspace(1, 3, 50)
+
+    def drawn() -> list[bytes]:
+        scattered = [plotting.scatter(values, above).png() for values in (around, above)]
+        return [*scattered, *(plotting.histogram(values).png() for values in (around, above))]
+
+    with_line = drawn()
+    monkeypatch.setattr(static, "_zero_lines", lambda *_: None)
+    without = drawn()
+    assert [one != other for one, other in zip(with_line, without, strict=True)] == [1, 0, 1, 0]
 
 
 def test_with_note_changes_only_the_note() -> None:

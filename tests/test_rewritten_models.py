@@ -319,6 +319,7 @@ MEASUREMENTS: dict[str, Callable[[TransformerBridge], Any]] = {
     "backup_rise": lambda m: heads.backup_rise(m, few(m), late(m, (1, 2))[0]),
     "repeat_scores": lambda m: heads.repeat_scores(m, seeds=(0, 1)),
     "copying_scores": lambda m: heads.copying_scores(m, few(m)),
+    "both_copying_scores": lambda m: heads.both_copying_scores(m, few(m)),
     "composition_scores": composition,
     "composition_chance": heads.composition_chance,
     "readout": attribution.readout,

@@ -257,6 +257,8 @@ def test_own_prompts(mini: TransformerBridge) -> None:
         at = data.positions[role].tolist()
         assert [row[i] for row, i in zip(words, at, strict=True)] == wanted, role
     assert [mini.tokenizer.decode([i]) for i in data.io_tokens.tolist()] == [" Mary", " John"]
+    with pytest.raises(ValueError, match=r"no device 'nonsense' here; .*model.cfg.device"):
+        data.to("nonsense")
     swapped = data[torch.tensor([1, 0])]
     assert swapped.prompts == tuple(PROMPTS[::-1])
     assert swapped.positions["END"].tolist() == data.positions["END"].flip(0).tolist()

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from ioi_helpers.dataset.pieces import Pieces, encode, pad_id, prompts_and_answers, require_bos
 from ioi_helpers.dataset.roles import RolePositions
 from ioi_helpers.dataset.rows import row_numbers
-from ioi_helpers.dataset.two_answers import gather_at_role
+from ioi_helpers.dataset.two_answers import gather_at_role, require_device
 
 Place = str | tuple[str, int] | int
 """Where a role stands: at the last token of a word or phrase, ``"tree"``; of its second occurrence,
@@ -158,7 +158,12 @@ class PromptDataset:
         )
 
     def to(self, device: torch.device | str) -> Self:
-        """The same with its tensors on a device."""
+        """The same with its tensors on a device.
+
+        Raises:
+            ValueError: PyTorch has no such device here.
+        """
+        require_device(device)
         return self._each(lambda x: x.to(device))
 
     def gather(

@@ -18,7 +18,7 @@ from torch import Tensor
 from ioi_helpers.dataset.pieces import Pieces, encode, pad_id
 from ioi_helpers.dataset.roles import IO, S1, S2, Names, RolePositions
 from ioi_helpers.dataset.rows import Rows, row_numbers
-from ioi_helpers.dataset.two_answers import gather_at_role
+from ioi_helpers.dataset.two_answers import gather_at_role, require_device
 
 
 class TokenisedPrompts:
@@ -187,13 +187,7 @@ class TokenisedPrompts:
         Raises:
             ValueError: PyTorch has no such device here.
         """
-        try:
-            torch.empty(0, device=device)
-        except (AssertionError, RuntimeError) as error:
-            raise ValueError(
-                f"PyTorch has no device {str(device)!r} here; "
-                "take the model's own, data.to(model.cfg.device), or 'cpu'."
-            ) from error
+        require_device(device)
         clean = None if self._clean is None else self._clean.to(device)
         return self._replace(device=device, clean=clean)
 

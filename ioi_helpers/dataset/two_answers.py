@@ -64,6 +64,21 @@ REQUIRED: tuple[str, ...] = ("tokens", "lengths", "positions", "io_tokens", "s_t
 """The attributes of ``TwoAnswerData``."""
 
 
+def require_device(device: torch.device | str) -> None:
+    """Refuse a device that PyTorch does not have here.
+
+    Raises:
+        ValueError: It has none such.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"PyTorch has no device {str(device)!r} here; "
+            "take the model's own, data.to(model.cfg.device), or 'cpu'."
+        ) from error
+
+
 def gather_at_role(
     data: TwoAnswerData, values: Shaped[Tensor, "batch pos *rest"], role: str
 ) -> Shaped[Tensor, "batch *rest"]:

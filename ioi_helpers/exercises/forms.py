@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -85,7 +85,8 @@ class Numbers:
     """A number, or an array of them with named axes, right within a margin.
 
     The margin is `absolute`, or `relative` times the largest magnitude where that is more.
-    `between` gives bounds that a number cannot leave, and what to say of one that does.
+    `between` gives bounds that a number cannot leave, and what to say of one that does. Of an
+    estimate that is given, `of_estimate` is what counts.
     """
 
     axes: Sequence[str]
@@ -94,6 +95,7 @@ class Numbers:
     absolute: float
     unit: str
     between: tuple[float, float, str] | None
+    of_estimate: Literal["mean", "stderr"] = "mean"
 
     @property
     def says(self) -> str:
@@ -104,6 +106,8 @@ class Numbers:
         return "A tensor" if self.axes else SINGLE_NUMBER
 
     def read(self, answer: Any) -> Array:
+        if isinstance(answer, Estimate):
+            answer = getattr(answer, self.of_estimate)
         if not self.axes:
             return single_number(answer)
         given = as_array(answer, self.asked)

@@ -345,6 +345,8 @@ def _looks_and_writes(ctx: Context) -> Key:
         truth if math.isfinite(truth) else 0.0,
         absolute=2e-3,
         relative=0.0,
+        # A correlation of nothing varies by one over the root of the number of pairs.
+        error=len(ctx.many.pair_ids.unique()) ** -0.5,
         between=(
             -1 - 1e-6,
             1 + 1e-6,

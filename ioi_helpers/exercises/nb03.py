@@ -26,6 +26,7 @@ TOKENS = ("original", "random", "inverted")  # rows of the signal table
 PUBLISHED = (2.31, 0.99)  # strengths of the signals in the published table
 LOOKS, MOVES = 0.25, 0.1  # what makes a head a messenger: attention, logits
 NAMES = 60  # of exercise 03.5
+CHANCE = 3.5 / NAMES  # by chance one name of sixty, and seldom (in 2 %) more than three
 FEW = 12  # names in the figure above it
 VARIES = 0.05  # standard deviation of an attention from which on it is said to vary
 
@@ -276,7 +277,13 @@ def _matching(ctx: Context) -> Key:
             "taking the twelve names of the figure; sixty are asked for": share(found[:FEW, :FEW]),
         },
         hint="match_scores(matcher, ...) of sixty names, then the largest of each row.",
-        right=f"By chance it would be {1 / NAMES:.3f}.",
+        right=f"By chance it would be {1 / NAMES:.3f}."
+        + (
+            f" Your {round(truth * NAMES)} of {NAMES} names are no more than chance gives: this "
+            "head's weights do not match names on this model, and many wrong ways give as little."
+            if truth <= CHANCE
+            else ""
+        ),
     )
 
 
@@ -301,12 +308,12 @@ def _messengers(ctx: Context) -> list[Head]:
     return [divmod(int(i), model.cfg.n_heads) for i in found]
 
 
-def _signals(ctx: Context) -> Float[Tensor, "token position"]:
-    """Logit difference with the messengers' output at END from each of the six flipped datasets."""
+def _signals(ctx: Context) -> Float[Tensor, "token position batch"]:
+    """Logit differences with the messengers' output at END from each of the flipped datasets."""
     model, many = ctx.model, ctx.many
     found = _messengers(ctx)
 
-    def cell(token: str, position: bool) -> float:
+    def cell(token: str, position: bool) -> Float[Tensor, " batch"]:
         run = model.run_with_cache(many.flip(position=position, token=token).tokens)[1]
         changes = {
             f"blocks.{layer}.attn.hook_z": measure.putting(
@@ -314,17 +321,22 @@ def _signals(ctx: Context) -> Float[Tensor, "token position"]:
             )
             for layer, _ in found
         }
-        return float(measure.hooked(model, many, changes).mean())
+        return measure.hooked(model, many, changes).cpu()
 
-    return torch.tensor([[cell(t, p) for p in (False, True)] for t in TOKENS])
+    return torch.stack([torch.stack([cell(t, p) for p in (False, True)]) for t in TOKENS])
 
 
 @exercise("03.6")
 def _strengths(ctx: Context) -> Key:
-    table = _signals(ctx)
-    by_position = (table[:, 0] - table[:, 1]).mean() / 2
-    by_token = (table[0] - table[2]).sum() / 4
-    truth = torch.stack([by_position, by_token])
+    each = _signals(ctx)
+    table = each.mean(-1)
+    by_prompt = {
+        "position": (each[:, 0] - each[:, 1]).mean(0) / 2,
+        "token": (each[0] - each[2]).sum(0) / 4,
+    }
+    by_position, by_token = truth = torch.stack([x.mean() for x in by_prompt.values()])
+    errors = {what: measure.error(x, ctx.many) for what, x in by_prompt.items()}
+    nothing = [what for what, x in by_prompt.items() if abs(float(x.mean())) <= 2 * errors[what]]
     fitted = torch.tensor([[p * by_position + t * by_token for p in (1, -1)] for t in (1, 0, -1)])
     steps = (1.0, 0.0, -1.0)
 
@@ -337,6 +349,7 @@ def _strengths(ctx: Context) -> Key:
         ("signal",),
         relative=1e-3,  # one signal can be far weaker than the other, and must be right as well
         absolute=6e-3,  # two decimals
+        error=max(errors.values()) if len(nothing) == 2 else 0.0,
         mistakes={
             "giving the token first. The order is [a, b]: position, then token": truth.flip(0),
             "taking two steps for one. From the original to the inverted signal it is two, from +1 "
@@ -364,7 +377,13 @@ def _strengths(ctx: Context) -> Key:
         },
         hint="Least squares on the six cells, S_pos = +1, -1 and S_tok = +1, 0, -1, no constant.",
         right="The linear model misses no cell of the table by more than "
-        f"{float((fitted - table).abs().max()):z.2f}.",
+        f"{float((fitted - table).abs().max()):z.2f}."
+        + (
+            f" On this model the {nothing[0]}'s strength is zero within its error "
+            f"({errors[nothing[0]]:.2f}, over pairs), so mistakes in it hardly show."
+            if len(nothing) == 1
+            else ""
+        ),
     )
 
 

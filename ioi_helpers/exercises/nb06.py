@@ -144,6 +144,7 @@ def _how_sure(ctx: Context) -> Key:
     return number(
         truth,
         relative=0.005,
+        of_estimate="stderr",
         also={
             "That is the error of the plain mean of the templates' means. It counts a template "
             f"with few prompts as much as one with many; over prompts it is {truth:.4f}."
@@ -280,9 +281,16 @@ def _after_s1(ctx: Context) -> Key:
         return frozenset(messy.tokens[rows, messy.positions[role][rows] + further].tolist())
 
     truth, other = stand("S1+1", "BABA"), stand("S1+1", "ABBA")
+
+    def read(answer: Any) -> frozenset[int]:
+        found, bare = _tokens(answer, ctx)
+        if bare and found == truth:
+            raise Refused(f"The token has a leading space: {' ' + bare[0]!r}, not {bare[0]!r}.")
+        return found
+
     return pick(
         truth,
-        lambda answer: _tokens(answer, ctx),
+        read,
         says="These tokens are",
         mistakes={
             "taking what follows S1 in ABBA prompts, where it is the second name, or IO in BABA "
@@ -301,8 +309,9 @@ def _after_s1(ctx: Context) -> Key:
     )
 
 
-def _tokens(answer: Any, ctx: Context) -> frozenset[int]:
-    """Token numbers from texts or numbers. Raises Refused for the rest."""
+def _tokens(answer: Any, ctx: Context) -> tuple[frozenset[int], list[str]]:
+    """Token numbers from texts or numbers, and the words that lack their leading space. Raises
+    Refused for the rest."""
     if isinstance(answer, (Tensor, np.ndarray)):
         answer = answer.tolist()
     if isinstance(answer, (str, int)) and not isinstance(answer, bool):
@@ -310,23 +319,24 @@ def _tokens(answer: Any, ctx: Context) -> frozenset[int]:
     if not isinstance(answer, Iterable) or isinstance(answer, (bytes, bool)):
         raise Refused("A set of tokens is asked for: texts such as ' to', or token numbers.")
     found: set[int] = set()
+    bare: list[str] = []
     for token in answer:
         if isinstance(token, str):
-            numbers = _encode(ctx, token)
-            if len(numbers) != 1 and not token.startswith(" "):
-                numbers = _encode(ctx, " " + token)
+            # A word without its space is looked at as the word: names are told to be names.
+            spaced = f" {token}" if token[:1].isalpha() else token
+            numbers = _encode(ctx, spaced)
             if len(numbers) != 1:
                 raise Refused(
                     f"{token!r} is no token; give the text of one, with its leading space."
                 )
             if not token.startswith(" ") and token[:1].isalpha():
-                raise Refused(f"The token has a leading space: {' ' + token!r}, not {token!r}.")
+                bare.append(token)
             found.add(numbers[0])
         elif _is_whole(token):
             found.add(int(token))
         else:
             raise Refused(f"{token!r} is no token; give texts or token numbers.")
-    return frozenset(found)
+    return frozenset(found), bare
 
 
 def _is_whole(token: Any) -> bool:
@@ -349,10 +359,10 @@ def _encode(ctx: Context, text: str) -> list[int]:
 # --- 06.5 The same with a prefix ------------------------------------------------------------------
 
 
-def _best_guess(data: IOIDataset, *known: Sequence[Any]) -> float:
-    """How often the commonest position of IO is right among rows alike in what is known."""
+def _best_guess(data: IOIDataset, *known: Sequence[Any], role: str = "IO") -> float:
+    """How often the commonest position of a role is right among rows alike in what is known."""
     groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-    for row, position in enumerate(data.positions["IO"].tolist()):
+    for row, position in enumerate(data.positions[role].tolist()):
         groups[tuple(fact[row] for fact in known)].append(position)
     return sum(Counter(at).most_common(1)[0][1] for at in groups.values()) / len(data)
 
@@ -382,6 +392,9 @@ def _position_guess(ctx: Context) -> Key:
             "going by the few prompts of `messy`. The commonest position among so few is chosen "
             "and scored on the same prompts, so the share is too high. Take `many`": (
                 order_and_template(ctx.messy)
+            ),
+            "guessing the position of S1, not of IO": _best_guess(
+                many, orders, templates, role="S1"
             ),
             "knowing neither order nor template": _best_guess(many),
             "knowing the order only": _best_guess(many, orders),

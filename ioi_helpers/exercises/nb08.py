@@ -188,6 +188,7 @@ def _placebo_error(ctx: Context) -> Key:
         truth,
         relative=0.01,
         unit="logits",
+        of_estimate="stderr",
         mistakes={
             "giving the standard deviation of the draws, not yet the error of their mean": (
                 means.std()

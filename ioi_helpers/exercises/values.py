@@ -69,8 +69,8 @@ def _encoded(value: Any, depth: int, left: list[int]) -> Any:
     left[0] -= 1
     if depth < 0 or left[0] < 0:
         raise _TooMuch
-    if isinstance(value, Estimate):
-        value = value.mean  # as the checks take it
+    if isinstance(value, Estimate):  # of which a check takes the mean or the error
+        return {"estimate": [_encoded(part, depth - 1, left) for part in value]}
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, (np.bool_, np.integer, np.floating)):
@@ -165,6 +165,8 @@ def _decoded(encoded: Any) -> Any:
     [(what, held)] = encoded.items()
     if what == "tuple":
         return tuple(_decoded(item) for item in held)
+    if what == "estimate":
+        return Estimate(*(_decoded(item) for item in held))
     if what == "set":
         return {_decoded(item) for item in held}
     if what == "mapping":

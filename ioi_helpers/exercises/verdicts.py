@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 
@@ -68,6 +68,7 @@ class Tolerances(Tables, total=False):
     error: float
     between: tuple[float, float, str] | None
     unit: str
+    of_estimate: Literal["mean", "stderr"]
 
 
 @dataclass(frozen=True)
@@ -253,6 +254,7 @@ def array(
     error: float = 0.0,
     between: tuple[float, float, str] | None = None,
     unit: str = "",
+    of_estimate: Literal["mean", "stderr"] = "mean",
     **tables: Unpack[Tables],
 ) -> Key:
     """The key of an array with the named axes.
@@ -264,7 +266,7 @@ def array(
     size = float(np.abs(true).max(initial=0.0))
     nothing = 0 < size <= 2 * error
     margin = max(absolute, relative * size, NOTHING if nothing else 0.0)
-    form = Numbers(tuple(axes), true.shape, relative, margin, unit, between)
+    form = Numbers(tuple(axes), true.shape, relative, margin, unit, between, of_estimate)
     return Key(form, true, nothing=nothing, **tables)
 
 

@@ -29,6 +29,7 @@ from ioi_helpers.heads.repeats import PATTERNS, RepeatScores, random_tokens, rep
 from ioi_helpers.heads.rules import CLASS_RULES, EVERY_RULE, registry_of
 from ioi_helpers.heads.table import COLUMNS, head_table
 from ioi_helpers.heads.weights import (
+    both_copying_scores,
     composition_chance,
     composition_scores,
     copying_scores,
@@ -48,6 +49,7 @@ __all__ = [
     "RepeatScores",
     "attention_by_role",
     "backup_rise",
+    "both_copying_scores",
     "circuit",
     "composition_chance",
     "composition_scores",

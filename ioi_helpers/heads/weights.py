@@ -156,7 +156,13 @@ def both_copying_scores(
     memory: int = DEFAULT_MEMORY,
     progress: bool = True,
 ) -> Float[Tensor, "sign layer head"]:
-    """:func:`copying_scores`, and those with ``negative=True``, at little more cost than one."""
+    """:func:`copying_scores`, and those with ``negative=True``, at little more cost than one.
+
+    Args: as for :func:`copying_scores`.
+
+    Returns:
+        ``[2 layer head]``: with the output as it is, and with the opposite sign.
+    """
     return _copied(model, data, ("IO", "S1", "S2"), top, (1.0, -1.0), memory, progress)
 
 

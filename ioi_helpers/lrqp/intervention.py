@@ -23,6 +23,7 @@ from ioi_helpers.probing.activations import require_matrix
 
 LOG_ALPHA = 10.0
 """The least log odds that the LRQP post asks for, in nats: alpha is at least e^10."""
+MOST_LOG_ALPHA = 1e100  # a cost is the square of a length, and float64 ends at 1e308
 
 
 def intervene(
@@ -141,6 +142,11 @@ def _log_alpha(
             raise ValueError(
                 f"alpha must be one finite number or one for each of the {len(logits)} rows, not "
                 f"of shape {tuple(wanted.shape)}."
+            )
+        if bool((wanted.abs() > MOST_LOG_ALPHA).any()):
+            raise ValueError(
+                f"log_alpha is in nats, and {float(wanted.abs().max()):.0e} is more than can be "
+                "computed with; log odds of activations are of the order of tens."
             )
         return wanted.expand(len(logits))
     old = (

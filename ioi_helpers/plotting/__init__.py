@@ -184,11 +184,11 @@ def scatter(
 ) -> Figure:
     """Points (`x` [point], `y` [point]) whose `labels` show when hovered over.
 
-    The static picture names the points furthest from the middle.
+    The static picture names the points in `named`, or those furthest from the middle.
 
     Args:
         groups: names the group, and with it the colour, of each point.
-        named: labels of points that it names wherever they lie.
+        named: labels of points that the static picture names; none: those that stand out.
         diagonal: draw y = x.
         square: x and y on one range in a square, so that y = x stands at 45 degrees.
         top: how many of the largest and smallest y the summary names, in each group.

@@ -43,6 +43,16 @@ CALLED = {
     "backup_name_mover": "backup name movers",
     "negative_name_mover": "negative name movers",
 }
+COLOURS = {
+    "previous_token": style.OTHER,
+    "duplicate_token": style.series_colour(0),
+    "induction": style.series_colour(5),
+    "s_inhibition": style.series_colour(4),
+    "name_mover": style.series_colour(2),
+    "backup_name_mover": style.series_colour(3),
+    "negative_name_mover": style.series_colour(1),
+}
+"""A head class has its colour in every diagram; other boxes go by how far to the right they are."""
 READ = {"q": "queries", "k": "keys", "v": "values", "in": "input", "final": "writes"}
 LOGITS = "logits"
 EVERYWHERE = "all"
@@ -75,6 +85,11 @@ class Box:
     def title(self) -> str:
         """The group as a reader calls it."""
         return CALLED.get(self.label, self.label.replace("_", " "))
+
+    @property
+    def colour(self) -> str:
+        """The head class's, or that of its place from left to right."""
+        return COLOURS.get(self.label, style.series_colour(self.stage))
 
     @property
     def lines(self) -> tuple[tuple[str, ...], ...]:
@@ -348,9 +363,7 @@ def _draw(
         width,
         height,
         rectangles=tuple(
-            Rectangle(
-                box.left, box.top, BOX_WIDTH, box.height, style.series_colour(box.stage), box.apart
-            )
+            Rectangle(box.left, box.top, BOX_WIDTH, box.height, box.colour, box.apart)
             for box in boxes
         ),
         rules=tuple(bottom for _, _, bottom in bands[:-1]),

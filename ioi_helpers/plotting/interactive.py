@@ -27,6 +27,7 @@ from ioi_helpers.plotting.panels import (
     Panel,
     Place,
     Ticks,
+    line_widths,
 )
 from ioi_helpers.plotting.reflow import WIDTHS, reflow
 from ioi_helpers.plotting.summary import scale_of
@@ -302,8 +303,12 @@ def _series(panel: Panel, order: int) -> dict[str, Any]:
             trace |= {"width": float(np.diff(series.x)[0]) if len(series.x) > 1 else 1.0}
             trace["opacity"] = 0.65 if len(panel.series) > 1 else 1.0
     elif panel.kind == "line":
-        trace |= {"type": "scatter", "mode": "lines+markers", "line": {"color": colour, "width": 2}}
-        trace["marker"] = {"size": 5}
+        width = line_widths(panel)[order]
+        trace |= {"type": "scatter", "mode": "lines+markers"}
+        trace |= {
+            "line": {"color": colour, "width": width + 0.5},
+            "marker": {"size": width + 3.5},
+        }
     else:
         trace |= {"type": "scatter", "mode": "markers", "marker": {"color": colour, "size": 7}}
         both = "%{x:.3~g}, %{y:.3~g}"

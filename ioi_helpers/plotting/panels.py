@@ -193,6 +193,30 @@ def square_range(panels: Sequence[Panel]) -> tuple[float, float]:
     return float(values.min()) - margin, float(values.max()) + margin
 
 
+THIN, WIDER = 1.5, 2.0  # pixels: a line, and what one that would be hidden is wider by
+HIDDEN = 0.01  # of the range of y: how near two lines are that look like one
+
+
+def line_widths(panel: Panel) -> tuple[float, ...]:
+    """How wide to draw each line: one is drawn over those before it, so that these are wider where
+    it runs along them from one point to the next, and show on either side."""
+    if panel.kind != "line":
+        return (THIN,) * len(panel.series)
+    values = np.concatenate([series.y for series in panel.series])
+    near = HIDDEN * float(np.nanmax(values) - np.nanmin(values))
+
+    def hides(over: Series, under: Series) -> bool:
+        if not np.array_equal(over.x, under.x):
+            return False
+        same = np.abs(over.y - under.y) <= near
+        return bool((same[1:] & same[:-1]).any())
+
+    return tuple(
+        THIN + WIDER * sum(hides(over, under) for over in panel.series[order + 1 :])
+        for order, under in enumerate(panel.series)
+    )
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a panel stands, in pixels from the picture's left and top edge."""
@@ -369,7 +393,7 @@ def _ticks(panel: Panel, width: float, height: float) -> tuple[Ticks | None, Tic
         step_width = width / len(panel.x.names)
         longest = max(len(n) for n in panel.x.names)
         turned = longest * CHARACTER > step_width - 2 and longest > 2
-        needed = LINE if turned else min(longest, 2) * CHARACTER + 3
+        needed = LINE - 2 if turned else min(longest, 2) * CHARACTER + 3
         x = _every(panel.x.names, math.ceil(needed / step_width), turned)
     y = None
     if panel.y.names is not None:

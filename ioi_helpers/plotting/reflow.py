@@ -284,7 +284,7 @@ def _x_axis(axis: Json, panel: _Panel, data: Sequence[Mapping[str, Any]], width:
         step = width / max(places, 1) * (values[1] - values[0] if len(values) > 1 else 1)
         longest = max(len(text) for text in texts)
         turned = longest > 2 and longest * CHARACTER > step - 2
-        needed = LINE if turned else min(longest, 2) * CHARACTER + 3
+        needed = LINE - 2 if turned else min(longest, 2) * CHARACTER + 3
         every = max(math.ceil(needed / step), 1)
         axis |= {"tickvals": values[::every], "ticktext": texts[::every]}
         axis["tickangle"] = -90 if turned else 0

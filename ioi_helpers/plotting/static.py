@@ -16,7 +16,15 @@ import numpy as np
 
 from ioi_helpers.plotting import style
 from ioi_helpers.plotting.interactive import diagonal_ends, gap
-from ioi_helpers.plotting.panels import LINE, TITLE_LINE, Arrangement, Drawing, Panel, Place
+from ioi_helpers.plotting.panels import (
+    LINE,
+    TITLE_LINE,
+    Arrangement,
+    Drawing,
+    Panel,
+    Place,
+    line_widths,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -188,11 +196,15 @@ def _series(axes: Axes, panel: Panel, place: Place) -> None:
     low = min(float(np.nanmin(s.y)) for s in panel.series)
     if panel.kind in ("line", "bar") and low <= 0:
         axes.axhline(0, color=style.INK, linewidth=0.8)
+    if panel.kind in ("scatter", "histogram"):
+        _zero_lines(axes, panel)
+    widths = line_widths(panel)
     for order, series in enumerate(panel.series):
         colour = style.series_colour(order)
         name = series.name or None
         if panel.kind == "line":
-            axes.plot(series.x, series.y, color=colour, marker="o", markersize=3, label=name)
+            look = {"color": colour, "linewidth": widths[order], "markersize": 1.5 + widths[order]}
+            axes.plot(series.x, series.y, marker="o", label=name, **look)
         elif panel.kind == "scatter":
             axes.scatter(series.x, series.y, color=colour, s=18, label=name, linewidths=0)
         elif panel.kind == "bar":
@@ -213,13 +225,23 @@ def _series(axes: Axes, panel: Panel, place: Place) -> None:
         axes.plot([low, high], [low, high], color=style.INK, linewidth=1, linestyle=":")
 
 
+def _zero_lines(axes: Axes, panel: Panel) -> None:
+    """Where x or y changes its sign, as the live figure has it: below points, above bars."""
+    layer = 3 if panel.kind == "histogram" else 0.5
+    for direction, draw in (("x", axes.axvline), ("y", axes.axhline)):
+        values = np.concatenate([getattr(series, direction) for series in panel.series])
+        if np.nanmin(values) < 0 < np.nanmax(values):
+            draw(0, color=style.INK, linewidth=0.8, zorder=layer)
+
+
 LABEL_SIZE = (6.5, 11.0)  # pixels: width of a character of a point's name, and its height
 BESIDE = ((6, 2, "left"), (-6, 2, "right"), (6, -13, "left"), (-6, -13, "right"))
 
 
 def _name_points(axes: Axes, panel: Panel, place: Place, most: int = 10) -> None:
-    """Names of the points that must have one and of those furthest from the middle, since nothing
-    can be hovered over here. None covers another name or, where it can be helped, a point."""
+    """Names of the points that shall have one, or else of those furthest from the middle, since
+    nothing can be hovered over here. None covers another name or, where it can be helped, lies as
+    near to another point as to its own."""
     points = [
         (float(x), float(y), label)
         for series in panel.series
@@ -237,7 +259,7 @@ def _name_points(axes: Axes, panel: Panel, place: Place, most: int = 10) -> None
     must = np.array([label in panel.named for *_, label in points])
     taken: list[np.ndarray] = []
     for i in np.lexsort((-far, ~must)):
-        if len(taken) >= max(most, must.sum()):
+        if len(taken) >= (must.sum() or most):
             break
         extent = np.array([LABEL_SIZE[0] * len(points[i][2]), LABEL_SIZE[1]])
         free: list[tuple[int, int, int, int, str, np.ndarray]] = []
@@ -246,7 +268,7 @@ def _name_points(axes: Axes, panel: Panel, place: Place, most: int = 10) -> None
             box = np.array([corner, corner + extent])
             inside = (box[0] > -8).all() and (box[1] < size + 8).all()
             if inside and not any((box[0] < b[1]).all() and (b[0] < box[1]).all() for b in taken):
-                covered = int(((box[0] - 3 < pixels) & (pixels < box[1] + 3)).all(axis=1).sum())
+                covered = int(((box[0] - 6 < pixels) & (pixels < box[1] + 6)).all(axis=1).sum())
                 free.append((covered, len(free), right, up, side, box))
         if free and (must[i] or min(free)[0] == 0):
             _, _, right, up, side, box = min(free, key=lambda f: f[:2])

@@ -28,6 +28,7 @@ MIDDLE = len(DIVERGING) // 2
 
 # Okabe and Ito's palette without black and yellow, which vanish on one of the two backgrounds.
 FAINT = 0.13  # opacity of a box's filling
+OTHER = "#8c8c8c"  # a seventh, which no series has
 SERIES = ("#1f83c4", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 

@@ -1,6 +1,10 @@
 """A notebook's budget card: what it costs to read and to run.
 
     python -m notebooks.tools budgets [01 02 ...] [--models ioi-mini ioi-plain]
+    python -m notebooks.tools budgets [01 02 ...] --at-gpt2-shape
+
+The second measures the row of GPT-2 small alone, on ioi-mini rewritten into its shape, in seconds
+of processor time on one thread: that much can be told beside other work, and without its weights.
 
 Words and minutes follow from the text and are renewed whenever outputs are stored. Seconds and
 memory are of a machine: they change only when this is called (`make budgets`), which refuses while
@@ -12,6 +16,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +25,7 @@ import nbformat
 from nbformat import NotebookNode
 from tqdm import tqdm
 
+from ioi_helpers.bundled import bundled_folder
 from notebooks.tools import CannotGoOn
 from notebooks.tools.compare import joined
 from notebooks.tools.execution import Execution, arguments_for, execute, find_notebooks
@@ -31,6 +37,7 @@ WORDS_A_MINUTE = 150  # technical prose, read with thought
 CARD_BEGIN = "<!-- budget: generated, do not edit -->"
 CARD_END = "<!-- end of budget -->"
 MEASURED = "| to run on "  # how a measured row begins
+GPT2 = f"{MEASURED}`gpt2-small` | "
 # The file on the hub: GPT-2 small's 124,439,808 parameters in float32, and in each of its 12
 # layers the causal mask of 1,024 by 1,024, which the file stores as floats too.
 GPT2_DOWNLOAD = 4 * (124_439_808 + 12 * 1024 * 1024)
@@ -50,8 +57,14 @@ def renew(notebook: NotebookNode, measured: Sequence[str] | None = None) -> None
     by default those that stand there already."""
     cell = budget_cell(notebook)
     if measured is None:
-        measured = [line for line in cell.source.splitlines() if line.startswith(MEASURED)]
+        measured = _measured(notebook)
     cell.source = with_card(cell.source, [*reading_rows(notebook), *measured])
+
+
+def _measured(notebook: NotebookNode) -> list[str]:
+    """The rows that a machine has measured."""
+    lines = budget_cell(notebook).source.splitlines()
+    return [line for line in lines if line.startswith(MEASURED)]
 
 
 def reading_rows(notebook: NotebookNode) -> list[str]:
@@ -84,8 +97,9 @@ def reading_words(notebook: NotebookNode) -> int:
     return count
 
 
-def measured_rows(timed: Mapping[str, Execution]) -> list[str]:
-    """The rows that a machine measures, from an execution on each model."""
+def measured_rows(timed: Mapping[str, Execution], before: Sequence[str] = ()) -> list[str]:
+    """The rows that a machine measures, from an execution on each model; that of GPT-2 small stays
+    as it was `before` where that is not among them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     plural = "" if cores == 1 else "s"
     rows = []
@@ -98,12 +112,37 @@ def measured_rows(timed: Mapping[str, Execution]) -> list[str]:
             f"{MEASURED}`{model}` | {math.ceil(execution.seconds)} s on {cores} CPU core{plural}"
             f"{memory}{download} |"
         )
+    of_gpt2 = [line for line in before if line.startswith(GPT2)]
     if "gpt2-small" not in timed:
-        rows.append(
-            f"{MEASURED}`gpt2-small` | downloads {GPT2_DOWNLOAD / 1e6:.0f} MB the first time; "
+        rows += of_gpt2 or [
+            f"{GPT2}downloads {GPT2_DOWNLOAD / 1e6:.0f} MB the first time; "
             "not timed, because its weights were not at hand where this was measured |"
-        )
+        ]
     return rows
+
+
+def at_gpt2_shape(path: Path, folder: Path) -> str:
+    """Time the notebook at `path` on the model in `folder`, of GPT-2 small's shape, and write the
+    row of its card. Returns what was measured in words. Raises CellFailed."""
+    environment = {"IOI_MODEL": str(folder), "OMP_NUM_THREADS": "1"}
+    with tqdm(total=len(code_cells(read(path))), unit="cell", desc=path.stem) as bar:
+        run = execute(path, environment, bar.update, timeout=3600)
+    seconds, memory = sum(run.processor_seconds), f"{run.peak_memory / 1e9:.1f} GB"
+    about = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{10 * math.ceil(seconds / 10)} s"
+    row = (
+        f"{GPT2}about {about} on one CPU core, {memory} of memory (timed on `ioi-mini` rewritten "
+        f"into its shape); downloads {GPT2_DOWNLOAD / 1e6:.0f} MB the first time |"
+    )
+    notebook = read(path)  # as it is now: minutes have gone by
+    others = [line for line in _measured(notebook) if not line.startswith(GPT2)]
+    renew(notebook, [*others, row])
+    nbformat.write(notebook, path)
+    cells = code_cells(run.notebook)
+    slowest = sorted(range(len(cells)), key=lambda i: -run.processor_seconds[i])[:3]
+    told = ", ".join(
+        f"{run.processor_seconds[i]:.0f} s in {cells[i].source.splitlines()[0]!r}" for i in slowest
+    )
+    return f"{seconds:.0f} s of processor time, {memory}; most of it {told}"
 
 
 def with_card(source: str, rows: Sequence[str]) -> str:
@@ -140,7 +179,7 @@ def measure(path: Path, models: Sequence[str]) -> None:
     total = len(code_cells(notebook)) * len(models)
     with tqdm(total=total, unit="cell", desc=path.stem, dynamic_ncols=True) as bar:
         timed = {name: execute(path, {"IOI_MODEL": name}, bar.update) for name in models}
-    renew(notebook, measured_rows(timed))
+    renew(notebook, measured_rows(timed, _measured(notebook)))
     nbformat.write(notebook, path)
 
 
@@ -148,8 +187,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = arguments_for("Measure what notebooks cost to run.")
     parser.add_argument("--models", nargs="*", default=TIMED_MODELS, help="models to time")
+    parser.add_argument(
+        "--at-gpt2-shape",
+        action="store_true",
+        help="time the row of GPT-2 small on ioi-mini in its shape; other work may go on",
+    )
     options = parser.parse_args(arguments)
-    for path in find_notebooks(options.notebooks):
+    paths = find_notebooks(options.notebooks)
+    if options.at_gpt2_shape:
+        # The rewriting is a test's: what a rewritten model prints must be what ioi-mini prints.
+        from tests.rewritten_models import at_gpt2_small_shape
+
+        with tempfile.TemporaryDirectory() as folder:
+            shaped = at_gpt2_small_shape(bundled_folder("ioi-mini"), Path(folder) / "ioi-mini")
+            for path in paths:
+                print(f"{path.name}: {at_gpt2_shape(path, shaped)}", flush=True)
+        return 0
+    for path in paths:
         busy = busy_cores()
         if busy > BUSY:
             raise CannotGoOn(

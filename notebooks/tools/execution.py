@@ -45,19 +45,33 @@ except (OSError, TypeError):
         _peak *= 1 if _sys.platform == "darwin" else 1024
     except ImportError:
         _peak = 0
-print(_peak)
+print(_peak, *globals().get("_processor_seconds", [])[:-1])  # the last is this cell's
+"""
+
+# Run before the first cell: processor seconds of every cell, which other work does not change.
+PROCESSOR_SECONDS = """
+import time as _time
+_processor_seconds = []
+def _starts(*_):
+    _processor_seconds.append(-_time.process_time())
+def _ends(*_):
+    if _processor_seconds:
+        _processor_seconds[-1] += _time.process_time()
+get_ipython().events.register("pre_run_cell", _starts)
+get_ipython().events.register("post_run_cell", _ends)
 """
 
 
 @dataclass(frozen=True)
 class Execution:
-    """An executed copy of a notebook, its seconds (start of the kernel included), and its peak
-    memory in bytes (0 where the system does not tell)."""
+    """An executed copy of a notebook, its seconds (start of the kernel included), its peak memory
+    in bytes (0 where the system does not tell), and the processor seconds of its code cells."""
 
     path: Path
     notebook: NotebookNode
     seconds: float
     peak_memory: int
+    processor_seconds: tuple[float, ...]
 
     @property
     def cells(self) -> int:
@@ -183,7 +197,8 @@ def execute(
         resources={"metadata": {"path": str(path.parent)}},
         on_cell_execute=before_cell,
         on_cell_executed=after_cell,
-        extra_arguments=["--log-level=40"],  # errors: advice about the kernel's sockets is not ours
+        # Errors: advice about the kernel's sockets is not ours.
+        extra_arguments=["--log-level=40", f"--IPKernelApp.exec_lines={PROCESSOR_SECONDS}"],
     )
     start = time.perf_counter()
     try:
@@ -199,8 +214,8 @@ def execute(
             raise KeyboardInterrupt from None
         raise
     seconds = time.perf_counter() - start
-    peak = int(notebook.cells.pop().outputs[0].text)
-    return Execution(path, notebook, seconds, peak)
+    peak, *each = notebook.cells.pop().outputs[0].text.split()
+    return Execution(path, notebook, seconds, int(peak), tuple(map(float, each)))
 
 
 def _short(error: Exception, timeout: float) -> str:

@@ -85,6 +85,7 @@ RIGHT = {
     "06.2": [
         SUMS + "standard_error = (sums.square().sum() * k / (k - 1)).sqrt() / len(right)",
         "standard_error = score.accuracy.stderr",
+        'standard_error = metrics.mean_and_stderr(right, clusters=grouped["template"])',
         HITS + "means = torch.stack([right[templates == t].mean() for t in templates.unique()])\n"
         "standard_error = means.std() / len(means) ** 0.5",
         HITS + "means = torch.stack([right[templates != t].mean() for t in templates.unique()])\n"
@@ -230,12 +231,15 @@ WRONG = {
         TOKENS
         + 'after_s1 = texts(messy.tokens[rows, messy.positions["S2"] + 1][baba])': r"follows S2",
         "after_s1 = {'and'}": r"leading space",
+        "after_s1 = {n.S1.strip() for n, o in zip(messy.names, order) if o == 'BABA'}": r"at S1",
         "after_s1 = {' to'}": r"do not stand there",
         "after_s1 = {340.5}": r"is no token",
         "after_s1 = 0.5": r"set of tokens",
     },
     "06.5": {
         GUESS + "guessed = score_of(guess(many))": r"neither order nor template",
+        GUESS.replace('"IO"', '"S1"')
+        + "guessed = score_of(guess(many, order, templates))": r"position of S1",
         GUESS + "guessed = score_of(guess(many, order))": r"order only",
         GUESS + "guessed = score_of(guess(many, templates))": r"template only",
         # Fitted to and scored on ten prompts of a kind.

@@ -61,6 +61,7 @@ RIGHT = {
         "placebo_error = random['ruler']['logit_diff'].sem()",
         TEN + "from scipy.stats import sem\nplacebo_error = sem(each.mean(dim=1).numpy())",
         TEN + "placebo_error = metrics.mean_and_stderr(each.mean(dim=1)).stderr",
+        TEN + "placebo_error = metrics.mean_and_stderr(each.mean(dim=1))",
     ],
     "08.5": [
         HALF + "of_the_rest = after(x0 + moves - along)",
