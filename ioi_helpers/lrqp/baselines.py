@@ -99,7 +99,8 @@ class LeaceErasure(Intervention):
     The smallest affine change, in the mean square, after which the class means are equal (Belrose
     et al. 2023, "LEACE: Perfect linear concept erasure in closed form"; the concept-erasure
     package, whose estimate of the covariance is shrunk: the means come out equal all the same, and
-    the change is the smallest by that estimate). Like ablation it takes a belief away and puts none in its place.
+    the change is the smallest by that estimate). Like ablation it takes a belief away and puts none
+    in its place.
 
     Attributes:
         eraser: concept-erasure's ``LeaceEraser``.
