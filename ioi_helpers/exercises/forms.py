@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -95,7 +95,7 @@ class Numbers:
     absolute: float
     unit: str
     between: tuple[float, float, str] | None
-    of_estimate: Literal["mean", "stderr"] = "mean"
+    of_estimate: Literal["mean", "stderr"] = field(default="mean", kw_only=True)
 
     @property
     def says(self) -> str:

@@ -8,6 +8,7 @@ orders) and `point`, the point at S2 that the notebook chose; 07.4 is given its 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -316,9 +317,10 @@ def _three_classes(ctx: Context) -> Key:
         return x
 
     def exact(
-        matrix: Any = covariance, wanted: float = log_alpha
+        matrix: Any = covariance, wanted: float = log_alpha, sign: int = 1
     ) -> Float[Tensor, "start coordinate"]:
-        return lrqp.intervene(starts, probe, "C", matrix, log_alpha=wanted).x
+        by = replace(probe, bias=sign * probe.bias)
+        return lrqp.intervene(starts, by, "C", matrix, log_alpha=wanted).x
 
     truth = exact()
     return array(
@@ -341,6 +343,9 @@ def _three_classes(ctx: Context) -> Key:
             "solved for again, alone": ends(together.clamp_min(0)),
             "taking the nearest points in the Euclidean sense, not by the covariance": exact(flat),
             "reaching only the boundary of C; log alpha is missing": exact(wanted=0.0),
+            "asking for log odds of 10, the default, not of `trio_log_alpha`": exact(wanted=10.0),
+            "turning the sign of the biases. What is lacking is log alpha minus the log odds, of "
+            "which they are part": exact(sign=-1),
             "taking the logarithm of `trio_log_alpha`, which is one already": exact(
                 wanted=math.log(log_alpha)
             ),

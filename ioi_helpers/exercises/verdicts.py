@@ -266,7 +266,9 @@ def array(
     size = float(np.abs(true).max(initial=0.0))
     nothing = 0 < size <= 2 * error
     margin = max(absolute, relative * size, NOTHING if nothing else 0.0)
-    form = Numbers(tuple(axes), true.shape, relative, margin, unit, between, of_estimate)
+    form = Numbers(
+        tuple(axes), true.shape, relative, margin, unit, between, of_estimate=of_estimate
+    )
     return Key(form, true, nothing=nothing, **tables)
 
 

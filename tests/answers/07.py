@@ -216,6 +216,12 @@ WRONG = {
         "import math\n"
         "ends = lrqp.intervene(trio_starts, trio_probe, 'C', trio_covariance,\n"
         "    log_alpha=math.log(trio_log_alpha)).x": r"logarithm",
+        "ends = lrqp.intervene(trio_starts, trio_probe, 'C', trio_covariance).x": r"the default",
+        "from dataclasses import replace\n"
+        "turned = replace(trio_probe, bias=-trio_probe.bias)\n"
+        "ends = lrqp.intervene(\n"
+        "    trio_starts, turned, 'C', trio_covariance, log_alpha=trio_log_alpha\n"
+        ").x": r"sign of the biases",
         "ends = trio_starts": r"starts",
         "try:\n"
         "    found = lrqp.intervene(trio_starts, trio_probe, 'C', trio_covariance,\n"
