@@ -235,7 +235,7 @@ def _zero_lines(axes: Axes, panel: Panel) -> None:
 
 
 LABEL_SIZE = (6.5, 11.0)  # pixels: width of a character of a point's name, and its height
-BESIDE = ((6, 2, "left"), (-6, 2, "right"), (6, -13, "left"), (-6, -13, "right"))
+BESIDE = ((6, 2, "left"), (6, -13, "left"), (-6, 2, "right"), (-6, -13, "right"))
 
 
 def _name_points(axes: Axes, panel: Panel, place: Place, most: int = 10) -> None:
