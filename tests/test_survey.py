@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from pandas.testing import assert_frame_equal
 
 from ioi_helpers import IOIDataset, attribution, heads, load_model, metrics, runs, survey
@@ -161,7 +162,7 @@ def test_what_an_answer_depends_on_is_in_its_name(changed: dict[str, Any]) -> No
 @pytest.mark.parametrize(
     "changed",
     [
-        {"models": [{"name": "ioi-plain", "device": "cpu"}]},
+        {"models": [{"name": "ioi-plain", "device": "cpu", "dtype": torch.float32}]},
         {"data": {"other label": {"n": 4}}},
         {"questions": {"other label": {"ask": "behaviour"}}},
         {"name": "other"},
@@ -406,6 +407,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"data": {"d": {"make": "up"}}}, "does not make prompts"),
     ({"data": {"d": {"make": "load", "file": "x"}}}, "one argument"),
     ({"data": {"../d": {"n": 4}}}, "file's name"),
+    ({"data": "few"}, "as a table"),
+    ({"name": "answers"}, "write over"),
+    ({"questions": {"tasks": {"ask": "behaviour"}}}, "write over"),
     ({"questions": {}}, "no questions"),
     ({"questions": ["behavior"]}, "is no question"),
     ({"questions": {"behaviour": {"n": 4}}}, "Question 'behaviour' cannot be asked so"),
@@ -438,6 +442,8 @@ def test_a_file_that_is_none_is_refused(text: str, said: str, tmp_path: Path) ->
         ({"memory": 0}, "positive number of bytes"),
         ({"backend": "spark"}, "no back end 'spark'"),
         ({"backend": "loky", "address": "tcp://x"}, "have an address"),
+        ({"n_jobs": 2}, "not for n_jobs to say"),
+        ({"backend": "dask", "address": "tcp://x", "n_jobs": 2}, "not for n_jobs to say"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(

@@ -82,6 +82,21 @@ def test_the_same_tables_as_in_one_process(backend: str, eight: list[str], tmp_p
     assert two.tasks["seconds to load"].gt(0).sum() == 8
 
 
+def test_a_dask_cluster_at_an_address(eight: list[str], tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed", reason="dask is not installed")
+    asked = survey.Survey.of(eight[1:3], DATA, ["behaviour"])
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, dashboard_address=":0"
+    ) as cluster:  # two threads: still one task at a time
+        before = cluster.scheduler.allowed_failures
+        found = survey.run(
+            asked, tmp_path, backend="dask", address=cluster.scheduler_address, progress=False
+        )
+        assert cluster.scheduler.allowed_failures == before
+    assert found.tasks["done"].all()
+    assert len(found.failures) == 0
+
+
 def with_deaths(log: Path, times: int) -> survey.Survey:
     questions: dict[str, dict[str, Any]] = {
         f"q{tag}": {"ask": COUNTED, "log": str(log), "tag": tag, "wait": 0.3} for tag in range(4)

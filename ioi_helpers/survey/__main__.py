@@ -10,6 +10,7 @@ from ioi_helpers.runs import DEFAULT_MEMORY
 from ioi_helpers.survey.asked import Survey
 from ioi_helpers.survey.engines import BACKENDS, WorkersLost
 from ioi_helpers.survey.running import Results, results, run
+from ioi_helpers.survey.tasks import tasks_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         asked = Survey.from_toml(options.survey)
-        found = results(asked, options.out)
+        tasks = tasks_of(asked)
+        found = results(asked, options.out, tasks=tasks)
         print(f"{options.out}: {_left(found)}")
         if options.status:
             return 0
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"Each worker holds one model, and up to {options.memory:g} GiB of activations.")
         found = run(
             asked, options.out, backend=options.backend, address=options.address,
-            n_jobs=options.jobs, memory=memory, retry=options.retry,
+            n_jobs=options.jobs, memory=memory, retry=options.retry, tasks=tasks,
         )  # fmt: skip
     except (ValueError, OSError, WorkersLost) as error:
         print(error, file=sys.stderr)

@@ -48,7 +48,8 @@ class AskedModel:
     @property
     def that_matter(self) -> dict[str, Any]:
         """The arguments that change what is computed: all but :data:`PLACEMENT`."""
-        return {key: value for key, value in self.arguments.items() if key not in PLACEMENT}
+        given = {key: value for key, value in self.arguments.items() if key not in PLACEMENT}
+        return given | {"dtype": str(given.get("dtype", "float32")).removeprefix("torch.")}
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,9 @@ class Survey:
         """
         if isinstance(models, str | Mapping):
             raise ValueError("Give models as a list, also where there is one: ['ioi-mini'].")
+        for what, table in {"data": data, "questions": questions}.items():
+            if isinstance(table, str) or (what == "data" and not isinstance(table, Mapping)):
+                raise ValueError(f"Give {what} as a table: label -> arguments.")
         asked = [one for model in models for one in _models(model)]
         prompts = [_prompts(label, table) for label, table in data.items()]
         if not isinstance(questions, Mapping):
@@ -182,6 +186,11 @@ class Survey:
                 raise ValueError(
                     f"{label!r} cannot be a file's name; use letters, digits, '-', '_' and '.'."
                 )
+        if name in ("answers", "unfinished") or "tasks" in [one.label for one in listed]:
+            raise ValueError(
+                "A survey called 'answers' or 'unfinished', or a question called 'tasks', would "
+                "write over other files of results; use another name."
+            )
         return cls(name, tuple(asked), tuple(prompts), tuple(listed))
 
     @classmethod

@@ -35,7 +35,8 @@ def engine(
         backend: One of :data:`BACKENDS`; None: what ``joblib.parallel_config`` says, which is one
             process if nobody has said anything.
         address: Of Dask's scheduler or Ray's head; without it both start workers on this machine.
-        n_jobs: How many workers; None: as many as there are cores, or as the cluster has.
+        n_jobs: How many workers to start, or of Ray's to use; None: as many as there are cores, or
+            as the cluster has.
 
     Raises:
         ValueError: An unknown back end, one whose package is missing, or arguments that it does not
@@ -45,8 +46,13 @@ def engine(
         raise ValueError(f"There is no back end {backend!r}; use one of {', '.join(BACKENDS)}.")
     if address is not None and backend not in ("dask", "ray"):
         raise ValueError("Only Dask and Ray have an address; say backend='dask' or 'ray'.")
+    if n_jobs is not None and (backend is None or (backend == "dask" and address is not None)):
+        raise ValueError(
+            "How many workers there are is not for n_jobs to say here, but for the cluster or for "
+            "joblib.parallel_config; leave it out, or say which back end is to start them."
+        )
     if backend is None:
-        yield joblib.effective_n_jobs(n_jobs or 1) if n_jobs else joblib.effective_n_jobs()
+        yield joblib.effective_n_jobs()
     elif backend == "dask":
         with _dask(address, n_jobs) as workers:
             yield workers

@@ -92,6 +92,7 @@ def run(
     memory: int = DEFAULT_MEMORY,
     retry: bool = False,
     progress: bool = True,
+    tasks: Sequence[Task] | None = None,
 ) -> Results:
     """Answer what has no answer yet, and return all answers.
 
@@ -112,6 +113,7 @@ def run(
         memory: Bytes that a worker may use for activations, beside its model.
         retry: Ask again what failed before.
         progress: Show a bar that counts answers.
+        tasks: Of the survey, if they are known.
 
     Raises:
         ValueError: Arguments that do not fit, or a back end that is not installed.
@@ -119,7 +121,7 @@ def run(
     """
     if memory < 1:
         raise ValueError(f"memory must be a positive number of bytes, not {memory}.")
-    tasks = tasks_of(survey)
+    tasks = tasks_of(survey) if tasks is None else tasks
     out = Path(out).expanduser().absolute()
     answers = out / "answers"
     answers.mkdir(parents=True, exist_ok=True)
@@ -136,7 +138,7 @@ def run(
         ledger.close()
         forget_model()
     found = results(survey, out, tasks=tasks)
-    _write_tables(found, out / survey.name, answers)
+    _write_tables(found, out / survey.name)
     return found
 
 
@@ -275,7 +277,7 @@ def _counting(tasks: Sequence[Task], places: Places, progress: bool) -> Iterator
                 watcher.join()
 
 
-def _write_tables(found: Results, folder: Path, answers: Path) -> None:
+def _write_tables(found: Results, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for label, table in {**found.tables, "tasks": found.tasks}.items():
         tables.write(table, folder / f"{label}.parquet", {"survey": found.survey.name}, folder)
