@@ -81,6 +81,7 @@ class Visit:
         self.errors: list[str] = []
         self.outside: list[str] = []
         self.page = self.context.new_page()
+        self.page.set_default_timeout(180_000)  # a busy machine draws slowly
         self.page.on("console", self._said)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.route("**/*", self._asked)
@@ -194,6 +195,13 @@ def test_mathematics_is_drawn_without_network(visit: Visit) -> None:
     )
     assert len(formulas) >= 3
     assert all(width > 30 and height > 15 for width, height in formulas)
+    cut = page.evaluate(
+        """() => [...document.querySelectorAll('div.math > math')]
+          .filter((formula) => formula.firstElementChild.getBoundingClientRect().left <
+            formula.parentElement.getBoundingClientRect().left - 1)
+          .map((formula) => formula.textContent)"""
+    )
+    assert cut == [], "a formula that is too wide can be scrolled to its beginning"
     assert page.evaluate("document.querySelectorAll('merror').length") == 0
     assert "\\frac" not in page.locator("article").inner_text()
 
