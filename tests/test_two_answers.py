@@ -199,6 +199,19 @@ def test_a_bare_stand_in_gives_the_same_numbers(
     torch.testing.assert_close(found, wanted, equal_nan=True)
 
 
+def test_a_first_circuit_by_the_reference_of_prompts_that_make_none(
+    model: TransformerBridge, data: IOIDataset
+) -> None:
+    def search(prompts: Any, reference: Any) -> Circuit:
+        runner = circuits.Circuits(model, prompts, reference)
+        return circuits.circuit_by_gradient(runner, sizes=(6,), progress=False)
+
+    wanted = search(data, data.abc())
+    found = search(Bare.of(data), Bare.of(data.abc()))
+    assert len(wanted) == 6
+    assert set(found) == {node.at(ROLES[node.role or "END"]) for node in wanted}
+
+
 @pytest.mark.parametrize("use", ["patching", "ablation", "path patching", "circuits", "edits"])
 def test_so_it_does_by_hooks(use: str, llama: TransformerBridge, data: IOIDataset) -> None:
     data = data[:4]

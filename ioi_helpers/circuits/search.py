@@ -210,7 +210,8 @@ def circuit_by_gradient(
     a run for every head, and finds less that is idle.
 
     Args:
-        circuits: The model on the prompts that the search may see.
+        circuits: The model on the prompts that the search may see. Prompts that make no ABC
+            prompts of their own need its reference row by row.
         most_difference, most_nats: As for :func:`prune`; where no size is within them, the circuit
             is the one whose prompts are nearest to the model's, and may be far.
         sizes: How many (head, role) pairs are tried.
@@ -221,7 +222,9 @@ def circuit_by_gradient(
         The circuit, its members grouped by role.
     """
     data, limits = circuits.data, Limits(most_difference, most_nats)
-    roles, reference = roles or tuple(data.positions), reference_for(data, None)
+    roles = roles or tuple(data.positions)
+    # Row by row: a reference that means are taken over may be larger than the data.
+    reference = reference_for(data, None if hasattr(data, "abc") else circuits.reference)
     scores = torch.stack(
         [
             attribution_patch_sweep(
