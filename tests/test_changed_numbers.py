@@ -16,7 +16,11 @@ import torch
 from notebooks.tools.execution import find_notebooks
 from notebooks.tools.exercise_runs import MODELS, NotebookSession, complaint, load_exercises
 
-CHANGES = {"04": {"seeds, copy_length = range(8), 50": "seeds, copy_length = range(3, 9), 40"}}
+CHANGES = {
+    "04": {"seeds, copy_length = range(8), 50": "seeds, copy_length = range(3, 9), 40"},
+    "12": {"CHOICE = None": 'CHOICE = "said again"'},  # another behaviour, as a reader brings one
+}
+SLOW = {"12"}
 
 
 class ChangedSession(NotebookSession):
@@ -36,7 +40,9 @@ class ChangedSession(NotebookSession):
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("number", CHANGES)
+@pytest.mark.parametrize(
+    "number", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CHANGES]
+)
 def test_a_changed_number_is_followed(number: str, model: str) -> None:
     (path,) = find_notebooks([number])
     session = ChangedSession(path, model)
@@ -46,6 +52,8 @@ def test_a_changed_number_is_followed(number: str, model: str) -> None:
             said = complaint(session.attempt(exercise, source), "right")
             assert said is None, f"{exercise.identifier}: {said}"
     found = session.finished()
+    if number == "12":
+        assert found["card"]["behaviour"].startswith("said again")
     if number == "04":
         scores = torch.tensor(found["table"]["induction"].to_numpy()).float()
         torch.testing.assert_close(scores, found["robust"].induction.flatten().cpu())
