@@ -44,8 +44,16 @@ def _config(architecture: str, vocab_size: int) -> Any:
     neox = {**new, **by_layers, "intermediate_size": 48}
     # Four heads that share two sets of keys and values.
     grouped = {**neox, "num_attention_heads": 4, "num_key_value_heads": 2}
+    granite = {
+        **grouped,
+        "logits_scaling": 2.0,
+        "residual_multiplier": 0.4,
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.2,
+    }
     made: dict[str, Any] = {
         "gpt2": (GPT2Config, {**old, "n_layer": 3}),
+        "gpt2-deep": (GPT2Config, {**old, "n_layer": 12}),  # as many as GPT-2 small has
         "stanford": (GPT2Config, {**old, "n_layer": 3, "scale_attn_by_inverse_layer_idx": True}),
         "gpt-j": (GPTJConfig, {**old, "n_layer": 2, "rotary_dim": 4}),
         "gpt-neo": (
@@ -62,6 +70,17 @@ def _config(architecture: str, vocab_size: int) -> Any:
             OPTConfig,
             {**new, **by_layers, "ffn_dim": 48, "word_embed_proj_dim": 24, "dropout": 0.0},
         ),
+        # Norms behind the layers and none at the end: TransformerLens 4.3 boots it and no more.
+        "opt-350m": (
+            OPTConfig,
+            {
+                **new,
+                **by_layers,
+                "ffn_dim": 48,
+                "word_embed_proj_dim": 24,
+                "do_layer_norm_before": False,
+            },
+        ),
         "pythia": (GPTNeoXConfig, {**neox, "use_parallel_residual": True}),
         "neox-serial": (GPTNeoXConfig, {**neox, "use_parallel_residual": False}),
         "llama": (LlamaConfig, grouped),
@@ -77,17 +96,8 @@ def _config(architecture: str, vocab_size: int) -> Any:
         ),
         # Their logits are scaled on the way out, and Granite's other parts as well.
         "cohere": (CohereConfig, {**grouped, "logit_scale": 0.5}),
-        "granite": (
-            GraniteConfig,
-            {
-                **grouped,
-                "num_key_value_heads": 4,
-                "logits_scaling": 2.0,
-                "residual_multiplier": 0.4,
-                "embedding_multiplier": 3.0,
-                "attention_multiplier": 0.2,
-            },
-        ),
+        "granite": (GraniteConfig, granite),
+        "granite-own-keys": (GraniteConfig, {**granite, "num_key_value_heads": 4}),
         # No biases, and ALiBi instead of position embeddings.
         "mpt": (
             MptConfig,

@@ -1,7 +1,7 @@
-"""What works on which decoder, tried: README's table of models.
+"""What works on which decoder, tried: the table of models in README and on the site.
 
     python -m tests.table_of_models          # print it
-    python -m tests.table_of_models --write  # put it into README.md
+    python -m tests.table_of_models --write  # put it into both
 
 Each function is tried on a small model of each architecture with random weights: by the equations
 (fast), else by hooks (slow), else it refuses, and the table says why.
@@ -37,7 +37,7 @@ from ioi_helpers.models import handbuilt
 from tests import random_models
 from tests.house import REPOSITORY
 
-README = REPOSITORY / "README.md"
+FILES = (REPOSITORY / "README.md", REPOSITORY / "docs" / "other_models.md")
 COLUMNS = {
     "GPT-2, GPT-Neo, OPT, GPT-NeoX": ("gpt2", "stanford", "gpt-neo", "opt", "neox-serial"),
     "Pythia": ("pythia",),
@@ -46,6 +46,8 @@ COLUMNS = {
     ),
     "Gemma 2": ("gemma2",),
     "GPT-J": ("gpt-j",),
+    "Cohere": ("cohere",),
+    "Granite": ("granite",),
     "MPT": ("mpt",),
 }  # fmt: skip
 """Architectures that share a column because they share all that is in it."""
@@ -185,9 +187,10 @@ def table() -> str:
 BEGIN, END = "<!-- table of models -->", "<!-- end of table -->"
 
 
-def written() -> str:
-    """What README has."""
-    return README.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0].strip()
+def written() -> list[str]:
+    """What each file has."""
+    texts = (file.read_text(encoding="utf-8") for file in FILES)
+    return [text.split(BEGIN)[1].split(END)[0].strip() for text in texts]
 
 
 def main() -> None:
@@ -197,9 +200,10 @@ def main() -> None:
     found = table()
     print(found)
     if parser.parse_args().write:
-        text = README.read_text(encoding="utf-8")
-        before, after = text.split(BEGIN)[0], text.split(END)[1]
-        README.write_text(f"{before}{BEGIN}\n{found}\n{END}{after}", encoding="utf-8")
+        for file in FILES:
+            text = file.read_text(encoding="utf-8")
+            before, after = text.split(BEGIN)[0], text.split(END)[1]
+            file.write_text(f"{before}{BEGIN}\n{found}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def test_hooks_run_the_same_circuits(how: Any, roles: Any) -> None:
 
 def test_what_granites_layers_write_is_multiplied(tmp_path: Path) -> None:
     """What is written adds up to the final stream there, and edges run as the model."""
-    model = random_models.boot(random_models.save(tmp_path / "granite", "granite"))
+    model = random_models.boot(random_models.save(tmp_path / "granite", "granite-own-keys"))
     data = random_models.prompts(model, 4)
     written = edges_by_hooks.sources(model, data.tokens, data.positions["END"])
     final = runs.activations_at(model, data, "END", f"L{model.cfg.n_layers - 1}.post")

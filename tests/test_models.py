@@ -282,6 +282,13 @@ def no_network(*_: object, **__: object) -> None:
     raise OSError("Name or service not known")
 
 
+def test_a_model_that_boots_and_cannot_run_is_refused(tmp_path: Path) -> None:
+    folder = random_models.save(tmp_path / "opt-350m", "opt-350m")
+    with pytest.raises(ModelUnavailable, match="cannot run it .*lacks a module") as refusal:
+        load_model(str(folder), device="cpu", verbose=False)
+    assert len(str(refusal.value).splitlines()) == 1
+
+
 def test_without_a_network_one_quick_question_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "get_hf_file_metadata", no_network)
     monkeypatch.setattr(sources, "try_to_load_from_cache", lambda *_, **__: None)

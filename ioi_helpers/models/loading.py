@@ -199,6 +199,12 @@ def _original_logits(model: TransformerBridge, name: str) -> Tensor | None:
     try:
         return run_original(model, one_prompt(model))
     except Exception as error:
+        if "component not set" in str(error):  # in the place of a module that the model lacks
+            raise ModelUnavailable(
+                f"TransformerLens {version('transformer_lens')} boots {name}, but cannot run it "
+                f"({str(error).split('. ')[0]}): the model lacks a module that its architecture "
+                "has elsewhere, as OPT-350m lacks a final norm. Take another model."
+            ) from error
         # It may want other inputs than tokens, or be unable to run in this dtype: its own affair,
         # and any exception can tell of it.
         warnings.warn(
