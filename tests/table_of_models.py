@@ -83,6 +83,11 @@ def _circuit(model: TransformerBridge, data: IOIDataset, engine: Any) -> object:
     return circuits.Circuits(model, data, engine=engine).run(Circuit.of(["L0H1", ("L1H0", "END")]))
 
 
+def _edge_circuit(model: TransformerBridge, data: IOIDataset, engine: Any) -> object:
+    runner = circuits.EdgeCircuits(model, data, engine=engine)
+    return runner.run(Circuit.of_edges(list(circuits.possible_edges(runner.shape))[::3]))
+
+
 def _scrub(model: TransformerBridge, data: IOIDataset, engine: Any) -> object:
     equal = IOIDataset.generate(model.tokenizer, 4, names=handbuilt.NAMES, seed=2)
     found = circuits.Heads(frozenset({Node(1, 0, "END")}), ("order",))
@@ -120,7 +125,7 @@ FUNCTIONS: dict[str, tuple[Try, bool]] = {
         True,
     ),
     "`Circuits`": (_circuit, True),
-    "`EdgeCircuits`": (lambda model, data, _: circuits.EdgeCircuits(model, data).run_model(), True),
+    "`EdgeCircuits`": (_edge_circuit, True),
     "`scrub`": (_scrub, True),
     "attribution, logit lens": (_attribution, False),
     "`head_table`": (

@@ -35,7 +35,7 @@ RUNS = {
         "07": "Stanford",
         "08": "OPT",
     },
-    "ioi-plain": {"02": "GPT-Neo", "03": "OPT", "04": "GPT-Neo"},
+    "ioi-plain": {"02": "Stanford", "03": "OPT", "04": "GPT-Neo"},
 }
 NAMES_THE_MODEL = {
     r"(ioi-mini|ioi-plain) \(a folder\)": r"\1",
