@@ -24,11 +24,12 @@ from ioi_helpers.edits import (
     edited,
     head_edit,
     logit_diffs_and_kl,
+    logit_diffs_of_edits,
     next_token_kl,
     pattern_reaches_run,
     residual_edit,
 )
-from ioi_helpers.models import handbuilt
+from ioi_helpers.models import handbuilt, load_model
 from tests import random_models
 
 # In these TransformerLens leaves attention to the wrapped module.
@@ -544,6 +545,40 @@ def test_gradients_flow_through_edits(named: Named) -> None:
         logits = runs.logits_at_positions(model, data.tokens, data.positions["END"])
     (gradient,) = torch.autograd.grad(logits.square().sum(), pattern)
     assert gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["ioi-mini", "random"])
+def test_edited_runs_by_the_equations_are_those_of_the_model(
+    name: str, tiny: TransformerBridge, data: IOIDataset
+) -> None:
+    """On trained weights too; at every point, for words early and late, by a function as well."""
+    model = tiny if name == "random" else load_model(name, verbose=False)
+    if name != "random":
+        data = IOIDataset.generate(model.tokenizer, 14, prefixes="bundled", seed=5)
+    swapped, memory = data.swap_order(), 2**22 if name == "random" else runs.DEFAULT_MEMORY
+    made: dict[str, list[runs.Edit]] = {"clean": []}
+    for role in ("IO", "S2", "END"):
+        there = runs.activations_at(model, swapped, role, runs.residual_points(model))
+        for point, new in there.items():
+            made[f"{role} {point}"] = [residual_edit(data, role, point, new)]
+    made["function"] = [residual_edit(data, "S1", "L1.mid", lambda x: -x)]
+    made["two"] = [*made["IO L1.pre"], *made["S2 L2.mid"]]  # only hooks run these
+    fast = logit_diffs_of_edits(model, data, made, memory=memory)
+    slow = logit_diffs_of_edits(model, data, made, engine="hooks")
+    assert list(fast) == list(slow) == list(made)
+    last = f"END {runs.residual_points(model)[-1]}"
+    some = {what: made[what] for what in ("clean", "S2 L1.mid", last, "two")}
+    both = [
+        logit_diffs_and_kl(model, data, some, engine=engine, memory=memory)
+        for engine in ("auto", "hooks")
+    ]
+    for what in made:
+        torch.testing.assert_close(fast[what], slow[what], atol=1e-4, rtol=1e-4)
+    for what in some:
+        for one, other in zip(both[0][what], both[1][what], strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3, equal_nan=True)
+    with pytest.raises(ValueError, match="runs with one edit of the stream each"):
+        logit_diffs_of_edits(model, data, made, engine="fast")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])

@@ -44,6 +44,7 @@ from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.edits import (
     attention_edit,
     logit_diffs_and_kl,
+    logit_diffs_of_edits,
     next_token_kl,
     residual_edit,
     residual_hooks,
@@ -244,6 +245,7 @@ def kl(model: TransformerBridge) -> Any:
     return (
         next_token_kl(model, data, edits),
         logit_diffs_and_kl(model, data, {"exchanged": edits}),
+        logit_diffs_of_edits(model, data, {"exchanged": edits, "clean": []}),
         runs.logits_at(model, data, "END", edits).log_softmax(-1),
     )
 

@@ -17,7 +17,12 @@ from ioi_helpers.edits.arrival import (
 )
 from ioi_helpers.edits.attention import AttentionEdit, attend, attention_edit
 from ioi_helpers.edits.context import edited
-from ioi_helpers.edits.effects import EditEffect, logit_diffs_and_kl, next_token_kl
+from ioi_helpers.edits.effects import (
+    EditEffect,
+    logit_diffs_and_kl,
+    logit_diffs_of_edits,
+    next_token_kl,
+)
 from ioi_helpers.edits.outputs import HeadEdit, head_edit
 from ioi_helpers.edits.stream import AtPoints, ResidualEdit, residual_edit, residual_hooks
 
@@ -34,6 +39,7 @@ __all__ = [
     "head_edit",
     "hooks_off",
     "logit_diffs_and_kl",
+    "logit_diffs_of_edits",
     "next_token_kl",
     "pattern_reaches_run",
     "require_reach",

@@ -24,6 +24,8 @@ from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.edits.rows import Replacement, Rowwise, arrived, edited_positions, present
 from ioi_helpers.runs import EditHooks, Hook, known_hooks, parse_point, point_hook
 
+TOO_WIDE = "The new activations have {} dimensions, but the residual stream of this model has {}."
+
 
 @dataclass(frozen=True)
 class ResidualEdit(Replacement):
@@ -42,10 +44,7 @@ class ResidualEdit(Replacement):
         Raises:
             ValueError: The model has no such point, none that can be edited, or another width.
         """
-        says = (
-            "The new activations have {} dimensions, but the residual stream of this model has {}."
-        )
-        self.require_width(model.cfg.d_model, says)
+        self.require_width(model.cfg.d_model, TOO_WIDE)
 
         def replace(stream: Float[Tensor, "batch pos d_model"], hook: Any) -> Tensor:
             rows, at = present(self.positions, stream)

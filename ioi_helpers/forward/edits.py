@@ -55,6 +55,7 @@ def run_edits(
     base: Run,
     edits: Sequence[Edit],
     edit: Editor | None = None,
+    everywhere: bool = False,
 ) -> Float[Tensor, "row d_model"]:
     """Run every row of every edit through the rest of the model.
 
@@ -67,10 +68,12 @@ def run_edits(
         edit: Replaces further values of the rows on their way from where they enter, see
             :data:`Editor`. The rows of its spans are numbered as they entered: those of the lowest
             edit first.
+        everywhere: Go on with all positions of the spans to the end, not with the last alone.
 
     Returns:
         The final residual stream at each row's last position: the rows of the first edit, then
-        those of the second, and so on. `unembed` makes logits of it.
+        those of the second, and so on. `unembed` makes logits of it. With `everywhere` that at
+        each token of the spans.
     """
     if not edits:
         return base.final[:0]
@@ -85,6 +88,7 @@ def run_edits(
             entered.append(waiting.pop(0))
             entering = edits[entered[-1]]
             at_the_end = layer > last_layer or (layer == last_layer and middle)
+            at_the_end = at_the_end and not everywhere
             return entering.only_ends() if at_the_end else entering
         return None
 
@@ -101,7 +105,7 @@ def run_edits(
             enter(new.spans, new.tokens, new.values, layer)
         x_mid = read = x
         if len(spans):
-            only_ends = layer == last_layer
+            only_ends = layer == last_layer and not everywhere
             computed = attention(gpt, layer, x, spans, base, only_ends=only_ends, edit=edit)
             x_mid, read = computed["resid_mid"], computed[gpt.mlp_reads]
             spans = spans.only_ends() if only_ends else spans
@@ -123,7 +127,8 @@ def run_edits(
         enter(new.spans, new.tokens, new.values, gpt.n_layers)
 
     # Every row is down to its last position; back to the order in which the edits were given.
-    by_edit = dict(zip(entered, x.split([len(edits[i].spans) for i in entered]), strict=True))
+    counts = [len(edits[i].spans.row if everywhere else edits[i].spans) for i in entered]
+    by_edit = dict(zip(entered, x.split(counts), strict=True))
     return torch.cat([by_edit[i] for i in range(len(edits))])
 
 

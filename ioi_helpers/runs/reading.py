@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, overload
 
@@ -89,11 +90,14 @@ def activations_at(
     positions = role_positions(data, role)
     names = [where] if isinstance(where, str) else list(where)
     hooks = {name: name if "hook" in name else point_hook(model, name) for name in names}
-    known_hooks(model, list(hooks.values()))
+    names_there = list(hooks.values())
+    known_hooks(model, names_there)
+    # Edits are checked where they are read, which may be further up.
+    enough = None if edits else _enough_blocks(model, names_there)
 
     def read(part: TwoAnswerData, rows: Tensor) -> dict[str, Tensor]:
         at = positions[rows.to(positions.device)]
-        found = gather_activations(model, part.tokens, at, list(hooks.values()))
+        found = gather_activations(model, part.tokens, at, names_there, stop_at_layer=enough)
         return {name: found[hook] for name, hook in hooks.items()}
 
     found = run_rows_in_batches(
@@ -109,6 +113,7 @@ def gather_activations(
     positions: Int[Tensor, " batch"],
     names: Sequence[str],
     logits: bool = False,
+    stop_at_layer: int | None = None,
 ) -> dict[str, Float[Tensor, "batch *rest"]]:
     """One run, of which each row's activations at one position are kept.
 
@@ -118,6 +123,7 @@ def gather_activations(
         positions: The position in each row.
         names: Names of hooks.
         logits: Keep the logits there as well, as ``"logits"``.
+        stop_at_layer: The first block that need not run; None: all do.
     """
     gathered: dict[str, Tensor] = {}
 
@@ -137,8 +143,22 @@ def gather_activations(
             found = model.run_with_hooks(tokens, fwd_hooks=[*hooks, (UNEMBED, _only(positions))])
             gathered["logits"] = widened(found[:, 0]).to(model.W_U.device)
         else:  # logits_to_keep: one position's are cheaper than all, and none are used
-            model.run_with_hooks(tokens, fwd_hooks=hooks, return_type=None, logits_to_keep=1)
+            model.run_with_hooks(
+                tokens,
+                fwd_hooks=hooks,
+                return_type=None,
+                logits_to_keep=1,
+                stop_at_layer=stop_at_layer,
+            )
     return gathered
+
+
+def _enough_blocks(model: TransformerBridge, names: Sequence[str]) -> int | None:
+    """How many blocks must run for these hooks to be seen; None for all, and what follows them."""
+    blocks = [re.match(r"blocks\.(\d+)\.", name) for name in names]
+    layers = [int(found[1]) for found in blocks if found]
+    enough = 1 + max(layers, default=0)
+    return enough if len(layers) == len(names) and enough < model.cfg.n_layers else None
 
 
 def _only(positions: Int[Tensor, " batch"]) -> Any:
