@@ -88,6 +88,9 @@ notebooks: $(READY)  ## execute notebooks and store their outputs (NOTEBOOKS=04)
 budgets: $(READY)  ## measure what notebooks cost to run, on a machine that does nothing else
 	@$(TOOLS) budgets $(NOTEBOOKS)
 
+# Both run bundled models in their own process: see execution.kernel_environment.
+editions collect: export OMP_NUM_THREADS ?= 1
+
 editions: $(READY)  ## make editions for students and teachers in build/editions (NOTEBOOKS=04)
 	@$(TOOLS) editions $(NOTEBOOKS)
 

@@ -98,13 +98,15 @@ class Visit:
             route.abort()
 
     def open(self, name: str) -> Any:
-        """Go there and scroll through, so that every figure has been in sight."""
+        """Go there and look at every figure, so that it is drawn."""
         self.page.goto(f"{self.address}/{name}.html", wait_until="load")
         self.page.evaluate(
             """async () => {
-              for (let y = 0; y < document.body.scrollHeight; y += 800) {
-                scrollTo(0, y);
-                await new Promise((done) => setTimeout(done, 30));
+              for (const figure of document.querySelectorAll('.ioi-figure')) {
+                if (!figure.clientWidth) continue; // folded away
+                figure.scrollIntoView();
+                while (!figure.classList.contains('drawn'))
+                  await new Promise((done) => setTimeout(done, 30));
               }
             }"""
         )

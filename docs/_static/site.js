@@ -11,4 +11,8 @@ addEventListener("DOMContentLoaded", () => {
   for (const part of document.querySelectorAll("dt.sig > dl, dt.sig > dl > dd")) {
     part.setAttribute("role", "presentation");
   }
+  // A formula that is wider than the page can be scrolled by arrow keys.
+  for (const formula of document.querySelectorAll("div.math")) {
+    if (formula.scrollWidth > formula.clientWidth) formula.tabIndex = 0;
+  }
 });

@@ -497,6 +497,7 @@ DRAW_PAGE = (
     const card = box.appendChild(document.createElement("div"));
     card.style.cssText = "CARD";
     card.textContent = spec.title;
+    card.setAttribute("aria-hidden", "true"); // the box around it has the words
     const drawing = card.appendChild(document.createElement("div"));
     drawing.id = "ioi-" + Math.random().toString(36).slice(2);
     drawing.className = "ioi-heads";
