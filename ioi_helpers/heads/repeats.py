@@ -24,20 +24,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from ioi_helpers import runs
 from ioi_helpers.attribution import SCALE, Readout, readout, why_no_readout
 from ioi_helpers.metrics import standard_error
 from ioi_helpers.names import head_name
-from ioi_helpers.runs import (
-    DEFAULT_MEMORY,
-    POST_NORM_SCALE,
-    attention_weight,
-    has_post_norm,
-    in_parts,
-    prompts_at_once,
-    refuse_too_long,
-    require_model,
-    widened,
-)
 
 PATTERNS: tuple[str, ...] = ("previous_token", "duplicate_token", "induction")
 """The patterns that are scored."""
@@ -164,7 +154,7 @@ def repeat_scores(
     seeds: Sequence[int] = DEFAULT_SEEDS,
     length: int = 50,
     prepend_bos: bool | None = None,
-    memory: int = DEFAULT_MEMORY,
+    memory: int = runs.DEFAULT_MEMORY,
     progress: bool = True,
 ) -> RepeatScores:
     """Previous-token, duplicate-token and induction score of every head.
@@ -227,22 +217,22 @@ def repeat_scores(
         raise ValueError("The demo's definition has no BOS; use 'robust' where there is one.")
     if bos and start is None:
         raise ValueError("The model's tokenizer has no BOS; leave out prepend_bos=True.")
-    require_model(model)
+    runs.require_model(model)
     tokens = tokens.to(model.cfg.device)
     whole = torch.cat([tokens, tokens], dim=1)
     if bos and start is not None:
         whole = torch.cat([torch.full_like(whole[:, :1], start), whole], dim=1)
-    refuse_too_long(model, whole)
+    runs.refuse_too_long(model, whole)
     reason = why_no_readout(model)
     norm = None if reason else readout(model)
     places = _places(tokens.shape[1], int(bos), definition)
     rows, width = whole.shape
     kept = width * model.cfg.n_layers * model.cfg.d_model
-    at_once = prompts_at_once(model, width, memory, kept=kept, logits=2 * width)
+    at_once = runs.prompts_at_once(model, width, memory, kept=kept, logits=2 * width)
     lengths = torch.full((rows,), width)
     parts = [
         _run(model, whole[part], places, tokens.shape[1], norm)
-        for part in in_parts(lengths, at_once, progress=progress, what="sequences")
+        for part in runs.in_parts(lengths, at_once, progress=progress, what="sequences")
     ]
     values = {name: torch.cat([part[name] for part in parts], dim=-1) for name in parts[0]}
     return RepeatScores(
@@ -304,36 +294,36 @@ def _run(
 
     def read_pattern(pattern: Float[Tensor, "row head query key"], hook: Any, layer: int) -> None:
         for name, at in places.items():
-            total = widened(pattern[:, :, at.queries, at.keys]).sum(dim=-1) / at.count
+            total = runs.widened(pattern[:, :, at.queries, at.keys]).sum(dim=-1) / at.count
             scores[name][layer] = total.T.to(tokens.device)
 
     def read_output(z: Float[Tensor, "row pos head d_head"], hook: Any, layer: int) -> None:
-        outputs[layer] = widened(z[:, second]).to(tokens.device)
+        outputs[layer] = runs.widened(z[:, second]).to(tokens.device)
 
     def read_post_scale(value: Tensor, hook: Any, layer: int) -> None:
-        post_scales[layer] = widened(value[:, second]).to(tokens.device)
+        post_scales[layer] = runs.widened(value[:, second]).to(tokens.device)
 
     def read_scale(value: Tensor, hook: Any) -> None:
-        scale.append(widened(value[:, second]).to(tokens.device))
+        scale.append(runs.widened(value[:, second]).to(tokens.device))
 
     hooks: list[tuple[str, Any]] = []
     for layer in range(n_layers):
         hooks.append((f"blocks.{layer}.attn.hook_pattern", partial(read_pattern, layer=layer)))
         if norm is not None:
             hooks.append((f"blocks.{layer}.attn.hook_z", partial(read_output, layer=layer)))
-            if has_post_norm(model):
-                post = POST_NORM_SCALE.format(layer)
+            if runs.has_post_norm(model):
+                post = runs.POST_NORM_SCALE.format(layer)
                 hooks.append((post, partial(read_post_scale, layer=layer)))
     if norm is not None:
         hooks.append((SCALE, read_scale))
-    logits = widened(model.run_with_hooks(tokens, fwd_hooks=hooks)).to(tokens.device)
+    logits = runs.widened(model.run_with_hooks(tokens, fwd_hooks=hooks)).to(tokens.device)
     found = {name: torch.stack(values) for name, values in scores.items()}
 
     if norm is None:
         found["repeated_logit"] = torch.full_like(found["induction"], float("nan"))
     else:
         following = tokens[:, second.start + 1 : second.stop + 1]
-        unembed = widened(model.W_U)
+        unembed = runs.widened(model.W_U)
         directions = (unembed.T[following] - unembed.mean(dim=-1)) * (norm.weight * norm.after)
         directions = directions / scale[-1]
         # Written and read without the mean over d_model, where the norm takes it away.
@@ -342,8 +332,8 @@ def _run(
             torch.einsum(
                 "rphe,hem,rpm->hr",
                 z,
-                widened(block.attn.W_O),
-                directions * attention_weight(block) / post,
+                runs.widened(block.attn.W_O),
+                directions * runs.attention_weight(block) / post,
             )
             / directions.shape[1]
             for z, block, post in zip(outputs, model.blocks, post_scales, strict=True)

@@ -39,12 +39,12 @@ from ioi_helpers.runs import (
 )
 
 LOOKS: dict[str, tuple[str, str]] = {
-    "END to IO": ("END", "IO"),
-    "END to S1": ("END", "S1"),
-    "END to S2": ("END", "S2"),
-    "S2 to S1": ("S2", "S1"),
-    "S2 to S1+1": ("S2", "S1+1"),
-    "S1+1 to S1": ("S1+1", "S1"),
+    f"{looks} to {at}": (looks, at)
+    for looks, at in [
+        *(("END", role) for role in ("IO", "S1", "S2")),
+        *(("S2", role) for role in ("S1", "S1+1")),
+        ("S1+1", "S1"),
+    ]
 }
 """Columns of attention on IOI prompts, as (role that looks, role looked at)."""
 
