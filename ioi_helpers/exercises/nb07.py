@@ -317,7 +317,7 @@ def _three_classes(ctx: Context) -> Key:
         return x
 
     def exact(
-        matrix: Any = covariance, wanted: float = log_alpha, sign: int = 1
+        matrix: Any = covariance, wanted: float | None = log_alpha, sign: int = 1
     ) -> Float[Tensor, "start coordinate"]:
         by = replace(probe, bias=sign * probe.bias)
         return lrqp.intervene(starts, by, "C", matrix, log_alpha=wanted).x
@@ -343,7 +343,8 @@ def _three_classes(ctx: Context) -> Key:
             "solved for again, alone": ends(together.clamp_min(0)),
             "taking the nearest points in the Euclidean sense, not by the covariance": exact(flat),
             "reaching only the boundary of C; log alpha is missing": exact(wanted=0.0),
-            "asking for log odds of 10, the default, not of `trio_log_alpha`": exact(wanted=10.0),
+            "leaving `log_alpha` at the default, not `trio_log_alpha`: log odds of 10 at least, or "
+            "as large as the old class had": exact(wanted=None),
             "turning the sign of the biases. What is lacking is log alpha minus the log odds, of "
             "which they are part": exact(sign=-1),
             "taking the logarithm of `trio_log_alpha`, which is one already": exact(
