@@ -190,7 +190,7 @@ VERDICTS = (
     Verdict("02", r"Where: swap_order over half", _carries),
     Verdict(
         "02",
-        rf"(MLP \d+): the name (is|is, a little,|is not \(two errors\)) read from it, by {NUMBER}",
+        rf"(MLP \d+): the name (is|is, a little,|is not \(.*?\)) read from it \(.*, {NUMBER}",
         _name_is_read,
     ),
     Verdict("03", r"so the messengers say ([^;]+);", _messengers_say),
