@@ -121,6 +121,8 @@ def test_a_set_up_that_is_interrupted_shows_no_traceback(tmp_path: Path) -> None
         cwd=tmp_path,
         env={key: value for key, value in os.environ.items() if not key.startswith("MAKE")},
         start_new_session=True,
+        # Who runs tests in the background of a shell has SIGINT ignored, and so would make.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
