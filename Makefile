@@ -98,8 +98,8 @@ collect: $(READY)  ## check the answers that students handed in (FOLDER=...) and
 	@test -n "$(FOLDER)" || { echo "Name the folder with what was handed in: make collect FOLDER=..." >&2; exit 1; }
 	@$(BIN)/python -m ioi_helpers.exercises collect "$(FOLDER)"
 
-train: $(READY)  ## train a bundled model (MODEL=ioi-mini), or its sister from another seed (SEED=1)
-	$(BIN)/python -m training.train $(MODEL) $(if $(SEED),--seed $(SEED))
+train: $(READY)  ## train a bundled model (MODEL=ioi-mini), or its sister (SEED=1, WITHOUT="exchange at S2")
+	$(BIN)/python -m training.train $(MODEL) $(if $(SEED),--seed $(SEED)) $(if $(WITHOUT),--without "$(WITHOUT)")
 
 wheels:  ## download all that the set-up installs to build/wheels, for a room without network
 	$(if $(TORCH_INDEX),$(PYTHON) -m pip download --no-deps --dest build/wheels --index-url $(TORCH_INDEX) -c constraints.txt torch)

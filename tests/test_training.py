@@ -105,22 +105,56 @@ def test_a_run_that_was_stopped_goes_on_for_its_own_seed_only(
     training.main([*command, str(tmp_path / "whole"), "--seed", "1"])
     stopped = Trainer(replace(TINY, seed=1), steps=3)
     stopped.train_step()
-    stopped.save(training.checkpoint_of("ioi-mini", 1))
+    stopped.save(training.checkpoint_of(replace(TINY, seed=1)))
     training.main([*command, str(tmp_path / "other"), "--seed", "2"])
     assert "going on" not in capfd.readouterr().out
     training.main([*command, str(tmp_path / "resumed"), "--seed", "1"])
     assert "ioi-mini: going on from step 1" in capfd.readouterr().out
     whole, resumed = (tmp_path / f / "model.safetensors" for f in ("whole", "resumed"))
     assert whole.read_bytes() == resumed.read_bytes()
-    assert not training.checkpoint_of("ioi-mini", 1).exists()
+    assert not training.checkpoint_of(replace(TINY, seed=1)).exists()
 
 
 def test_only_its_own_seed_goes_into_the_package(capsys: pytest.CaptureFixture[str]) -> None:
-    assert training.folder_of("ioi-mini", RECIPES["ioi-mini"].seed) == bundled_folder("ioi-mini")
-    assert training.folder_of("ioi-mini", 1) == training.BUILD / "models" / "ioi-mini-seed-1"
+    mini, models = RECIPES["ioi-mini"], training.BUILD / "models"
+    assert training.folder_of(mini) == bundled_folder("ioi-mini")
+    assert training.folder_of(replace(mini, seed=1)) == models / "ioi-mini-seed-1"
+    less = training.without(mini, "exchange at S2")
+    assert training.folder_of(less) == models / "ioi-mini-without-exchange-at-S2-seed-0"
     with pytest.raises(SystemExit):
         training.main(["ioi-mini", "--steps", "2"])
     assert "give --folder with --steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("step", training.STEPS)
+def test_a_step_left_out_is_not_asked_for_and_all_else_is_as_it_was(step: str) -> None:
+    recipe = replace(TINY, cycles=(Cycle(6, 1e-3, long_repeats=True),))
+    whole, less = Trainer(recipe), Trainer(training.without(recipe, step))
+    for trainer in (whole, less):
+        trainer.use_from = -400  # the bit is in use, and parts are dropped
+        for _ in range(trainer.steps):
+            trainer.train_step()
+    if step in training.LOSSES and step != "order read-out":
+        assert whole.seen - less.seen == {step}
+    assert whole.rng.getstate() == less.rng.getstate()
+    assert not torch.equal(weights(whole), weights(less))
+
+
+def test_a_read_out_left_out_teaches_nothing() -> None:
+    """With the order's read-out alone to learn from, no weight of the model moves."""
+    trainer = Trainer(training.without(TINY, "order read-out"), steps=1)
+    losses = trainer._interchange_losses()
+    losses["order read-out"].backward()
+    assert all(p.grad is None or not p.grad.any() for p in trainer.model.parameters())
+    assert trainer.order_readout.weight.grad is not None
+
+
+def test_what_cannot_be_left_out_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="no step of training; there are repeated words"):
+        training.without(TINY, "answer")
+    with pytest.raises(SystemExit):
+        training.main(["ioi-plain", "--without", "guidance"])
+    assert "ioi-plain is trained on text alone" in capsys.readouterr().err
 
 
 def test_cycles_follow_each_other_and_training_ends() -> None:

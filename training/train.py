@@ -1,5 +1,7 @@
 """Train the bundled models: ``make train MODEL=ioi-mini``, or another seed's with ``SEED=1``.
 
+``WITHOUT="exchange at S2"`` leaves one of the steps below out, to see what it matters.
+
 `ioi-plain` is trained by plain language modelling. `ioi-mini` is trained on the same text and, at
 the same time, on *interchange interventions* (Geiger et al. 2022, interchange intervention
 training), because a small model left alone learns a shortcut around S2:
@@ -21,9 +23,10 @@ training), because a small model left alone learns a shortcut around S2:
 5. the logit difference is held near log(0.97 / 0.03), the optimum of an answer that is S in 3 % of
    the cases, which heads that attend sharply to IO otherwise overshoot by far.
 
-Each loss has a name in :data:`LOSSES`. What training planted is measured, not assumed: see
-:mod:`training.card` and the models' cards. Training can be interrupted and resumed; the same seed
-gives the same weights to the last bit on one machine and thread count.
+Each loss has a name in :data:`LOSSES`, and each step that can be left out one in :data:`STEPS`.
+What training planted is measured, not assumed: see :mod:`training.card` and the models' cards.
+Training can be interrupted and resumed; the same seed gives the same weights to the last bit on one
+machine and thread count.
 """
 
 from __future__ import annotations
@@ -59,6 +62,10 @@ LOSSES: dict[str, str] = {
     "exchange at END": "That names are fetched after block 3",
 }
 """What training asks for, and what a card says that it planted (nothing: the text's own words)."""
+
+STEPS = (*(name for name, told in LOSSES.items() if told and name != "answer"),
+         "calibration", "head dropout", "MLP dropout")  # fmt: skip
+"""What :func:`without` can leave out. The answer itself stays: without it there is no task."""
 
 BUILD = Path(__file__).resolve().parents[1] / "build"
 CONTEXT = 256
@@ -101,6 +108,7 @@ class Recipe:
     repeats: int = 32  # rows of repeated words a step, for the first blocks; interchange only
     seed: int = 0
     half: bool = False  # store the weights in 16 bits
+    without: tuple[str, ...] = ()  # losses that are not asked for
 
 
 RECIPES = {
@@ -132,6 +140,32 @@ RECIPES = {
 RECIPES["ioi-mini-no-head-dropout"] = replace(
     RECIPES["ioi-mini"], name="ioi-mini-no-head-dropout", head_dropout=0.0, half=True
 )
+
+
+def without(recipe: Recipe, step: str) -> Recipe:
+    """The same recipe but for one of :data:`STEPS`, from the same weights and on the same texts.
+
+    Left out is what the step asks of the model; its draws of random numbers stay, where it has any
+    but those of what is dropped out. The read-out of the order is still fitted, on a stream that
+    does not learn from it: its loss says when the bit is there to be used (if it never is, its use
+    is never asked for).
+
+    Raises:
+        ValueError: There is no such step, or the recipe does not have it.
+    """
+    if step not in STEPS:
+        raise ValueError(f"{step!r} is no step of training; there are {', '.join(STEPS)}.")
+    if not recipe.interchange:
+        raise ValueError(f"{recipe.name} is trained on text alone: no step can be left out.")
+    name = f"{recipe.name}-without-{step.replace(' ', '-')}"
+    if step == "calibration":
+        cycles = tuple(replace(cycle, calibration=0.0) for cycle in recipe.cycles)
+        return replace(recipe, name=name, cycles=cycles)
+    if step == "head dropout":
+        return replace(recipe, name=name, head_dropout=0.0)
+    if step == "MLP dropout":
+        return replace(recipe, name=name, mlp_dropout=0.0)
+    return replace(recipe, name=name, without=(*recipe.without, step))
 
 
 def pad(rows: Sequence[Sequence[float]]) -> Tensor:
@@ -442,6 +476,8 @@ class Trainer:
         using = self.use_from is not None
         sources = torch.randperm(half) if using else None
         kind = "S2" if self.rng.random() < 0.5 else "END"
+        if f"exchange at {kind}" in self.recipe.without:
+            sources = None
         with self.hooks.interchange(batch, kind, sources):
             logits = self._end_logits(batch)
         asked = batch.abba.clone()
@@ -454,6 +490,8 @@ class Trainer:
             min(1.0, 0.05 + (self.step - self.use_from) / 300) if self.use_from is not None else 0.0
         )
         stream = self.hooks.residual[self.recipe.bit_block]
+        if "order read-out" in self.recipe.without:
+            stream = stream.detach()
         rows = torch.arange(size)
         # Interchange happens in the hook after the stream was kept: this is each row's own.
         readout = F.binary_cross_entropy_with_logits(
@@ -484,6 +522,9 @@ class Trainer:
         losses = {"language": self._language_loss()}
         if r.interchange:
             losses |= self._interchange_losses() | self._repeats_losses()
+        # The order's read-out stays: it says when the bit is there.
+        left_out = set(r.without) - {"order read-out"}
+        losses = {name: loss for name, loss in losses.items() if name not in left_out}
         self.seen |= set(losses)
         loss = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad()
@@ -586,16 +627,16 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, steps: int | None = No
     checkpoint.unlink()  # a finished run must not be "gone on with" after the recipe has changed
 
 
-def folder_of(name: str, seed: int) -> Path:
-    """Where a model goes: into the package with its recipe's seed, else to `build/models/`."""
-    if seed == RECIPES[name].seed:
-        return bundled_folder(name)
-    return BUILD / "models" / f"{name}-seed-{seed}"
+def folder_of(recipe: Recipe) -> Path:
+    """Where a model goes: into the package if it is what ships, else to `build/models/`."""
+    if recipe.name in RECIPES and recipe.seed == RECIPES[recipe.name].seed:
+        return bundled_folder(recipe.name)
+    return BUILD / "models" / f"{recipe.name}-seed-{recipe.seed}"
 
 
-def checkpoint_of(name: str, seed: int) -> Path:
+def checkpoint_of(recipe: Recipe) -> Path:
     """The checkpoint of an unfinished run: one for each model and seed."""
-    return BUILD / "training" / f"{name}-seed-{seed}" / "checkpoint.pt"
+    return BUILD / "training" / f"{recipe.name}-seed-{recipe.seed}" / "checkpoint.pt"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -606,6 +647,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("model", choices=sorted(RECIPES))
     parser.add_argument("--seed", type=int, help="of text, weights and batches; its own by default")
+    parser.add_argument("--without", choices=STEPS, help="a step of training to leave out")
     parser.add_argument(
         "--folder",
         type=Path,
@@ -617,14 +659,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recipe = RECIPES[given.model]
     if given.seed is not None:
         recipe = replace(recipe, seed=given.seed)
+    if given.without is not None:
+        try:
+            recipe = without(recipe, given.without)
+        except ValueError as error:
+            parser.error(str(error))
     if given.steps is not None and given.folder is None:
         parser.error("give --folder with --steps, so that a trial replaces no model that ships")
-    folder = given.folder or folder_of(given.model, recipe.seed)
-    checkpoint = checkpoint_of(given.model, recipe.seed)
+    folder = given.folder or folder_of(recipe)
+    checkpoint = checkpoint_of(recipe)
     if given.fresh:
         checkpoint.unlink(missing_ok=True)
     train(recipe, folder, checkpoint, given.steps)
-    print(f"{given.model}, seed {recipe.seed}: written to {folder}")
+    print(f"{recipe.name}, seed {recipe.seed}: written to {folder}")
 
 
 if __name__ == "__main__":
