@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from ioi_helpers import published
 from notebooks.tools.execution import find_notebooks
-from notebooks.tools.gpt2 import run, weights
+from notebooks.tools.gpt2 import measurements, run, weights
 from notebooks.tools.gpt2.measurements import FACTS
 from notebooks.tools.gpt2.report import Report, Row, summary
 from tests.house import REPOSITORY
@@ -186,6 +186,31 @@ def test_what_is_meant_by_a_name() -> None:
     assert run.chosen(["paper.signals"], find_notebooks)[1] == []
     with pytest.raises(ValueError, match="Neither a notebook nor a published entry"):
         run.chosen(["papers"], find_notebooks)
+
+
+def test_patched_runs_serve_every_entry_also_where_a_fraction_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    swept: list[tuple[str, ...]] = []
+
+    class Refused:
+        def fraction(self) -> None:
+            raise ValueError("nothing to recover")
+
+    def patch_sweep(model: Any, clean: Any, corrupted: Any, site: str, axes: Any, **_: Any) -> Any:
+        swept.append((site, *axes))
+        return Refused()
+
+    class Demo:
+        def swap_subject(self) -> None: ...
+
+    monkeypatch.setattr(measurements, "_demo", lambda model: Demo())
+    monkeypatch.setattr(measurements.patching, "patch_sweep", patch_sweep)
+    model = object()
+    for name in ("exploratory.head_z_patch", "activation_patching.z"):
+        with pytest.raises(ValueError, match="nothing to recover"):
+            measurements.MEASUREMENTS[name](model)  # type: ignore[arg-type]
+    assert swept == [("z", "layer", "head")]
 
 
 @pytest.mark.slow

@@ -82,13 +82,19 @@ def without_l9h9(model: TransformerBridge, read: str) -> Tensor:
 
 
 @cache
-def patched(model: TransformerBridge, site: str, *axes: str) -> Tensor:
-    """Activation patching on the demo, as a fraction recovered."""
+def _patch_sweep(model: TransformerBridge, site: str, *axes: str) -> patching.SweepResult:
     data = _demo(model)
-    swept = patching.patch_sweep(
+    return patching.patch_sweep(
         model, data, data.swap_subject(), site, ("layer", *axes), progress=False
     )
-    return swept.fraction()
+
+
+def patched(model: TransformerBridge, site: str, *axes: str) -> Tensor:
+    """Activation patching on the demo, as a fraction recovered.
+
+    Both demos patch z, v and the pattern; the runs are kept, also where the fraction is refused.
+    """
+    return _patch_sweep(model, site, *axes).fraction()
 
 
 @cache
