@@ -1,7 +1,8 @@
 """What a reader takes along from a notebook: cells to copy, and helpers in plain TransformerLens.
 
-A code cell tagged `copy` holds imports and functions, and runs alone: in a fresh namespace, given a
-`model` and a `data`, its functions find all they need. Its metadata has a call to try them with:
+A code cell tagged `copy` holds imports, functions and lists of fields, and runs alone: in a fresh
+namespace, given a `model` and a `data`, its functions find all they need. Its metadata has a call
+to try them with:
 
     {"tags": ["copy"], "copy": "patched_logit_diff(model, data, data.swap_subject(), 1, 'S2')"}
 
@@ -80,8 +81,13 @@ def globals_of(code: types.CodeType) -> set[str]:
 @pytest.mark.parametrize(("source", "call"), list(cells_to_copy()))
 def test_a_cell_to_copy_runs_alone(source: str, call: str | None) -> None:
     assert call, 'its metadata needs a call to try it with, such as {"copy": "f(model, data)"}'
-    kinds = {type(statement).__name__ for statement in ast.parse(source).body}
-    assert kinds <= {"Import", "ImportFrom", "FunctionDef"}, "imports and functions alone"
+    statements = ast.parse(source).body
+    for statement in statements:
+        if isinstance(statement, ast.ClassDef):  # a NamedTuple, say: its functions are not tried
+            assert all(isinstance(part, ast.AnnAssign) for part in statement.body), "only fields"
+    kinds = {type(statement).__name__ for statement in statements}
+    allowed = {"Import", "ImportFrom", "FunctionDef", "ClassDef"}
+    assert kinds <= allowed, "imports, functions and fields alone"
     namespace: dict[str, Any] = {}
     exec(compile(source, "cell", "exec"), namespace)
     functions = {n: f for n, f in namespace.items() if isinstance(f, types.FunctionType)}
