@@ -27,7 +27,7 @@ numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
 from typing import Any, Literal, Self
@@ -39,7 +39,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import ActivationCache
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.tools.analysis.logit_lens import _require_direct_readout
 
 from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.dataset.files import read_file, write_file
@@ -61,6 +60,15 @@ from ioi_helpers.runs import (
 )
 
 SCALE = "ln_final.hook_scale"
+BEHIND_THE_NORM = (
+    "mlm_head",
+    "prediction_head",
+    "project_out",
+    "hc_head",
+    "sigma_map",
+    "classifier_ln",
+)
+"""What TransformerLens' bridges may have between the last residual stream and the unembedding."""
 
 Terms = dict[str, Float[Tensor, "component d_model"]]
 
@@ -82,16 +90,19 @@ class Attribution:
             ``"9_attn_out"``, ``"L9H9"``, ``"9_b_O"`` ...
         pair_ids: ``[batch]``, the dataset's: equal for prompts that belong together.
         role: The position that was read.
+        logit_diffs: ``[batch]``, the model's own logit difference there, of the same runs.
     """
 
     per_prompt: Float[Tensor, "*axes batch"]
     labels: tuple[str, ...]
     pair_ids: Int[Tensor, " batch"]
     role: str
+    logit_diffs: Float[Tensor, " batch"]
 
     def __post_init__(self) -> None:
         *axes, batch = self.per_prompt.shape
-        if len(self.labels) != torch.Size(axes).numel() or len(self.pair_ids) != batch:
+        lengths = {len(self.pair_ids), len(self.logit_diffs)}
+        if len(self.labels) != torch.Size(axes).numel() or lengths != {batch}:
             raise ValueError(
                 f"{len(self.labels)} labels and {len(self.pair_ids)} prompts do not fit values of "
                 f"shape {tuple(self.per_prompt.shape)}; give one label a component."
@@ -174,7 +185,11 @@ class Attribution:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write it into a safetensors file."""
-        tensors = {"per_prompt": self.per_prompt, "pair_ids": self.pair_ids}
+        tensors = {
+            "per_prompt": self.per_prompt,
+            "pair_ids": self.pair_ids,
+            "logit_diffs": self.logit_diffs,
+        }
         texts = {"labels": list(self.labels), "role": self.role}
         write_file(path, type(self).__name__, tensors, texts)
 
@@ -187,7 +202,11 @@ class Attribution:
         """
         tensors, texts = read_file(path, cls.__name__)
         return cls(
-            tensors["per_prompt"], tuple(texts["labels"]), tensors["pair_ids"], texts["role"]
+            tensors["per_prompt"],
+            tuple(texts["labels"]),
+            tensors["pair_ids"],
+            texts["role"],
+            tensors["logit_diffs"],
         )
 
     def __repr__(self) -> str:
@@ -235,10 +254,20 @@ def readout(model: TransformerBridge) -> Readout:
     Raises:
         ValueError: They are no linear map of it, given the final norm's scale.
     """
-    # Nothing else may stand between the stream and the logits, and there must be one stream.
-    _require_direct_readout(model, operation="DLA")
     cfg = model.cfg
     name = getattr(cfg, "model_name", "this model")
+    for layer, block in enumerate(getattr(model, "blocks", ())):
+        if not getattr(block, "hook_out_is_single_residual_stream", False):
+            raise ValueError(
+                f"{name} has several residual streams (block {layer} gives a stack of them), and "
+                "attribution knows how to read one."
+            )
+    between = next((part for part, _ in model.named_children() if part in BEHIND_THE_NORM), None)
+    if between is not None:
+        raise ValueError(
+            f"{name} has {between} between its last residual stream and its logits, which "
+            "attribution does not know."
+        )
     norm = getattr(model, "ln_final", None)
     kinds = ("LN", "LNPre", "RMS", "RMSPre")
     # OPT-350m has a place for a final norm and none there.
@@ -468,7 +497,7 @@ def head_attribution(
         lambda cache: _heads(model, cache), scale, memory, progress, constants=False,
     )  # fmt: skip
     by_layer = found.per_prompt.unflatten(0, (model.cfg.n_layers, model.cfg.n_heads))
-    return Attribution(by_layer, found.labels, found.pair_ids, role)
+    return replace(found, per_prompt=by_layer)
 
 
 def decompose(
@@ -642,9 +671,13 @@ def _attribute(
         dim=-1,
     )
     terms = found["terms"] / (found["scale"] if scale is None else scale.to(found["terms"]))
-    biases = sum(_constants(model, data, norm, False).values())
-    _require_sum(model, "The final stream, read through W_U,", found["stream"] + biases, found)
-    fixed = _constants(model, data, norm, normed) if constants else {}
+    fixed = _constants(model, data, norm)
+    read_off = found["stream"] + torch.stack([*fixed.values()]).sum(dim=0)
+    _require_sum(model, "The final stream, read through W_U,", read_off, found)
+    if normed:  # the norm's bias is in the summands
+        fixed.pop("ln_final_b", None)
+    if not constants:
+        fixed = {}
     if cumulative:
         terms = terms + torch.stack([*fixed.values()]).sum(dim=0)
     elif fixed:
@@ -652,7 +685,7 @@ def _attribute(
         labels += fixed
         if scale is None:
             _require_sum(model, "The sum of all parts", terms.sum(dim=0), found)
-    return kind(terms, tuple(labels), data.pair_ids, role)
+    return kind(terms, tuple(labels), data.pair_ids, role, found["logit_diff"])
 
 
 def _require_sum(
@@ -687,11 +720,11 @@ def _answer_columns(
 
 
 def _constants(
-    model: TransformerBridge, data: TwoAnswerData, norm: Readout, normed: bool
+    model: TransformerBridge, data: TwoAnswerData, norm: Readout
 ) -> dict[str, Float[Tensor, " batch"]]:
     """The terms that no activation carries: biases of the final norm and of the unembedding."""
     constants = {}
-    if not normed and (not model.compatibility_mode or norm.bias.any()):
+    if not model.compatibility_mode or norm.bias.any():
         constants["ln_final_b"] = _answer_columns(model, data, norm) @ norm.bias
     bias = widened(model.b_U)
     answers = (tokens.to(bias.device) for tokens in (data.io_tokens, data.s_tokens))

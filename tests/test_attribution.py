@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -363,13 +364,36 @@ def test_on_disk_and_back(folded: TransformerBridge, data: IOIDataset, tmp_path:
             back.stderr, made.stderr
         )
         assert (back.labels, back.role) == (made.labels, made.role)
+        assert torch.equal(back.logit_diffs, made.logit_diffs)
     with pytest.raises(ValueError, match="holds"):
         attribution.Decomposition.load(tmp_path / "made.safetensors")
 
 
+def test_what_stands_between_stream_and_logits_is_refused(
+    folded: TransformerBridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert attribution.why_no_readout(folded) == ""
+    with monkeypatch.context() as patch:
+        patch.setitem(folded._modules, "project_out", torch.nn.Identity())
+        assert "has project_out between" in attribution.why_no_readout(folded)
+    with monkeypatch.context() as patch:
+        patch.setattr(folded.blocks[1], "hook_out_is_single_residual_stream", False, raising=False)
+        assert "several residual streams (block 1" in attribution.why_no_readout(folded)
+    theirs = importlib.import_module("transformer_lens.tools.analysis.logit_lens")
+    assert set(attribution.BEHIND_THE_NORM) == set(theirs._READOUT_TRANSFORM_COMPONENTS)
+
+
+def test_an_attribution_keeps_the_models_own_logit_differences(
+    folded: TransformerBridge, data: IOIDataset
+) -> None:
+    wanted = metrics.logit_diff(folded(data.tokens), data, per_prompt=True)
+    for found in (head_attribution(folded, data), decompose(folded, data)):
+        torch.testing.assert_close(found.logit_diffs, wanted, atol=1e-4, rtol=1e-4)
+
+
 def test_labels_must_fit(data: IOIDataset) -> None:
     with pytest.raises(ValueError, match="1 labels and 12 prompts do not fit values of shape"):
-        attribution.Attribution(torch.zeros(2, 12), ("a",), data.pair_ids, "END")
+        attribution.Attribution(torch.zeros(2, 12), ("a",), data.pair_ids, "END", torch.zeros(12))
 
 
 def test_top_sorts_by_size(folded: TransformerBridge, data: IOIDataset) -> None:

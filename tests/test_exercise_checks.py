@@ -519,6 +519,9 @@ def test_no_form_ever_raises_for_an_answer(make: Callable[[], Any]) -> None:
 
 def test_blank_looks_inside_collections_but_not_tensors() -> None:
     assert is_blank({"a": [None]})
+    assert is_blank(" ") and is_blank(["L9H9", ...])
+    assert not is_blank(["L9H9", ""])
+    assert not is_blank({"ABBA": "S2", "BABA": ""})
     assert not is_blank(torch.tensor(float("nan")))
     assert not is_blank([])
     assert not is_blank(0)

@@ -20,9 +20,10 @@ from sklearn.svm import LinearSVC
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers import load_model, probing
+from ioi_helpers import load_model, probing, runs
 from ioi_helpers.dataset import IOIDataset
 from ioi_helpers.models import handbuilt
+from ioi_helpers.probing import evaluation, many
 from tests import random_models
 
 NAMES = handbuilt.NAMES
@@ -411,29 +412,88 @@ def test_fewer_rows_than_dimensions_give_the_same_probe() -> None:
     np.testing.assert_allclose(odds, wanted.decision_function(values.numpy()), atol=1e-3)
 
 
+@pytest.mark.parametrize(("n", "d"), [(40, 60), (40, 25), (120, 8)])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"C": 1000.0}, {"C": 0.01, "standardize": True}, {"class_weight": "balanced"}],
+)
+def test_probes_fitted_together_are_those_fitted_one_by_one(
+    n: int, d: int, settings: dict[str, Any]
+) -> None:
+    """And nearer to the optimum: as near as scikit-learn comes with a finer tolerance."""
+    rng = np.random.default_rng(n + d)
+    values = torch.as_tensor(rng.normal(size=(n, d)) * 5 + 3)
+    labelings: list[Any] = [rng.integers(0, 3, n) > 0 for _ in range(6)]
+    labelings += [np.where(labelings[0], "yes", "no")]  # of other names
+    labelings += [rng.integers(0, 3, n)]  # of three classes
+    together = probing.fit_probes(values, labelings, **settings)
+    scaled = StandardScaler(with_std=settings.get("standardize", False)).fit_transform(values)
+    for found, labels in zip(together, labelings, strict=True):
+        assert found.classes == tuple(np.unique(labels).tolist())
+        alone = probing.fit_probe(values, labels, **settings)
+        odds = found.log_probs(values), alone.log_probs(values)
+        torch.testing.assert_close(*odds, atol=1e-2, rtol=1e-3)
+        if len(found.classes) > 2:
+            continue
+        wanted = LogisticRegression(
+            C=settings.get("C", 1.0), class_weight=settings.get("class_weight"),
+            solver="newton-cholesky", tol=1e-13, max_iter=1000,
+        ).fit(scaled, labels)  # fmt: skip
+        ours = found.logits(values).diff(dim=1)[:, 0].numpy()
+        np.testing.assert_allclose(ours, wanted.decision_function(scaled), atol=1e-5, rtol=1e-5)
+
+
+def test_what_does_not_reach_the_optimum_is_fitted_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    values, labels = clouds(30, 4)
+    (wanted,) = probing.fit_probes(values, [labels])
+    monkeypatch.setattr(many, "MOST_STEPS", 2)
+    for found in probing.fit_probes(values, [labels, labels]):
+        torch.testing.assert_close(found.weights, wanted.weights)
+        assert found.estimator is not None
+
+
+def test_probes_fitted_together_refuse_what_one_probe_refuses() -> None:
+    values, labels = clouds(30, 4)
+    with pytest.raises(ValueError, match="at least two classes"):
+        probing.fit_probes(values, [labels, [1] * 30])
+    with pytest.raises(ValueError, match="C must be a positive number"):
+        probing.fit_probes(values, [labels, labels], C=0.0)
+    with pytest.raises(ValueError, match="'balanced', not 'even'"):
+        probing.fit_probes(values, [labels, labels], class_weight="even")
+    assert probing.fit_probes(values, []) == []
+
+
+@pytest.mark.parametrize("kinds", [2, 3])
+def test_a_score_is_that_of_probes_fitted_one_by_one(
+    kinds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row by row: what is held out, its predictions, its loss and every dealing."""
+    values, labels = clouds(90, 50, k=kinds, gap=2.0)
+    together = probing.evaluate_probe(values, labels, alone(90), n_controls=5)
+    monkeypatch.setattr(
+        evaluation,
+        "fit_probes",
+        lambda x, y, **given: [probing.fit_probe(x, o, **given) for o in y],
+    )
+    one_by_one = probing.evaluate_probe(values, labels, alone(90), n_controls=5)
+    assert together.loss == pytest.approx(one_by_one.loss, rel=1e-4)
+    assert replace(together, loss=0.0) == replace(one_by_one, loss=0.0)
+
+
 @pytest.mark.slow
 def test_on_pure_noise_the_band_of_notebook_06_holds_the_accuracy() -> None:
-    """2,000 times noise in place of activations, with the notebook's prompts, folds and dealings.
-
-    Nine dealings are tried first: what lies between them lies between all 49.
-    """
+    """2,000 times noise for activations, with the notebook's prompts, folds and dealings."""
     tokenizer = load_model("ioi-mini", verbose=False).tokenizer
     data = IOIDataset.generate(tokenizer, 300, prefixes="bundled", seed=1)
     groups = probing.groups(data, "S2")
     noise = np.random.default_rng(0)
-
-    def held(values: Tensor, n_controls: int) -> bool:
-        score = probing.evaluate_probe(
-            values, data.orders, groups, n_folds=4, n_controls=n_controls,
-            deal_by=data.pair_ids,
-        )  # fmt: skip
-        dealings = score.dealings if n_controls < 49 else score.chance
-        return min(dealings) <= score.accuracy.mean <= max(dealings)
-
     inside = 0
     for _ in range(2000):
         values = torch.as_tensor(noise.normal(size=(300, WIDTH)))
-        inside += held(values, 9) or held(values, 49)
+        score = probing.evaluate_probe(
+            values, data.orders, groups, n_folds=4, n_controls=49, deal_by=data.pair_ids
+        )
+        inside += score.chance[0] <= score.accuracy.mean <= score.chance[1]
     assert 0.94 < inside / 2000 < 0.98, inside / 2000
 
 
@@ -526,6 +586,11 @@ def test_the_order_is_read_where_it_was_built(built: TransformerBridge, data: IO
     assert accuracy["END", "L2.mid"] > 0.97
     assert (table["control"] - 0.5).abs().max() < 0.15
     assert (table["majority"] < 0.6).all()
+    at = runs.activations_at_roles(built, data, ("S2", "END"), ("L1.mid", "L2.mid"))
+    read = probing.probe_table(
+        built, data, roles=["END"], points=["L2.mid"], activations=at, n_folds=3, n_controls=1
+    )
+    assert read.loc[0, "accuracy"] == accuracy["END", "L2.mid"]
 
 
 def test_labels_of_the_other_variables(data: IOIDataset) -> None:

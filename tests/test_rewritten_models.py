@@ -184,6 +184,7 @@ def activations(model: TransformerBridge) -> Any:
         points,
         runs.activations_at(model, data, "S2", points),
         runs.activations_at(model, data, "END", points[-1]),
+        runs.activations_at_roles(model, data, ("S1+1", "END"), points[-1:])["END"],
         probing.head_outputs(model, data, "END", late(model, (2, 1), (1, 2))),
     )
 

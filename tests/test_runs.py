@@ -34,6 +34,9 @@ def own(random_folder: Path) -> TransformerBridge:
 
 POINTS = ["L0.pre", "L1.mid", "L2.post"]
 RUNS: dict[str, Run] = {
+    "activations_at_roles": lambda model, data, **k: runs.activations_at_roles(
+        model, data, ("S1", "END"), POINTS, **k
+    )["S1"],
     "activations_at": lambda model, data, **k: runs.activations_at(model, data, "S2", POINTS, **k),
     "logits_at": lambda model, data, **k: runs.logits_at(model, data, "S2", **k),
     "logit_diffs": runs.logit_diffs,
@@ -83,6 +86,20 @@ def test_activations_are_those_of_each_prompt_alone(
         torch.testing.assert_close(found[names[1]][row], cache["z", 1][0, at])
     alone = runs.activations_at(tiny, data, "S2", "L2.post")
     torch.testing.assert_close(alone, found["L2.post"])
+
+
+def test_one_run_gives_the_activations_of_all_roles(
+    tiny: TransformerBridge, data: IOIDataset
+) -> None:
+    names = ["L0.post", "blocks.1.attn.hook_z"]
+    together = runs.activations_at_roles(tiny, data, ("END", "IO", "S2"), names)
+    assert list(together) == ["END", "IO", "S2"]
+    for role, found in together.items():
+        wanted = runs.activations_at(tiny, data, role, names)
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+    assert runs.activations_at_roles(tiny, data, (), names) == {}
+    with pytest.raises(ValueError, match="S3"):
+        runs.activations_at_roles(tiny, data, ("END", "S3"), names)
 
 
 def test_logits_and_their_difference_are_the_models(

@@ -221,16 +221,17 @@ def _is_some(value: Any) -> bool:
 
 
 def is_blank(answer: Any) -> bool:
-    """Whether an answer is a stub: None, `...`, empty text, or a collection holding one of them."""
-    if answer is None or answer is Ellipsis:
-        return True
-    if isinstance(answer, str):
-        return not answer.strip()
+    """Whether an answer is a stub: None, `...`, nothing but empty text, or a collection in which
+    None or `...` still stands. Empty text in a collection may be an answer."""
+    return not answer.strip() if isinstance(answer, str) else _unfilled(answer)
+
+
+def _unfilled(answer: Any) -> bool:
     if isinstance(answer, Mapping):
-        return any(is_blank(v) for v in answer.values())
-    if isinstance(answer, (list, tuple, set, frozenset)):
-        return any(is_blank(v) for v in answer)
-    return False
+        return any(map(_unfilled, answer.values()))
+    if isinstance(answer, list | tuple | set | frozenset):
+        return any(map(_unfilled, answer))
+    return answer is None or answer is Ellipsis
 
 
 # --- keys of each form ----------------------------------------------------------------------------

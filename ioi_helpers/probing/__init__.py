@@ -23,6 +23,7 @@ from ioi_helpers.probing.evaluation import (
     split,
 )
 from ioi_helpers.probing.labels import labels_of
+from ioi_helpers.probing.many import fit_probes
 from ioi_helpers.probing.pictures import SVDProjection, eta_squared, svd_projection
 from ioi_helpers.probing.probes import Probe, as_probe, class_counts, fit_probe
 
@@ -42,6 +43,7 @@ __all__ = [
     "evaluate_probe",
     "fit_covariance",
     "fit_probe",
+    "fit_probes",
     "folds",
     "groups",
     "head_outputs",

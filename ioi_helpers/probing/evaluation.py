@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,10 +26,11 @@ from ioi_helpers.dataset.two_answers import positions_of
 from ioi_helpers.metrics import Estimate, mean_and_stderr
 from ioi_helpers.probing.activations import require_activations
 from ioi_helpers.probing.labels import encode_labels, labels_of
-from ioi_helpers.probing.probes import class_counts, fit_probe
+from ioi_helpers.probing.many import fit_probes
+from ioi_helpers.probing.probes import Probe, class_counts
 from ioi_helpers.runs import (
     DEFAULT_MEMORY,
-    activations_at,
+    activations_at_roles,
     progress_bar,
     require_data,
     residual_points,
@@ -381,7 +382,6 @@ def evaluate_probe(
         check_split(one, groups, hold_out=hold_out)
 
     settings = {"C": C, "standardize": standardize, "class_weight": class_weight}
-    real = _score(values, codes, made, settings)
     rng = np.random.default_rng(seed)
     prompt_of = (next(iter(groups.values())) if deal_by is None else deal_by).cpu().numpy()
     alike = set(zip(prompt_of.tolist(), codes.tolist(), strict=False))
@@ -392,10 +392,8 @@ def evaluate_probe(
             "deal_by must number all rows so that rows of one number have one label; leave it out "
             "to deal labels to prompts."
         )
-    controls = [
-        _score(values, _random_labels(codes, prompt_of, rng), made, settings)
-        for _ in range(n_controls)
-    ]
+    dealt = [_random_labels(codes, prompt_of, rng) for _ in range(n_controls)]
+    real, *controls = _scores(values, [codes, *dealt], made, settings)
 
     tested = ~np.isnan(real.correct)
     kept = _chosen(groups, hold_out)
@@ -430,32 +428,55 @@ class _Scores:
     train_accuracy: float
 
 
-def _score(
-    values: Tensor, codes: np.ndarray[Any, Any], splits: Sequence[Split], settings: dict[str, Any]
-) -> _Scores:
-    correct, majority, loss = (np.full(len(codes), np.nan) for _ in range(3))
-    predicted = np.full(len(codes), -1)
-    on_training = []
+def _untested(n: int) -> _Scores:
+    correct, majority, loss = np.full((3, n), np.nan)
+    return _Scores(correct, majority, loss, np.full(n, -1), np.nan)
+
+
+def _scores(
+    values: Tensor,
+    labelings: Sequence[np.ndarray[Any, Any]],
+    splits: Sequence[Split],
+    settings: dict[str, Any],
+) -> list[_Scores]:
+    """Each labeling's scores; the probes of a split are fitted together."""
+    on_training: list[list[float]] = [[] for _ in labelings]
+    found = [_untested(len(values)) for _ in labelings]
     for one in splits:
         train, test = one.train.cpu().numpy(), one.test.cpu().numpy()
-        if len(np.unique(codes[train])) < 2:
+        if any(len(np.unique(codes[train])) < 2 for codes in labelings):
             raise ValueError(
                 "The training rows of a split are all of one class; use more prompts, another "
                 "seed, or hold out less."
             )
-        probe = fit_probe(values[one.train.to(values.device)], codes[train], **settings)
-        log_probs = probe.log_probs(values[one.test.to(values.device)]).cpu().numpy()
-        known = np.asarray(probe.classes)
-        predicted[test] = known[log_probs.argmax(axis=1)]
-        correct[test] = predicted[test] == codes[test]
-        majority[test] = codes[test] == np.bincount(codes[train]).argmax()
-        is_right = known[None] == codes[test][:, None]
-        loss[test] = -np.where(is_right, log_probs, np.log(1e-12)).max(
-            axis=1, where=is_right, initial=np.log(1e-12)
-        )
-        fitted = np.asarray(probe.predict(values[one.train.to(values.device)]))
-        on_training.append((fitted == codes[train]).mean())
-    return _Scores(correct, majority, loss, predicted, float(np.mean(on_training)))
+        seen = values[one.train.to(values.device)]
+        probes = fit_probes(seen, [codes[train] for codes in labelings], **settings)
+        of_test = _log_probs(probes, values[one.test.to(values.device)])
+        of_train = _log_probs(probes, seen)
+        for scores, codes, probe, tested, fitted, right in zip(
+            found, labelings, probes, of_test, of_train, on_training, strict=True
+        ):
+            known = np.asarray(probe.classes)
+            scores.predicted[test] = known[tested.argmax(axis=1)]
+            scores.correct[test] = scores.predicted[test] == codes[test]
+            scores.majority[test] = codes[test] == np.bincount(codes[train]).argmax()
+            is_right = known[None] == codes[test][:, None]
+            scores.loss[test] = -np.where(is_right, tested, np.log(1e-12)).max(
+                axis=1, where=is_right, initial=np.log(1e-12)
+            )
+            right.append(float((known[fitted.argmax(axis=1)] == codes[train]).mean()))
+    return [
+        replace(scores, train_accuracy=float(np.mean(shares)))
+        for scores, shares in zip(found, on_training, strict=True)
+    ]
+
+
+def _log_probs(probes: Sequence[Probe], values: Tensor) -> list[np.ndarray[Any, Any]]:
+    """Log probabilities ``[row class]`` of each probe, from one product of matrices."""
+    weights = torch.cat([probe.weights for probe in probes]).to(values)
+    logits = torch.addmm(torch.cat([probe.bias for probe in probes]).to(values), values, weights.T)
+    parts = logits.split([len(probe.classes) for probe in probes], dim=1)
+    return [part.log_softmax(dim=1).cpu().numpy() for part in parts]
 
 
 def _random_labels(
@@ -475,6 +496,7 @@ def probe_table(
     *,
     roles: Sequence[str] | None = None,
     points: Sequence[str] | None = None,
+    activations: Mapping[str, Mapping[str, Tensor]] | None = None,
     n_folds: int = 5,
     hold_out: Sequence[str] | None = None,
     n_controls: int = 3,
@@ -490,6 +512,8 @@ def probe_table(
         variable: A name that :func:`labels_of` knows, or a label for each prompt.
         roles, points: Where to probe; by default at every role and everywhere
             (:func:`~ioi_helpers.runs.residual_points`).
+        activations: Those of the data at these roles and points, where they have been read
+            already, as :func:`~ioi_helpers.runs.activations_at_roles` gives them.
         model, data, memory, progress: As for :func:`~ioi_helpers.runs.activations_at`.
         n_folds, hold_out, n_controls, C, standardize, seed: As for :func:`evaluate_probe`.
 
@@ -515,11 +539,15 @@ def probe_table(
     numbers = data.pair_ids.tolist()
     in_common = len(set(zip(numbers, labels, strict=True))) == len(set(numbers))
     pairs = data.pair_ids if in_common else None
+    roles = roles_to_use(data, roles)
+    at = activations
+    if at is None:  # one run for all
+        at = activations_at_roles(model, data, roles, points, memory=memory, progress=progress)
     rows = []
-    for role in roles_to_use(data, roles):
+    for role in roles:
         grouped = groups(data, role)
-        at = activations_at(model, data, role, points, memory=memory, progress=progress)
-        for point, values in progress_bar(f"probes at {role}", at.items(), show=progress):
+        here = {point: at[role][point] for point in points}
+        for point, values in progress_bar(f"probes at {role}", here.items(), show=progress):
             score = evaluate_probe(
                 values, labels, grouped, n_folds=n_folds, hold_out=hold_out,
                 n_controls=n_controls, deal_by=pairs, C=C, standardize=standardize, seed=seed,

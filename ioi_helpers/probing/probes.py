@@ -155,8 +155,7 @@ def fit_probe(
             f"All {len(values)} labels are {classes[0]!r}; a probe needs at least two classes to "
             "tell apart."
         )
-    if isinstance(C, str) or not C > 0 or math.isinf(C):
-        raise ValueError(f"C must be a positive number, not {C!r}.")
+    require_penalty(C)
     # Newton's method reaches the optimum, so that results do not depend on where an optimiser
     # happened to stop; its Hessian has (K d_model) squared entries.
     # With fewer rows than dimensions the weights lie in the rows' span: there the problem is small.
@@ -183,6 +182,12 @@ def fit_probe(
         classes,
         estimator,
     )
+
+
+def require_penalty(C: Any) -> None:
+    """Refuse an inverse strength of the penalty that is no positive number."""
+    if isinstance(C, str) or not C > 0 or math.isinf(C):
+        raise ValueError(f"C must be a positive number, not {C!r}.")
 
 
 def as_probe(probe: Any) -> Probe:

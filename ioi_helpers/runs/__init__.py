@@ -46,6 +46,7 @@ from ioi_helpers.runs.guards import (
 from ioi_helpers.runs.points import parse_point, point_hook, residual_points
 from ioi_helpers.runs.reading import (
     activations_at,
+    activations_at_roles,
     gather_activations,
     logit_diffs,
     logits_at,
@@ -67,6 +68,7 @@ __all__ = [
     "EditHooks",
     "Hook",
     "activations_at",
+    "activations_at_roles",
     "attention_of_pairs",
     "attention_patterns",
     "attention_weight",

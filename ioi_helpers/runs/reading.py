@@ -86,43 +86,96 @@ def activations_at(
         ValueError: An unknown role, point or hook, a prompt without the role, or as
             :func:`~ioi_helpers.runs.guards.require_data`.
     """
-    require_data(model, data)
-    positions = role_positions(data, role)
     names = [where] if isinstance(where, str) else list(where)
-    hooks = {name: name if "hook" in name else point_hook(model, name) for name in names}
-    names_there = list(hooks.values())
-    known_hooks(model, names_there)
+    hooks = _hooks_at(model, data, names)
+    positions = role_positions(data, role)
+    found = _read(model, data, positions, hooks, edits, memory, progress)
+    return found[where] if isinstance(where, str) else found
+
+
+def activations_at_roles(
+    model: TransformerBridge,
+    data: TwoAnswerData,
+    roles: Sequence[str],
+    where: Sequence[str],
+    *,
+    edits: Sequence[Edit] = (),
+    memory: int = DEFAULT_MEMORY,
+    progress: bool = True,
+) -> dict[str, dict[str, Float[Tensor, "batch *rest"]]]:
+    """As :func:`activations_at` for each of several roles, from one run of the prompts.
+
+    Args:
+        roles: Such as ``("S2", "END")``.
+        model, data, where, edits, memory, progress: As for :func:`activations_at`.
+
+    Returns:
+        ``{role: {name: [batch ...]}}``.
+
+    Raises:
+        ValueError: As :func:`activations_at`.
+    """
+    hooks = _hooks_at(model, data, where)
+    if not roles:
+        return {}
+    positions = torch.stack([role_positions(data, role) for role in roles], dim=1)
+    found = _read(model, data, positions, hooks, edits, memory, progress)
+    return {
+        role: {name: values[:, i] for name, values in found.items()} for i, role in enumerate(roles)
+    }
+
+
+def _hooks_at(
+    model: TransformerBridge, data: TwoAnswerData, where: Sequence[str]
+) -> dict[str, str]:
+    """The hook of each point, or of each that is named as a hook."""
+    require_data(model, data)
+    hooks = {name: name if "hook" in name else point_hook(model, name) for name in where}
+    known_hooks(model, list(hooks.values()))
+    return hooks
+
+
+def _read(
+    model: TransformerBridge,
+    data: TwoAnswerData,
+    positions: Int[Tensor, "batch *role"],
+    hooks: dict[str, str],
+    edits: Sequence[Edit],
+    memory: int,
+    progress: bool,
+) -> dict[str, Float[Tensor, "batch *rest"]]:
+    names = list(hooks.values())
     # Edits are checked where they are read, which may be further up.
-    enough = None if edits else _enough_blocks(model, names_there)
+    enough = None if edits else _enough_blocks(model, names)
 
     def read(part: TwoAnswerData, rows: Tensor) -> dict[str, Tensor]:
         at = positions[rows.to(positions.device)]
-        found = gather_activations(model, part.tokens, at, names_there, stop_at_layer=enough)
+        found = gather_activations(model, part.tokens, at, names, stop_at_layer=enough)
         return {name: found[hook] for name, hook in hooks.items()}
 
-    found = run_rows_in_batches(
+    return run_rows_in_batches(
         model, data, read, edits=edits, memory=memory, progress=progress,
-        upto=positions, kept=len(hooks) * model.cfg.d_model,
+        upto=positions.reshape(len(positions), -1).amax(dim=1),
+        kept=len(hooks) * model.cfg.d_model * positions[0].numel(),
     )  # fmt: skip
-    return found[where] if isinstance(where, str) else found
 
 
 def gather_activations(
     model: TransformerBridge,
     tokens: Int[Tensor, "batch pos"],
-    positions: Int[Tensor, " batch"],
+    positions: Int[Tensor, "batch *role"],
     names: Sequence[str],
     logits: bool = False,
     stop_at_layer: int | None = None,
 ) -> dict[str, Float[Tensor, "batch *rest"]]:
-    """One run, of which each row's activations at one position are kept.
+    """One run, of which each row's activations at one position, or at a few, are kept.
 
     Args:
         tokens: Prompts, right-padded, all run at once. What comes after the last position that is
             read is not run: by causality it cannot matter.
-        positions: The position in each row.
+        positions: The position in each row, or several.
         names: Names of hooks.
-        logits: Keep the logits there as well, as ``"logits"``.
+        logits: Keep the logits there as well, as ``"logits"``, where it is one position.
         stop_at_layer: The first block that need not run; None: all do.
     """
     gathered: dict[str, Tensor] = {}
@@ -130,6 +183,7 @@ def gather_activations(
     def gather(activation: Tensor, hook: Any, name: str) -> None:
         at = positions.to(activation.device)
         rows = torch.arange(len(at), device=activation.device)
+        rows = rows.view(-1, *[1] * (at.ndim - 1))
         gathered[name] = widened(activation[rows, at]).to(model.W_U.device)
 
     def gatherer(name: str) -> Any:

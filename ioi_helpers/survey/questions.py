@@ -181,11 +181,10 @@ def head_attribution(
         model, data, memory: Of :func:`ioi_helpers.attribution.head_attribution`.
     """
     found = attribution.head_attribution(model, data, memory=memory, progress=False)
-    clean = runs.logit_diffs(model, data, memory=memory, progress=False)
     table = pd.DataFrame({"name": list(found.labels)})
     per_prompt = found.per_prompt.flatten(0, -2).cpu()
     table["layer"], table["head"] = zip(*map(heads.parse_head, found.labels), strict=True)
-    _add_shares(table, "direct", per_prompt, clean.cpu(), data)
+    _add_shares(table, "direct", per_prompt, found.logit_diffs.cpu(), data)
     about = {"direct": "direct logit attribution at END, logits"}
     return _described(table, _PLACE | _errors(about | _SHARE) | {"pairs": _ROWS["pairs"]})
 
