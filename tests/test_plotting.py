@@ -251,6 +251,17 @@ def test_summary_does_not_follow_noise() -> None:
     assert "L1H2 1.60; L3H0 1.60; L0H0 0" in clean
 
 
+def test_beside_a_large_group_a_small_one_is_noise() -> None:
+    names, groups = [f"L{i // 4}H{i % 4}" for i in range(8)], ["early"] * 4 + ["late"] * 4
+    x, y = np.array([4.2, 1.5, 2, 3, 0, 0, 0, 0]), np.array([1.5, 4.2, 2, 3, 0, 0, 0, 0])
+    clean = plotting.scatter(x, y, names, groups=groups).summary
+    assert "late, 4 points\n  highest: L1H0 0; L1H1 0" in clean
+    assert "correlation of x and y: undefined" in clean
+    for seed in range(5):
+        noise = 2e-6 * np.random.default_rng(seed).normal(size=(2, 8))
+        assert plotting.scatter(x + noise[0], y + noise[1], names, groups=groups).summary == clean
+
+
 def test_two_percent_show_in_the_summary() -> None:
     values = np.random.default_rng(0).normal(0, 1, (4, 6))
     assert (

@@ -143,23 +143,26 @@ def _panel_lines(panel: Panel, top: int) -> list[str]:
 
 
 def _series_lines(panel: Panel, series: Series, top: int) -> list[str]:
-    scale = scale_of(series.y)
+    # Series share their axes: beside large values, small ones are rounding noise.
+    scale = max(scale_of(one.y) for one in panel.series)
+    x_scale = max(scale_of(one.x) for one in panel.series)
     names = series.labels
     if names is None:
-        x_scale = scale_of(series.x)
         names = panel.x.names or tuple(f"x={number(float(x), x_scale)}" for x in series.x)
     lines = extremes(series.y, names, 2 if panel.kind == "line" else top, scale)
     if panel.kind == "line":
         lines.append(f"first and last: {_named(series.y, names, [0, len(names) - 1], scale)}")
     if panel.kind == "scatter" and len(series.x) > 2:
-        lines.append(f"correlation of x and y: {_correlation(series)}")
+        lines.append(f"correlation of x and y: {_correlation(series, x_scale, scale)}")
     return lines
 
 
-def _correlation(series: Series) -> str:
+def _correlation(series: Series, x_scale: float, y_scale: float) -> str:
+    """Pearson's; undefined where the values do not differ at printed precision."""
     known = np.isfinite(series.x) & np.isfinite(series.y)
     x, y = series.x[known], series.y[known]
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+    printed = ({rounded(v, x_scale) for v in x}, {rounded(v, y_scale) for v in y})
+    if len(x) < 3 or min(map(len, printed)) < 2:
         return "undefined"
     return number(float(np.corrcoef(x, y)[0, 1]), 1.0)
 
