@@ -238,6 +238,8 @@ def _same(carried: Any, source: Any) -> bool:
         "eap_ig_ioi_faithfulness.json",
         "single_head_removals_gpt2.json",
         "name_mover_ablation_dla.json",
+        "ioi_other_models_and_seeds.json",
+        "pythia_410m_exploratory.json",
     ],
 )
 def test_carried_over_faithfully(file: str) -> None:

@@ -14,29 +14,32 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import attribution, circuits, edits, heads, lrqp, metrics, probing, runs
 from ioi_helpers.ablation import ablation_sweep
 from ioi_helpers.dataset import IOIDataset, TwoAnswerData
-from ioi_helpers.dataset.two_answers import orders_of
 from ioi_helpers.graph import Circuit
-from ioi_helpers.metrics import standard_error
-from ioi_helpers.patching import SweepResult, patch_sweep
+from ioi_helpers.patching import patch_sweep
 from ioi_helpers.path_patching import edge_scores, every_input, path_sweep
 from ioi_helpers.runs import DEFAULT_MEMORY
-
-OVER_PAIRS = "its standard error over pairs of prompts"
-COUNTERFACTUALS = ("abc", "swap_subject", "swap_order", "random_names")
-
-_ROWS = {
-    "order": "which prompts: all, ABBA (IO first) or BABA (S first)",
-    "prompts": "how many of them",
-    "pairs": "how many independent pairs they are",
-}
-
+from ioi_helpers.survey.belief import belief
+from ioi_helpers.survey.repair import repair, responses
+from ioi_helpers.survey.rows import (
+    PLACE,
+    ROWS,
+    SHARE,
+    add_shares,
+    by_order,
+    counted,
+    counterfactual,
+    described,
+    sweep_table,
+    table_of,
+    with_error,
+    with_errors,
+)
 
 # --- the whole model -----------------------------------------------------------------------------
 
@@ -70,12 +73,12 @@ def behaviour(
 
     values = runs.run_in_batches(model, data, read, memory=memory, progress=False)
     rows = []
-    for order, chosen in _by_order(data).items():
-        row = _counted(order, data, chosen)
+    for order, chosen in by_order(data).items():
+        row = counted(order, data, chosen)
         for name, one in values.items():
-            row |= _with_error(name, one.cpu()[chosen], data.pair_ids.cpu()[chosen])
+            row |= with_error(name, one.cpu()[chosen], data.pair_ids.cpu()[chosen])
         rows.append(row)
-    return _table(rows, _ROWS | _errors(measured))
+    return table_of(rows, ROWS | with_errors(measured))
 
 
 def circuit_scores(
@@ -113,15 +116,15 @@ def circuit_scores(
         kept = Circuit.of(tuple(node) if isinstance(node, list) else node for node in circuit)
     scored = circuits.faithfulness(circuits.Circuits(model, data, how=how, memory=memory), kept)  # type: ignore[arg-type]
     rows = []
-    for order, chosen in _by_order(data).items():
+    for order, chosen in by_order(data).items():
         part = scored.rows(chosen.tolist())
-        row = _counted(order, data, chosen) | {"nodes": len(list(kept))}
+        row = counted(order, data, chosen) | {"nodes": len(list(kept))}
         for name, run in {
             "F(M)": part.model,
             "F(C)": part.circuit,
             "F(empty)": part.empty,
         }.items():
-            row |= _with_error(name, run.logit_diff.cpu(), part.pair_ids)
+            row |= with_error(name, run.logit_diff.cpu(), part.pair_ids)
         for name, one in {
             "F(C) / F(M)": part.ratio(),
             "normalised": part.normalised(),
@@ -140,7 +143,7 @@ def circuit_scores(
         "nats lost": "loss of the circuit minus that of the model, nats of -log p(IO)",
     }
     nodes = {"nodes": "how many (head, role) pairs the circuit has", "members": "which"}
-    return _table(rows, _ROWS | nodes | _errors(about))
+    return table_of(rows, ROWS | nodes | with_errors(about))
 
 
 # --- head by head, edge by edge ------------------------------------------------------------------
@@ -184,9 +187,9 @@ def head_attribution(
     table = pd.DataFrame({"name": list(found.labels)})
     per_prompt = found.per_prompt.flatten(0, -2).cpu()
     table["layer"], table["head"] = zip(*map(heads.parse_head, found.labels), strict=True)
-    _add_shares(table, "direct", per_prompt, found.logit_diffs.cpu(), data)
+    add_shares(table, "direct", per_prompt, found.logit_diffs.cpu(), data)
     about = {"direct": "direct logit attribution at END, logits"}
-    return _described(table, _PLACE | _errors(about | _SHARE) | {"pairs": _ROWS["pairs"]})
+    return described(table, PLACE | with_errors(about | SHARE) | {"pairs": ROWS["pairs"]})
 
 
 def ablations(
@@ -208,11 +211,11 @@ def ablations(
         role: Where it is taken away; None: everywhere.
         model, data, memory: As everywhere.
     """
-    other = None if how == "zero" else _counterfactual(data, reference)
+    other = None if how == "zero" else counterfactual(data, reference)
     found = ablation_sweep(
         model, data, what, how=how, reference=other, role=role, memory=memory, progress=False
     )
-    return _swept(found, data)
+    return sweep_table(found, data)
 
 
 def patching(
@@ -234,10 +237,10 @@ def patching(
         model, data, memory: As everywhere.
     """
     found = patch_sweep(
-        model, data, _counterfactual(data, corrupted), site, tuple(axes), direction=direction,  # type: ignore[arg-type]
+        model, data, counterfactual(data, corrupted), site, tuple(axes), direction=direction,  # type: ignore[arg-type]
         roles=roles, memory=memory, progress=False,
     )  # fmt: skip
-    return _swept(found, data)
+    return sweep_table(found, data)
 
 
 def paths(
@@ -269,10 +272,10 @@ def paths(
     else:
         into = [tuple(one) if isinstance(one, list) else one for one in receivers]
     found = path_sweep(
-        model, data, _counterfactual(data, reference), senders, into, mlps=mlps, memory=memory,
+        model, data, counterfactual(data, reference), senders, into, mlps=mlps, memory=memory,
         progress=False,
     )  # fmt: skip
-    return _swept(found, data)
+    return sweep_table(found, data)
 
 
 def edges(
@@ -294,10 +297,10 @@ def edges(
         model, data, memory: As everywhere.
     """
     found = edge_scores(
-        model, data, _counterfactual(data, reference), method=method, steps=steps,
+        model, data, counterfactual(data, reference), method=method, steps=steps,
         inputs=tuple(inputs), roles=roles, memory=memory, progress=False,
     )  # fmt: skip
-    return _swept(found, data)
+    return sweep_table(found, data)
 
 
 # --- what is known, and what is used -------------------------------------------------------------
@@ -333,7 +336,7 @@ def lrqp_sweep(
     at = runs.activations_at(model, test, role, chosen, **settings)
     clean = runs.logit_diffs(model, test, **settings).cpu()
     pairs = test.pair_ids.cpu()
-    of_order = _by_order(test)
+    of_order = by_order(test)
     rows: list[dict[str, Any]] = []
     for point in chosen:
         probe = probing.fit_probe(fit_on[point], train.orders)
@@ -341,7 +344,7 @@ def lrqp_sweep(
         right = torch.tensor([a == b for a, b in zip(probe.predict(at[point]), test.orders)])
         row: dict[str, Any] = {"point": point, "role": role, "prompts": len(test)}
         row["pairs"] = len(pairs.unique())
-        row |= _with_error("probe accuracy", right.double(), pairs)
+        row |= with_error("probe accuracy", right.double(), pairs)
         for name, target in (("", other), ("control ", test.orders)):
             solved = lrqp.intervene(at[point], probe, target, covariance, true=test.orders)
             edit = edits.residual_edit(test, role, point, solved.x)
@@ -349,9 +352,9 @@ def lrqp_sweep(
             turned = ((clean > 0) & (after < 0)).double()
             for order, some in of_order.items():
                 what = f"{name}flipped" if order == "all" else f"{name}flipped {order}"
-                row |= _with_error(what, turned[some], pairs[some])
-            row |= _with_error(f"{name}logit_diff", after, pairs)
-            row |= _with_error(f"{name}length", solved.length.cpu(), pairs)
+                row |= with_error(what, turned[some], pairs[some])
+            row |= with_error(f"{name}logit_diff", after, pairs)
+            row |= with_error(f"{name}length", solved.length.cpu(), pairs)
         rows.append(row)
     about = {"probe accuracy": "share of held-out prompts whose order the probe reads"}
     for name, what in (("", "LRQP with the other order"), ("control ", "LRQP with the true order")):
@@ -362,8 +365,8 @@ def lrqp_sweep(
             )
         about[f"{name}logit_diff"] = f"logit difference after {what}, logits"
         about[f"{name}length"] = f"length of the move of {what}, standard deviations"
-    place = {"point": "place in the stream", "role": "whose token", **_ROWS}
-    return _table(rows, {k: v for k, v in place.items() if k != "order"} | _errors(about))
+    place = {"point": "place in the stream", "role": "whose token", **ROWS}
+    return table_of(rows, {k: v for k, v in place.items() if k != "order"} | with_errors(about))
 
 
 QUESTIONS: dict[str, Callable[..., pd.DataFrame]] = {
@@ -372,104 +375,12 @@ QUESTIONS: dict[str, Callable[..., pd.DataFrame]] = {
     "head_table": head_table,
     "head_attribution": head_attribution,
     "ablations": ablations,
+    "repair": repair,
+    "responses": responses,
     "patching": patching,
     "paths": paths,
     "edges": edges,
     "lrqp": lrqp_sweep,
+    "belief": belief,
 }
 """Name -> function. What each returns, and its arguments, stand in the function's docstring."""
-
-
-# --- tables --------------------------------------------------------------------------------------
-
-_PLACE = {"name": "what was changed", "layer": "its layer", "head": "its index in the layer"}
-_SHARE = {"share": "the same as a share of the model's own logit difference"}
-_SWEPT = {
-    **_PLACE,
-    "role": "at whose token",
-    "pos": "at which token, counted from 0",
-    "sender": "who writes",
-    "receiver": "who reads",
-}
-
-
-def _counterfactual(data: TwoAnswerData, name: str) -> TwoAnswerData:
-    if name not in COUNTERFACTUALS:
-        raise ValueError(f"{name!r} is no counterfactual; use one of {', '.join(COUNTERFACTUALS)}.")
-    make = getattr(data, name, None)
-    if make is None:
-        raise ValueError(f"These prompts make no counterfactual by {name}().")
-    made: TwoAnswerData = make()
-    return made
-
-
-def _by_order(data: TwoAnswerData) -> dict[str, Tensor]:
-    """Row numbers: all, and those of each order where there are several."""
-    orders = orders_of(data)
-    found = {"all": torch.arange(len(orders))}
-    for order in sorted(set(orders)) if len(set(orders)) > 1 else ():
-        found[order] = torch.tensor([i for i, one in enumerate(orders) if one == order])
-    return found
-
-
-def _counted(order: str, data: TwoAnswerData, chosen: Tensor) -> dict[str, Any]:
-    pairs = len(data.pair_ids.cpu()[chosen].unique())
-    return {"order": order, "prompts": len(chosen), "pairs": pairs}
-
-
-def _with_error(name: str, values: Float[Tensor, " batch"], pairs: Tensor) -> dict[str, float]:
-    """A mean, and its error over pairs (NaN for a single one)."""
-    wide = values.double()
-    return {name: float(wide.mean()), f"{name} error": float(standard_error(wide, pairs))}
-
-
-def _add_shares(
-    table: pd.DataFrame,
-    name: str,
-    values: Float[Tensor, "cell batch"],
-    clean: Float[Tensor, " batch"],
-    data: TwoAnswerData,
-) -> None:
-    """Add the mean of an effect and its share of the model's logit difference, with errors."""
-    wide, pairs = values.double(), data.pair_ids.cpu()
-    total = clean.double().mean()
-    share = wide.mean(dim=-1) / total
-    # To first order, with pairs as observations, as for every ratio of means of this package.
-    residual = (wide - share[:, None] * clean.double()) / total
-    for column, mean, spread in ((name, wide.mean(dim=-1), wide), ("share", share, residual)):
-        table[column] = mean.numpy()
-        table[f"{column} error"] = standard_error(spread, pairs).numpy()
-    table["pairs"] = len(pairs.unique())
-
-
-def _swept(found: SweepResult, data: TwoAnswerData) -> pd.DataFrame:
-    """A sweep's table: a row a cell that is possible, with its effect and share."""
-    table = found.index_df.reset_index(drop=True)
-    table.insert(0, "name", list(found.labels))
-    effect = found.effect().flatten(0, -2).cpu()
-    if "possible" in table:
-        kept = table["possible"].to_numpy(dtype=bool)
-        table, effect = table[kept].drop(columns="possible"), effect[torch.tensor(kept)]
-        table = table.reset_index(drop=True)
-    _add_shares(table, "effect", effect, found.clean.cpu(), data)
-    about = {"effect": f"change of the logit difference by {found.method} ({found.site}), logits"}
-    places = {column: _SWEPT.get(column, column) for column in table if column in _SWEPT}
-    return _described(table, places | _errors(about | _SHARE) | {"pairs": _ROWS["pairs"]})
-
-
-def _errors(about: dict[str, str]) -> dict[str, str]:
-    """The columns and, after each, that of its error."""
-    return {
-        column: text
-        for name, what in about.items()
-        for column, text in ((name, what), (f"{name} error", OVER_PAIRS))
-    }
-
-
-def _table(rows: Sequence[dict[str, Any]], about: dict[str, str]) -> pd.DataFrame:
-    return _described(pd.DataFrame(rows), about)
-
-
-def _described(table: pd.DataFrame, about: dict[str, str]) -> pd.DataFrame:
-    table.attrs = {"columns": {column: about.get(str(column), "") for column in table}}
-    return table

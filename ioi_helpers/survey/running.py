@@ -17,7 +17,7 @@ from ioi_helpers.survey import tables
 from ioi_helpers.survey.asked import Survey
 from ioi_helpers.survey.engines import WorkersLost, engine, hand_out
 from ioi_helpers.survey.ledger import Ledger
-from ioi_helpers.survey.tables import WHOSE
+from ioi_helpers.survey.tables import WHOSE, HasTables
 from ioi_helpers.survey.tasks import Call, Places, Task, calls_of, tasks_of
 from ioi_helpers.survey.workers import forget_model
 
@@ -42,7 +42,7 @@ OF_TASKS = {
 
 
 @dataclass(frozen=True)
-class Results:
+class Results(HasTables):
     """What a survey has found so far.
 
     Attributes:
@@ -54,21 +54,6 @@ class Results:
     survey: Survey
     tasks: pd.DataFrame = field(repr=False)
     tables: dict[str, pd.DataFrame] = field(repr=False)
-
-    def table(self, question: str) -> pd.DataFrame:
-        """A question's answers, those of all models below each other, in the order of the survey.
-
-        It begins with the columns of :data:`WHOSE`; ``attrs["columns"]`` says what each holds, with
-        its unit. A task that failed is a row that says so, without numbers.
-
-        Raises:
-            ValueError: The survey has no such question.
-        """
-        if question not in self.tables:
-            raise ValueError(
-                f"{question!r} is no question of this survey; it has {', '.join(self.tables)}."
-            )
-        return self.tables[question]
 
     @property
     def failures(self) -> pd.DataFrame:

@@ -25,6 +25,27 @@ WHOSE = {
 """The columns that every table begins with."""
 
 
+class HasTables:
+    """What holds a survey's tables by the label of the question."""
+
+    tables: dict[str, pd.DataFrame]
+
+    def table(self, question: str) -> pd.DataFrame:
+        """A question's answers, those of all models below each other, in the order of the survey.
+
+        It begins with the columns of :data:`WHOSE`; ``attrs["columns"]`` says what each holds, with
+        its unit. A task that failed is a row that says so, without numbers.
+
+        Raises:
+            ValueError: The survey has no such question.
+        """
+        if question not in self.tables:
+            raise ValueError(
+                f"{question!r} is no question of this survey; it has {', '.join(self.tables)}."
+            )
+        return self.tables[question]
+
+
 def write(table: pd.DataFrame, path: Path, record: Mapping[str, Any], unfinished: Path) -> None:
     """Write a table, with ``attrs["columns"]`` and a record of how it was made.
 
