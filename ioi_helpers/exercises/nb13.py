@@ -50,7 +50,7 @@ def _by_name(ctx: Context) -> Key:
                 np.clip(a, 0, None), np.clip(b, 0, None)
             ),
             "taking negative parts alone": _in_common(np.clip(a, None, 0), np.clip(b, None, 0)),
-            "multiplying, not taking the smaller": float((a * b).sum()),
+            "multiplying the two, where the smaller is asked for": float((a * b).sum()),
             "correlating the profiles": float(np.corrcoef(a.ravel(), b.ravel())[0, 1]),
             "averaging over heads, where a sum is asked for": _in_common(a, b) / len(both),
             "matching heads by place in the list, whatever they are called": _in_common(
@@ -81,7 +81,7 @@ def _by_chance(ctx: Context) -> Key:
         relative=1e-3,
         between=(0, 1, "p is a probability, between 0 and 1."),
         mistakes={
-            "not counting what was observed as one of the draws": far / n,
+            "leaving out what was observed, which counts as one of the draws": far / n,
             "adding one above and not below": (far + 1) / n,
             "adding one below and not above": far / (n + 1),
             "counting the draws that come less far": (1 + int((null < observed).sum())) / (1 + n),
@@ -115,7 +115,7 @@ def _beyond_chance(ctx: Context) -> Key:
         mistakes={
             "subtracting only. On the scale asked for, identity is 1": overlap - mean,
             "dividing by the null's mean": overlap / mean,
-            "subtracting, and dividing by the null's mean": (overlap - mean) / mean,
+            "subtracting the null's mean and dividing by it": (overlap - mean) / mean,
             "dividing by the null's standard deviation. That is a z": (overlap - mean) / null.std(),
             "dividing by the null's standard deviation (n - 1). That is a z": (overlap - mean)
             / null.std(ddof=1),
@@ -138,7 +138,7 @@ def _at_end(ctx: Context) -> Key:
     end = [universality.profile(t, universality.AT_END) for t in (ctx.table, ctx.other_table)]
     whole = [universality.profile(t) for t in (ctx.table, ctx.other_table)]
     cut = [one[end[0].columns] for one in whole]
-    match = universality.match(*end)
+    match, kept = universality.match(*end), _kept(whole, end)
     names = end[0].index.intersection(end[1].index)
     rest = [what for what in universality.EFFECTS if what not in universality.AT_END]
     elsewhere = [universality.profile(t, rest) for t in (ctx.table, ctx.other_table)]
@@ -151,8 +151,8 @@ def _at_end(ctx: Context) -> Key:
             "END": universality.match(*cut).overlap,
             "taking all effects": universality.match(*whole).overlap,
             "taking what is done elsewhere": universality.match(*elsewhere).overlap,
-            "keeping the assignment of all effects. Heads are to be matched by END alone": _kept(
-                whole, end
+            "keeping the assignment of all effects. Heads are to be matched by END alone": (
+                kept if abs(kept - match.overlap) > 2e-3 else None  # else it is the same one
             ),
             "matching by name": _in_common(*(one.loc[names].to_numpy() for one in end)),
             "taking what is beyond chance. The overlap itself is asked for": (
@@ -193,7 +193,7 @@ def _over_seeds(ctx: Context) -> Key:
             "taking 2 errors": 2 * error,
             "giving the standard error. The interval reaches further": error,
             "giving the standard deviation": spread,
-            "not dividing by the root of n": t * spread,
+            "leaving out the root of n": t * spread,
             "dividing by n, not by its root": t * spread / n,
             "taking n degrees of freedom. One is spent on the mean": float(
                 stats.t.ppf((1 + LEVEL) / 2, n)
