@@ -146,6 +146,11 @@ def test_a_page_is_whole(name: str, visit: Visit) -> None:
     assert all(figure["drawing"] <= figure["room"] or figure["reachable"] for figure in figures)
     if name in NOTEBOOKS:
         assert len(figures) >= 4
+    apart = page.evaluate(
+        """() => [...document.querySelectorAll('table.dataframe td')]
+          .map((cell) => parseFloat(getComputedStyle(cell).paddingLeft))"""
+    )
+    assert all(room >= 6 for room in apart), "numbers of two columns run together"
     wide = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     assert wide[0] <= wide[1], "the page scrolls sideways"
     assert visit.outside == []
