@@ -80,6 +80,7 @@ RIGHT = {
     ],
     "04.3": [
         LOSS + "rise = change[:, length:].mean()",
+        "from ioi_helpers.ablation import ablate\n"
         'whole = heads.repeat_scores(model, half, definition="demo")\n'
         'off = name_of(best["induction"])\n'
         'with ablate(model, off, "zero"):\n'
@@ -186,6 +187,7 @@ WRONG = {
         + "change = scored(queries_of(stream), keys) - old": r"scale was kept",
         CUT
         + "change = scored(queries_of(stream), keys_of(stream)) - old + 0.0": r"Nothing changed",
+        "from ioi_helpers.ablation import ablate\n"
         'with ablate(model, name_of(writer), "zero"):\n'
         '    without = heads.repeat_scores(model, half, definition="demo")\n'
         "change = without.induction[reader] - scores.induction[reader]": r"ablated altogether",
