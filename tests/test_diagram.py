@@ -99,6 +99,15 @@ def test_other_arrows_give_another_order() -> None:
     assert "sender -> reader (values)" in figure.summary
 
 
+def test_long_names_of_rows_end_before_the_boxes_begin() -> None:
+    rows = ("the person who gives", "END")
+    figure = plotting.diagram(Circuit.of([("L0H1", rows[0]), ("L1H2", "END")]), roles=rows)
+    names = [label for label in drawing_of(figure).labels if label.align == "left"]
+    for name in names:
+        width = 0.6 * name.size * len(name.text)
+        assert name.x + width < min(box.left for box in figure.boxes)
+
+
 def test_arrows_between_the_same_classes_are_one() -> None:
     entries = circuit(("L0H0", "sender", "S2"), ("L3H1", "reader", "END"))
     arrows = [("sender", "reader", "keys"), ("sender", "reader", "values")]

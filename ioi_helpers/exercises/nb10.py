@@ -23,7 +23,7 @@ from ioi_helpers.dataset import ROLES, IOIDataset
 from ioi_helpers.exercises.forms import Array, Numbers, Refused
 from ioi_helpers.exercises.measure import error, hooked
 from ioi_helpers.exercises.registry import Context, exercise
-from ioi_helpers.exercises.verdicts import Key, array, number, pick
+from ioi_helpers.exercises.verdicts import Key, array, mistake, number, pick
 from ioi_helpers.graph import Circuit, Node, Shape, parse_nodes
 
 Z = Float[Tensor, "layer batch pos head d_head"]
@@ -238,6 +238,25 @@ def _wrong_reference(ctx: Context) -> Key:
     def answer(repaired: str) -> Tensor:
         return torch.stack([left["mistake"], left[repaired]])
 
+    def tells(repaired: str) -> bool:
+        """Whether a repair is further from that by ABC prompts than two of its errors."""
+        apart = (by_order(runs[repaired]) - by_order(runs["ABC"])).abs()
+        unsure = [error(runs["ABC"][m], data[m]) for m in (abba, ~abba)]
+        return bool((apart > 2 * torch.tensor(unsure).to(apart)).any())
+
+    # Repairs that are none, unless the model at hand cannot tell.
+    repairs = {
+        "own, pooled": "pooling the orders of IOI prompts as the repair. Look at ABBA and BABA "
+        "apart: the mean is still one of repeated names",
+        "more, pooled": "pooling the orders of more IOI prompts as the repair. Look at ABBA and "
+        "BABA apart: the mean is still one of repeated names",
+        "more": "taking more prompts of the same kind as the repair. What is in all of them stays "
+        "in their mean, however many they are",
+        "renamed": "taking other names in the same sentences as the repair. There a name is "
+        "repeated, too",
+        "zero": "taking zero as the repair. A mean is asked for",
+    }
+    tied = [name for name in repairs if not tells(name)]
     truth = answer("ABC")
     logits = torch.stack([by_order(runs["mistake"]), by_order(runs["ABC"])])
     at_all = torch.stack(
@@ -260,17 +279,14 @@ def _wrong_reference(ctx: Context) -> Key:
                 answer("own ABC")
             ),
             "Resampled from ABC prompts, which hold nothing either.": answer("resampled"),
+        }
+        | {
+            f"This repair ({mistake(repairs[name])}) is none, but on this model it lies within two "
+            "errors of the one by ABC prompts, so they cannot be told apart.": answer(name)
+            for name in tied
         },
-        mistakes={
-            "pooling the orders of IOI prompts as the repair. Look at ABBA and BABA apart: the "
-            "mean is still one of repeated names": answer("own, pooled"),
-            "pooling the orders of more IOI prompts as the repair. Look at ABBA and BABA apart: "
-            "the mean is still one of repeated names": (answer("more, pooled")),
-            "taking more prompts of the same kind as the repair. What is in all of them stays in "
-            "their mean, however many they are": answer("more"),
-            "taking other names in the same sentences as the repair. There a name is repeated, "
-            "too": answer("renamed"),
-            "taking zero as the repair. A mean is asked for": answer("zero"),
+        mistakes={text: answer(name) for name, text in repairs.items() if name not in tied}
+        | {
             "repairing nothing": answer("mistake"),
             "exchanging the rows; the mistake comes first": truth.flip(0),
             "exchanging the orders; ABBA comes first": truth.flip(1),

@@ -63,7 +63,8 @@ EMPTY = "There is no head in this circuit, so there is nothing to draw."
 HEADS_A_LINE = 3
 BOX_WIDTH = 156.0  # pixels; the rest of the geometry as well
 STAGE_WIDTH = BOX_WIDTH + 74.0
-LEFT = 62.0  # names of the rows
+LEFT = 62.0  # names of the rows, at least
+ROLE_SIZE = 13
 GAP = 16.0  # between boxes of one row and stage
 ROW_PADDING = 18.0
 
@@ -272,6 +273,7 @@ def _lay_out(
     if not boxes:
         return (), (), (480.0, 40.0)
     used = sorted({box.stage for box in boxes})
+    margin = left_of_boxes(boxes)
     placed, bands, top = [], [], 0.0
     for position in dict.fromkeys(box.position for box in boxes):
         columns = [[b for b in boxes if (b.position, b.stage) == (position, s)] for s in used]
@@ -281,13 +283,19 @@ def _lay_out(
             # In the middle of its band, so that arrows from one band to the next stay short.
             y += (height - sum(b.height for b in inside) - GAP * max(len(inside) - 1, 0)) / 2
             for box in inside:
-                left = LEFT + column * STAGE_WIDTH
+                left = margin + column * STAGE_WIDTH
                 placed.append(replace(box, left=left, top=y))
                 y += box.height + GAP
         bands.append((position, top, top + height + 2 * ROW_PADDING))
         top += height + 2 * ROW_PADDING
-    width = LEFT + (len(used) - 1) * STAGE_WIDTH + BOX_WIDTH + 14
+    width = margin + (len(used) - 1) * STAGE_WIDTH + BOX_WIDTH + 14
     return tuple(placed), tuple(bands), (max(width, 480.0), top + LINE + 8)
+
+
+def left_of_boxes(boxes: Sequence[Box]) -> float:
+    """Where boxes begin: right of the longest name of a row."""
+    longest = max((len(box.position) for box in boxes), default=0)
+    return max(LEFT, 8 + longest * CHARACTER * ROLE_SIZE / 12 + 12)
 
 
 def _in_words(boxes: Sequence[Box], links: Sequence[tuple[Box, Box, str]]) -> Iterator[str]:
@@ -339,7 +347,9 @@ def _draw(
 ) -> Drawing:
     """The boxes at their places as rectangles, arrows and lines of text."""
     width, height = size
-    labels = [Label(8.0, (top + bottom) / 2, name, 13, "left") for name, top, bottom in bands]
+    labels = [
+        Label(8.0, (top + bottom) / 2, name, ROLE_SIZE, "left") for name, top, bottom in bands
+    ]
     for box in boxes:
         middle = box.left + BOX_WIDTH / 2
         labels.append(Label(middle, box.top + 6 + LINE / 2, box.title, 12))
@@ -356,7 +366,7 @@ def _draw(
         Label(*_beside(end, what), what, 10) for end, (_, _, what) in zip(ends, links, strict=True)
     ]
     if boxes:
-        labels.append(Label((LEFT + width) / 2, height - LINE / 2 - 4, BELOW, 12))
+        labels.append(Label((left_of_boxes(boxes) + width) / 2, height - LINE / 2 - 4, BELOW, 12))
     else:
         labels.append(Label(8, 12, EMPTY, 12, "left"))
     return Drawing(

@@ -266,7 +266,8 @@ def _name_points(axes: Axes, panel: Panel, place: Place, most: int = 10) -> None
         for right, up, side in BESIDE:
             corner = pixels[i] + (right - extent[0] if side == "right" else right, up)
             box = np.array([corner, corner + extent])
-            inside = (box[0] > -8).all() and (box[1] < size + 8).all()
+            # To the left stand the numbers of the axis.
+            inside = (box[0] > (2, -8)).all() and (box[1] < size + 8).all()
             if inside and not any((box[0] < b[1]).all() and (b[0] < box[1]).all() for b in taken):
                 covered = int(((box[0] - 6 < pixels) & (pixels < box[1] + 6)).all(axis=1).sum())
                 free.append((covered, len(free), right, up, side, box))
