@@ -37,7 +37,7 @@ pytestmark = [
 
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1200, "height": 900}
-PAGES = ["index", "glossary", "api/attribution", "genindex", "benchmarks/patching_speed"]
+PAGES = ["index", "glossary", "survey", "api/attribution", "genindex", "benchmarks/patching_speed"]
 NOTEBOOKS = [f"notebooks/{path.stem}" for path in find_notebooks()]
 
 
@@ -151,6 +151,12 @@ def test_a_page_is_whole(name: str, visit: Visit) -> None:
           .map((cell) => parseFloat(getComputedStyle(cell).paddingLeft))"""
     )
     assert all(room >= 6 for room in apart), "numbers of two columns run together"
+    narrowest = page.evaluate(
+        """() => Math.min(...[...document.querySelectorAll('article td')]
+          .filter((cell) => cell.innerText.length > 8)
+          .map((cell) => cell.getBoundingClientRect().width))"""
+    )
+    assert narrowest >= 60, "a column of two letters"
     wide = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     assert wide[0] <= wide[1], "the page scrolls sideways"
     assert visit.outside == []
