@@ -109,7 +109,7 @@ def test_it_runs_on_ioi_plain(path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", ["09", "10", "11", "12"])
+@pytest.mark.parametrize("number", ["09", "10", "11", "12", "13"])
 def test_it_goes_on_where_nothing_is_on_record(number: str, tmp_path: Path) -> None:
     """Neither a circuit nor head classes, as for any model that a reader brings along."""
     folder = as_stanford(bundled_folder("ioi-mini"), tmp_path / "another")

@@ -92,7 +92,7 @@ def _by_chance(ctx: Context) -> Key:
                 observed, ctx.dealt
             ),
             "doubling it. Only an overlap that is large counts": 2 * (1 + far) / (1 + n),
-            "counting, where a share is asked for": 1 + far,
+            "counting draws, where a share is asked for": 1 + far,
             "taking the null for normal": float(stats.norm.sf(z)),
         },
         right=f"{far} of {n} draws come as far.",
