@@ -153,7 +153,7 @@ def test_a_page_is_whole(name: str, visit: Visit) -> None:
     assert all(room >= 6 for room in apart), "numbers of two columns run together"
     narrowest = page.evaluate(
         """() => Math.min(...[...document.querySelectorAll('article td')]
-          .filter((cell) => cell.innerText.length > 8)
+          .filter((cell) => cell.clientWidth && cell.innerText.length > 8)
           .map((cell) => cell.getBoundingClientRect().width))"""
     )
     assert narrowest >= 60, "a column of two letters"
