@@ -262,16 +262,17 @@ def _name_points(axes: Axes, panel: Panel, place: Place, most: int = 10) -> None
         if len(taken) >= (must.sum() or most):
             break
         extent = np.array([LABEL_SIZE[0] * len(points[i][2]), LABEL_SIZE[1]])
-        free: list[tuple[int, int, int, int, str, np.ndarray]] = []
+        free: list[tuple[float, int, int, int, str, np.ndarray]] = []
         for right, up, side in BESIDE:
             corner = pixels[i] + (right - extent[0] if side == "right" else right, up)
             box = np.array([corner, corner + extent])
-            # To the left stand the numbers of the axis.
-            inside = (box[0] > (2, -8)).all() and (box[1] < size + 8).all()
+            inside = (box[0] > -8).all() and (box[1] < size + 8).all()
             if inside and not any((box[0] < b[1]).all() and (b[0] < box[1]).all() for b in taken):
-                covered = int(((box[0] - 6 < pixels) & (pixels < box[1] + 6)).all(axis=1).sum())
+                near = ((box[0] - 6 < pixels) & (pixels < box[1] + 6)).all(axis=1).sum()
+                # Among the numbers of the axis it is worse than on one point, better than on two.
+                covered = float(near) + 1.5 * bool(box[0, 0] < 2)
                 free.append((covered, len(free), right, up, side, box))
-        if free and (must[i] or min(free)[0] == 0):
+        if free and (must[i] or min(free)[0] in (0, 1.5)):
             _, _, right, up, side, box = min(free, key=lambda f: f[:2])
             taken.append(box)
             offset = {"xytext": (_points(right), _points(up)), "textcoords": "offset points"}
