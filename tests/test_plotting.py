@@ -251,6 +251,19 @@ def test_summary_does_not_follow_noise() -> None:
     assert "L1H2 1.60; L3H0 1.60; L0H0 0" in clean
 
 
+@pytest.mark.parametrize("count", [2, 6, 9])
+def test_no_name_of_a_legend_is_cut_off(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, legend = [], static._legend
+    monkeypatch.setattr(static, "_legend", lambda f, a: (legend(f, a), drawn.append(f)))
+    curves = {f"a series with a long name, {i}": [0.0, i] for i in range(count)}
+    assert plotting.line(curves, ["a", "b"], "Lines").png()
+    (figure,) = drawn
+    box = figure.legends[0].get_window_extent()
+    plot = figure.axes[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+    assert plot.y1 <= box.y0 and box.y1 <= figure.bbox.y1
+
+
 def test_beside_a_large_group_a_small_one_is_noise() -> None:
     names, groups = [f"L{i // 4}H{i % 4}" for i in range(8)], ["early"] * 4 + ["late"] * 4
     x, y = np.array([4.2, 1.5, 2, 3, 0, 0, 0, 0]), np.array([1.5, 4.2, 2, 3, 0, 0, 0, 0])

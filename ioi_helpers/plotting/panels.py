@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -256,6 +256,7 @@ class Arrangement:
     title_lines: tuple[str, ...]
     note_lines: tuple[str, ...]
     legend_top: float | None
+    legend_columns: int
     places: tuple[Place, ...]
 
 
@@ -263,6 +264,8 @@ CHARACTER = 7.0  # width in pixels of a character at the figures' font size, on 
 LINE = 15.0  # height of a line of text
 TITLE_LINE = 20.0  # and of the title
 TITLE_WIDENING = 1.25  # the title is set larger than other text
+LEGEND_LINE = 20.0
+LEGEND_MARK = 42.0  # width of a legend's mark, with the room around it
 COLUMNS = 3  # panels side by side before a new row begins
 
 
@@ -286,9 +289,10 @@ def arrange(
     title_lines = tuple(textwrap.wrap(title, per_line))
     note_lines = tuple(textwrap.wrap(note, int(width / CHARACTER)))
     top = 12 + TITLE_LINE * len(title_lines) + LINE * len(note_lines)
-    has_legend = len({s.name for p in panels for s in p.series}) > 1
-    legend_top = top if has_legend else None
-    top += 24 if has_legend else 0
+    names = {s.name for p in panels for s in p.series}
+    legend_top, in_line = (top, legend_columns(names, width)) if len(names) > 1 else (None, 0)
+    if legend_top is not None:
+        top += 4 + LEGEND_LINE * math.ceil(len(names) / in_line)
     above = 26.0 if any(p.title for p in panels) else 8.0
 
     shared = _Scales.of(panels)
@@ -314,7 +318,14 @@ def arrange(
             )
             x += column_left[c] + column_right[c]
         top += above + max(frames[i].height + frames[i].below for i in row)
-    return Arrangement(width, top, title_lines, note_lines, legend_top, tuple(places))
+    return Arrangement(width, top, title_lines, note_lines, legend_top, in_line, tuple(places))
+
+
+def legend_columns(names: Collection[str], width: float) -> int:
+    """How many of these names stand in a line of a legend so wide: all, if they fit."""
+    if sum(LEGEND_MARK + CHARACTER * len(name) for name in names) <= width:
+        return len(names)
+    return max(int(width // (LEGEND_MARK + CHARACTER * max(map(len, names)))), 1)
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from ioi_helpers.plotting import style
-from ioi_helpers.plotting.panels import CHARACTER, LINE, TITLE_LINE, TITLE_WIDENING
+from ioi_helpers.plotting.panels import (
+    CHARACTER,
+    LEGEND_LINE,
+    LINE,
+    TITLE_LINE,
+    TITLE_WIDENING,
+    legend_columns,
+)
 
 WIDTHS = (320, 480, 640, 800)  # pixels: what pages of ours offer, from a phone's width up
 NARROWEST = 210.0  # what a panel needs inside its axes to stand beside another
 DRAWING_SCALE = 0.75  # a drawing is not made smaller than this, because of its text
-LEGEND_LINE = 20.0
-LEGEND_MARK = 42.0  # width of a legend's mark, with the room around it
 BAR_HEIGHT = 52.0  # a colour bar below the panels, with its numbers and its unit
 RIGHT = 14.0
 LONGEST_NAME = 14  # characters that rows' names keep
@@ -129,8 +134,7 @@ def _stacked(figure: Mapping[str, Any], panels: list[_Panel], width: float) -> J
     legend_top = top
     names = [trace["name"] for trace in data if trace.get("showlegend")]
     if names:
-        most = max(int(width // (LEGEND_MARK + CHARACTER * max(map(len, names)))), 1)
-        top += LEGEND_LINE * math.ceil(len(names) / most) + 4
+        top += LEGEND_LINE * math.ceil(len(names) / legend_columns(names, width)) + 4
 
     places: list[tuple[float, float, float, float]] = []
     for row in rows:

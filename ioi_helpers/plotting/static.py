@@ -291,6 +291,6 @@ def _legend(figure: Figure, arrangement: Arrangement) -> None:
         handles.keys(),
         loc="upper left",
         bbox_to_anchor=(0.0, 1 - (arrangement.legend_top - 3) / arrangement.height),
-        ncols=len(handles),
+        ncols=arrangement.legend_columns,
         frameon=False,
     )
