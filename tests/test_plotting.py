@@ -253,8 +253,14 @@ def test_summary_does_not_follow_noise() -> None:
 
 @pytest.mark.parametrize("count", [2, 6, 9])
 def test_no_name_of_a_legend_is_cut_off(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn, legend = [], static._legend
-    monkeypatch.setattr(static, "_legend", lambda f, a: (legend(f, a), drawn.append(f)))
+    drawn: list[Any] = []
+    legend = static._legend
+
+    def kept(figure: Any, arrangement: Any) -> None:
+        legend(figure, arrangement)
+        drawn.append(figure)
+
+    monkeypatch.setattr(static, "_legend", kept)
     curves = {f"a series with a long name, {i}": [0.0, i] for i in range(count)}
     assert plotting.line(curves, ["a", "b"], "Lines").png()
     (figure,) = drawn
