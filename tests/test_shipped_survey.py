@@ -14,8 +14,10 @@ from ioi_helpers import IOIDataset, load_model, metrics, runs, survey
 from ioi_helpers.bundled import BUNDLED, VARIANTS, bundled_folder
 from ioi_helpers.survey import shipping, tables
 from ioi_helpers.survey.identity import file_digest
+from ioi_helpers.universality import CLAIMS
+from ioi_helpers.universality.edges import AT_LEAST
 from training import seeds
-from training.train import RECIPES
+from training.train import RECIPES, STEPS
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +103,11 @@ def test_the_same_is_asked_of_other_models(found: survey.Shipped) -> None:
         ("ioi-plain-untrained-seed-4", ("ioi-plain", "", False, 4)),
         ("ioi-mini", ("ioi-mini", "", True, 0)),
         ("gpt2-seed-1", None),
+        ("ioi-mini-without-sleep-seed-0", None),
+        *(
+            (f"ioi-mini-without-{step.replace(' ', '-')}-seed-1", ("ioi-mini", step, True, 1))
+            for step in STEPS
+        ),
         ("notes", None),
     ],
 )
@@ -112,6 +119,22 @@ def test_models_are_told_by_their_names(folder: str, told: tuple[object, ...] | 
         assert found is not None
         assert (found.recipe, found.without, found.trained, found.seed) == told
         assert found.name == folder if "-seed-" in folder else found.name == f"{folder}-seed-0"
+
+
+def test_what_a_claim_calls_planted_is_a_step_that_can_be_left_out() -> None:
+    assert {claim.planted for claim in CLAIMS} - {""} <= set(STEPS)
+
+
+def test_small_edges_do_not_ship_and_it_is_said(found: survey.Shipped) -> None:
+    edges = found.table("edges")
+    assert edges["share"].abs().min() >= AT_LEAST
+    assert "less than 0.5% are left out" in edges.attrs["columns"]["share"]
+    raw = edges[:2].assign(model="a", share=[0.1, -0.004])
+    raw.attrs = {"columns": {"share": "of the logit difference"}}
+    shipped = seeds.as_shipped("edges", raw, {"a": "A"})
+    assert shipped["share"].tolist() == [pytest.approx(0.1)]
+    assert "left out" in shipped.attrs["columns"]["share"]
+    assert raw.attrs["columns"]["share"] == "of the logit difference"
 
 
 def test_random_weights_are_of_the_shape_and_the_seed(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -126,6 +127,54 @@ def test_a_null_is_below_what_is_really_alike_and_about_what_is_not(by: Any) -> 
     assert (again == universality.null_overlaps(one, other, by, draws=3, seed=7)).all()
 
 
+def test_models_that_learned_nothing_have_nothing_beyond_chance(found: survey.Shipped) -> None:
+    """Effects dealt whole. Of kinds permuted they come far beyond: that null does not keep how much
+    is done of each kind, which is alike in them."""
+    profiles = universality.profiles(found.table("heads"))
+    dealt, permuted, beyond = [], [], []
+    for recipe in ("ioi-mini", "ioi-plain"):
+        raw = [profiles[name] for name in profiles if name.startswith(f"{recipe}-untrained")]
+        for one, other in itertools.combinations(raw, 2):
+            overlap = universality.match(one, other).overlap
+            null = universality.null_overlaps(one, other, "heads", draws=200)
+            beyond.append(universality.beyond_chance(overlap, null))
+            dealt.append(universality.p_value(overlap, null))
+            kinds = universality.null_overlaps(one, other, "kinds", draws=60)
+            permuted.append(universality.p_value(overlap, kinds))
+    assert len(dealt) == 12
+    assert np.median(dealt) > 0.25 and min(dealt) > 0.02
+    assert abs(np.mean(beyond)) < 0.05 and np.max(np.abs(beyond)) < 0.15
+    assert max(permuted) < 0.05
+    trained = profiles["ioi-mini-seed-0"], profiles["ioi-mini-no-head-dropout-seed-0"]
+    null = universality.null_overlaps(*trained, "heads", draws=60)
+    assert universality.p_value(universality.match(*trained).overlap, null) == 1 / 61
+
+
+def test_what_either_null_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = random_profile(6, 0), random_profile(6, 1)
+    dealt: list[np.ndarray] = []
+    shared = matching.shared_by_pairs
+
+    def seen(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+        dealt.append(theirs.copy())
+        return shared(mine, theirs)
+
+    monkeypatch.setattr(matching, "shared_by_pairs", seen)
+    universality.null_overlaps(one, other, "heads", draws=2)
+    effects = [str(kind).partition(", from ")[0] for kind in other]
+    whole = {name: [i for i, e in enumerate(effects) if e == name] for name in effects}
+    for drawn in dealt:
+        # The same numbers of each kind, and of each effect the same rows.
+        assert np.sort(drawn, axis=0) == pytest.approx(np.sort(other.to_numpy(), axis=0))
+        for columns in whole.values():
+            rows = {tuple(row) for row in other.to_numpy()[:, columns]}
+            assert {tuple(row) for row in drawn[:, columns]} == rows
+    dealt.clear()
+    universality.null_overlaps(one, other, "kinds", draws=2)
+    for drawn in dealt:
+        assert np.sort(drawn, axis=1) == pytest.approx(np.sort(other.to_numpy(), axis=1))
+
+
 def test_overlaps_of_all_are_a_symmetric_table() -> None:
     models = {str(seed): random_profile(6, seed) for seed in range(3)}
     found = universality.overlaps(models)
@@ -159,6 +208,11 @@ def test_edges_are_summed_by_class() -> None:
     )  # fmt: skip
     assert found["share"].abs().is_monotonic_decreasing
     assert found["edges"].sum() == len(edges)
+    few = universality.edges_by_class(edges, heads, at_least=0.3)
+    assert few["share"].tolist() == [-0.5]
+    small = pd.concat([edges, edges.assign(share=0.004)])
+    assert universality.edges_by_class(small, heads)["edges"].sum() == len(edges)
+    assert universality.edges_by_class(small, heads, at_least=0)["edges"].sum() == 2 * len(edges)
 
 
 def test_shared_effects_are_between_nothing_and_all() -> None:
@@ -245,6 +299,96 @@ def test_a_claim_that_no_longer_holds_is_noticed(found: survey.Shipped) -> None:
         )
         is None
     )
+
+
+def test_a_model_that_does_not_do_the_task_cannot_be_asked(found: survey.Shipped) -> None:
+    raw = found.models.loc[~found.models["trained"], "model"]
+    judged = universality.judge(found, list(raw))
+    assert len(raw) and set(judged["verdict"]) == {"cannot be asked"}
+    own = universality.of_model(found, "ioi-mini-seed-0")
+    assert universality.does_the_task(own)
+    for changed in ({"logit_diff": 0.01, "logit_diff error": 0.01}, {"io_preferred": 0.7}):
+        worse = {**own, "behaviour": own["behaviour"].assign(**changed)}
+        assert not universality.does_the_task(worse)
+
+
+@dataclass
+class Tables:
+    """What `judge` takes."""
+
+    tables: dict[str, pd.DataFrame]
+
+
+@pytest.mark.parametrize("how", ["failed", "empty", "missing"])
+@pytest.mark.parametrize(
+    ("label", "readers"),
+    [
+        ("responses", set()),
+        ("circuit", set()),
+        ("belief", {"belief reported", "name movers turn", "looks decide"}),
+        ("repair_zero", {"ABBA repaired better, zero"}),
+        ("behaviour", {claim.name for claim in CLAIMS}),
+    ],
+)
+def test_a_table_that_failed_counts_for_those_that_read_it(
+    label: str, readers: set[str], how: str, found: survey.Shipped
+) -> None:
+    own = universality.of_model(found, "ioi-mini-seed-0")
+    before = universality.judge(Tables(own), ["ioi-mini-seed-0"])
+    assert set(before["verdict"]) == {"holds", "does not hold"}
+    broken = dict(own)
+    if how == "missing":
+        del broken[label]
+    elif how == "empty":
+        broken[label] = own[label][:0]
+    else:
+        broken[label] = own[label][:1].assign(failure="no memory")
+    after = universality.judge(Tables(broken), ["ioi-mini-seed-0"])
+    cannot = set(after.loc[after["verdict"] == "cannot be asked", "claim"])
+    assert cannot == readers
+    same = ~after["claim"].isin(readers)
+    pd.testing.assert_frame_equal(after[same], before[same])
+
+
+def test_claims_are_what_their_words_say(found: survey.Shipped) -> None:
+    own = universality.of_model(found, "ioi-mini-seed-0")
+    by_name = {claim.name: claim for claim in CLAIMS}
+
+    def measured(name: str, label: str, rows: pd.Series | slice = slice(None), **new: Any) -> Any:
+        table = own[label].copy()
+        for column, value in new.items():
+            table.loc[rows, column.replace("_", " ")] = value
+        return by_name[name].measure({**own, label: table})
+
+    lrqp, repair = own["lrqp"], own["repair"]
+    # A control says nothing where no order is read; one prompt of 68 is not under 2 %, with errors.
+    assert measured("control harmless", "lrqp", probe_accuracy=0.5) is None
+    value, least = measured(
+        "control harmless", "lrqp", control_flipped=1 / 68, control_flipped_error=1 / 68
+    )
+    assert value < least
+    # At *some* place, not at that one alone where most are turned over both orders.
+    worst = {"flipped_ABBA": 0.75, "flipped_BABA": 1.0, "flipped": 0.875}
+    assert measured("injected order flips", "lrqp", **worst)[0] == 0.75
+    elsewhere = lrqp["point"] == "L3.mid"
+    even = {"flipped_ABBA": 0.9375, "flipped_BABA": 0.9375, "flipped": 0.8125}
+    assert measured("injected order flips", "lrqp", elsewhere, **even)[0] == 1.0
+    own["lrqp"] = lrqp.assign(**{"flipped ABBA": 0.75, "flipped BABA": 1.0, "flipped": 0.875})
+    assert measured("injected order flips", "lrqp", elsewhere, **even)[0] == 0.9375
+    own["lrqp"] = lrqp
+    # More than LayerNorm: where later heads give something back at all, and beyond its error.
+    first = (repair["rank"] == 0) & (repair["order"] == "all")
+    some = {"by_LayerNorm": -0.01, "by_later_MLPs": -0.01}
+    nothing = {"by_later_heads": 0.001, "by_later_heads_error": 0.01}
+    assert measured("mostly by later heads", "repair", first, **some, **nothing) is None
+    near = {"by_later_heads": 0.3, "by_later_heads_error": 0.1, "by_LayerNorm": 0.25}
+    value, least = measured("mostly by later heads", "repair", first, **near)
+    assert value == pytest.approx(0.05) and value < least
+    assert measured("mostly by later heads", "repair", first, later_layers=0) is None
+    # Half of the answer, beyond its error.
+    half = {"END, other names": -0.55 * 4.0785, "END, other names se": 0.2}
+    value, least = measured("shortcut at END", "heads", **half)
+    assert 0.5 < value < least
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,9 @@ from ioi_helpers.models import load_model
 from ioi_helpers.runs import without_progress_bars
 from ioi_helpers.survey import shipping, tables
 from ioi_helpers.survey.identity import file_digest
+from ioi_helpers.universality.edges import AT_LEAST
 from training import card
-from training.train import BUILD, RECIPES
+from training.train import BUILD, RECIPES, STEPS
 
 SHIPPED = shipping.SHIPPED / "seeds"
 UNTRAINED = {"ioi-mini": 4, "ioi-plain": 4}
@@ -45,9 +46,6 @@ UNTRAINED = {"ioi-mini": 4, "ioi-plain": 4}
 LEARNED = 0.95
 """A model has learned the task where it prefers IO on such a share of held-out prompts, without and
 with a prefix."""
-
-EDGES_AT_LEAST = 0.005
-"""Edges of a smaller share of the logit difference are not shipped."""
 
 _NAME = re.compile(r"(?P<recipe>[\w-]+?)(-without-(?P<without>[\w-]+?))?-seed-(?P<seed>\d+)")
 _UNTRAINED = "-untrained"
@@ -96,10 +94,12 @@ def told_by_name(folder: Path) -> Trained | None:
     found = _NAME.fullmatch(folder.name)
     if found is None:
         return None
-    recipe, without = found["recipe"], (found["without"] or "").replace("-", " ")
+    recipe = found["recipe"]
+    # Steps have hyphens of their own, so a folder's name cannot be turned back; theirs can be made.
+    without = {step.replace(" ", "-"): step for step in ("", *STEPS)}.get(found["without"] or "")
     trained = not recipe.endswith(_UNTRAINED)
     recipe = recipe.removesuffix(_UNTRAINED)
-    if recipe not in RECIPES:
+    if recipe not in RECIPES or without is None:
         return None
     return Trained(recipe, without, trained, int(found["seed"]), folder)
 
@@ -212,6 +212,8 @@ def markdown(models: pd.DataFrame) -> str:
         "*Met*: how many of its recipe's requirements (`training/card.py`) it meets; only those of",
         "the task for a model that has not learned it, or that nothing was planted in.",
         "",
+        f"The table `edges` has no edge of less than {AT_LEAST:.1%} of the logit difference.",
+        "",
         "| model | IO preferred | with a prefix | learned | met | not met | sha256 |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -230,10 +232,11 @@ def markdown(models: pd.DataFrame) -> str:
 
 def as_shipped(label: str, table: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
     """A question's table as it ships: models by name, no small edges, half the digits."""
-    about = table.attrs["columns"]
+    about = dict(table.attrs["columns"])
     table = table.assign(model=table["model"].map(names))
     if label == "edges":
-        table = table[table["failure"].notna() | (table["share"].abs() >= EDGES_AT_LEAST)]
+        table = table[table["failure"].notna() | (table["share"].abs() >= AT_LEAST)]
+        about["share"] += f"; edges of less than {AT_LEAST:.1%} are left out"
     wide = table.select_dtypes("float64").columns
     table = table.astype(dict.fromkeys(wide, "float32")).reset_index(drop=True)
     table.attrs = {"columns": about}

@@ -88,7 +88,7 @@ def _by_chance(ctx: Context) -> Key:
             "counting the draws that come less far, without the ones": float(
                 (null < observed).mean()
             ),
-            "taking the other null, in which kinds are dealt anew": universality.p_value(
+            "taking the other null, in which effects are dealt anew": universality.p_value(
                 observed, ctx.dealt
             ),
             "doubling it. Only an overlap that is large counts": 2 * (1 + far) / (1 + n),
@@ -233,7 +233,8 @@ def _five_of_five(ctx: Context) -> Key:
             "dividing one time in twenty among five seeds": 1 - rare / SEEDS,
             "giving what five of five estimates. It is the best guess, not the smallest": 1.0,
             "giving the smallest p of a sign test": 0.5**SEEDS,
-            "giving the chance that one of five fails": 1 - rare ** (1 / SEEDS),
+            "giving the share of seeds in which it may fail. Asked for is that in which it holds": 1
+            - rare ** (1 / SEEDS),
         },
         also={
             f"Right for one time in forty, as the exact two-sided interval has it; one in twenty "

@@ -32,7 +32,8 @@ def belief(
     LRQP puts the other order in at the place before a block where that flips most answers of the
     training prompts (the earliest of equals). Then: do S-inhibition heads, summed, report it at
     END; do name movers look at S1; and do answers return when name movers look where they looked?
-    Head classes are those that a head table of the first prompts supports.
+    Head classes are those that a head table of the first prompts supports; heads of layers before
+    the place are left out.
 
     Args:
         role: Whose token.
@@ -45,8 +46,6 @@ def belief(
         length=20, **settings,
     )  # fmt: skip
     known = heads.registry_of(table)
-    # In layers after the place alone: what comes before cannot have heard of the edit.
-    carriers, movers = known.of_class("s_inhibition"), known.of_class("name_mover")
     rows_of = probing.split(probing.groups(data, role), test_share, seed=seed)
     train, test = data[rows_of.train], data[rows_of.test]
     points = [point for point in runs.residual_points(model) if point.endswith(".pre")]
@@ -65,6 +64,11 @@ def belief(
         after = runs.logit_diffs(model, train, [edit(train, point, fit_on[point])], **settings)
         flips[point] = float(((before > 0) & (after.cpu() < 0)).double().mean())
     place = max(points, key=lambda point: flips[point])  # the first of equals
+    # Heads before the place cannot have heard of the edit.
+    carriers, movers = (
+        [head for head in known.of_class(name) if heads.parse_head(head)[0] >= points.index(place)]
+        for name in ("s_inhibition", "name_mover")
+    )
 
     at = runs.activations_at(model, test, role, [place], **settings)[place]
     injected = edit(test, place, at)
@@ -113,7 +117,7 @@ _ABOUT = {
     "role": "whose token",
     "prompts": "how many held-out prompts",
     "pairs": "how many independent pairs they are",
-    "S-inhibition heads": "heads of this class, by a head table",
+    "S-inhibition heads": "heads of this class, by a head table, in layers from the place on",
     "name movers": "likewise",
     **with_errors(
         {

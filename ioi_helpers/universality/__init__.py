@@ -19,7 +19,7 @@ notebooks as functions), `counting` (what n seeds can show).
 
 from __future__ import annotations
 
-from ioi_helpers.universality.claims import CLAIMS, Claim, judge, of_model, tally
+from ioi_helpers.universality.claims import CLAIMS, Claim, does_the_task, judge, of_model, tally
 from ioi_helpers.universality.counting import (
     SeedMean,
     least_p_by_sign,
@@ -45,6 +45,7 @@ __all__ = [
     "Match",
     "SeedMean",
     "beyond_chance",
+    "does_the_task",
     "edges_by_class",
     "judge",
     "least_p_by_sign",

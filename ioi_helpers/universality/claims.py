@@ -1,7 +1,8 @@
 """Sentences of the notebooks as functions: does a model's survey bear one out?
 
 A claim is measured on the tables of one model. It *holds*, it *does not*, or it *cannot be asked*:
-whether name movers obey an injected belief cannot where there are none.
+whether name movers obey an injected belief cannot where there are none, and nothing can of a model
+that does not do the task.
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ Measured = tuple[float, float] | None
 """A number and what it must reach; None where the question makes no sense."""
 
 ERRORS = 2.0
-"""So many standard errors, over pairs, from nothing."""
+"""What a claim must exceed, it must exceed by so many standard errors over pairs. Where two numbers
+are taken from each other, their errors are added: that is the most that the error can be."""
+
+RIGHT = 0.75
+"""A model does the task where it is right on such a share of prompts."""
+
+READ = 0.95
+"""A probe reads the order where it is right on more than such a share of held-out prompts."""
 
 
 class _HasTables(Protocol):
@@ -67,19 +75,36 @@ def of_model(found: _HasTables, model: str) -> dict[str, pd.DataFrame]:
     return own
 
 
+def does_the_task(own: Tables) -> bool:
+    """Whether a model does the task, by the rule of notebook 12.
+
+    IO above S on three quarters of the prompts, and a logit difference that lies :data:`ERRORS`
+    standard errors above zero. Of one that does not, shares of the logit difference are shares of
+    nothing.
+
+    Args:
+        own: Its tables (:func:`of_model`); read is ``behaviour``.
+    """
+    row = _behaviour(own)
+    clear = row["logit_diff"] > ERRORS * row["logit_diff error"]
+    return bool(clear and row["io_preferred"] >= RIGHT)
+
+
 # --- notebooks 02 and 03 --------------------------------------------------------------------------
 
 
 def _order_stands_at_s2(own: Tables) -> Measured:
-    at = own["stream"][own["stream"]["role"] == "S2"]
+    at = own["stream"][(own["stream"]["role"] == "S2") & (own["stream"]["layer"] > 0)]
+    row = at.loc[at["share"].idxmin()]
     # -2 of the logit difference: answered as the other order would be.
-    return _some(-0.5 * at.loc[at["layer"] > 0, "share"].min(), 0.75)
+    return _reaches(-0.5 * row["share"], 0.75, 0.5 * row["share error"])
 
 
 def _shortcut_at_end(own: Tables) -> Measured:
-    table = own["heads"]
-    first = table.loc[table["layer"] == 0, "END, other names"]
-    return _some(-float(first.min()) / _logit_diff(own), 0.5) if _logit_diff(own) > 0 else None
+    first = own["heads"][own["heads"]["layer"] == 0]
+    row = first.loc[first["END, other names"].idxmin()]
+    whole = _logit_diff(own)
+    return _reaches(-row["END, other names"] / whole, 0.5, row["END, other names se"] / whole)
 
 
 # --- notebook 05 ----------------------------------------------------------------------------------
@@ -96,21 +121,23 @@ def _strongest(own: Tables) -> pd.Series | None:
 
 def _made_up_for(own: Tables) -> Measured:
     row = _strongest(own)
-    return None if row is None else _beyond(row, "made up for")
+    return None if row is None else _beyond_nothing(row, "made up for")
 
 
 def _later_heads_step_in(own: Tables) -> Measured:
     row = _strongest(own)
     if row is None or row["later layers"] == 0:
         return None
-    return _beyond(row, "by later heads")
+    return _beyond_nothing(row, "by later heads")
 
 
 def _mostly_later_heads(own: Tables) -> Measured:
     row = _strongest(own)
-    if row is None or row["later layers"] == 0:
+    if row is None or not _holds(_later_heads_step_in(own)):
         return None
-    return _some(row["by later heads"] - max(row["by later MLPs"], row["by LayerNorm"]), 0.0)
+    most = max(("by later MLPs", "by LayerNorm"), key=lambda what: row[what])
+    error = row["by later heads error"] + row[f"{most} error"]
+    return _reaches(row["by later heads"] - row[most], 0.0, error)
 
 
 def _abba_repaired_better(own: Tables, label: str) -> Measured:
@@ -118,13 +145,15 @@ def _abba_repaired_better(own: Tables, label: str) -> Measured:
         return None
     table = own[label]
     rows = table[(table["rank"] == 0) & (table["order"] == "ABBA less BABA")]
-    return _beyond(rows.iloc[0], "made up for") if len(rows) else None
+    return _beyond_nothing(rows.iloc[0], "made up for") if len(rows) else None
 
 
 def _no_negative_mover(own: Tables) -> Measured:
     if own["heads"]["head class"].eq("-").all():
         return None
-    return _some(-float(own["heads"]["head class"].str.contains("negative_name_mover").sum()), -0.5)
+    # What is asked of a class has its own errors: `ioi_helpers.heads.RULES`.
+    found = own["heads"]["head class"].str.contains("negative_name_mover").sum()
+    return _reaches(-float(found), -0.5)
 
 
 def _written_before_last(own: Tables) -> Measured:
@@ -132,23 +161,29 @@ def _written_before_last(own: Tables) -> Measured:
     if _strongest(own) is None:
         return None
     last = table["layer"] == table["layer"].max()
-    written = table["direct"].clip(lower=0)
-    return _some(1 - float(written[last].sum() / written.sum()), 0.5)
+    written, errors = table["direct"].clip(lower=0), table["direct se"].where(table["direct"] > 0)
+    late = float(written[last].sum() / written.sum())
+    error = (late * errors[~last].sum() + (1 - late) * errors[last].sum()) / written.sum()
+    return _reaches(1 - late, 0.5, error)
 
 
 def _orders_have_their_own(own: Tables) -> Measured:
     """Of what the most needed head of each order costs there: what the other order is spared."""
     table = own["without"]
-    costs = table.pivot_table(index="name", columns="data", values="share")
-    if not {"ABBA", "BABA"} <= set(costs):
+    columns = ["share", "share error"]
+    costs = table.pivot_table(index="name", columns="data", values=columns)
+    if not {"ABBA", "BABA"} <= set(costs["share"]):
         return None
     spared = []
     for order, other in (("ABBA", "BABA"), ("BABA", "ABBA")):
-        most = costs[order].idxmin()
-        if costs.loc[most, order] > -0.1:
+        row = costs.loc[costs["share", order].idxmin()]
+        here, there = row["share", order], row["share", other]
+        if here > -0.1:
             return None
-        spared.append(1 - costs.loc[most, other] / costs.loc[most, order])
-    return _some(min(spared), 0.5)
+        error = (row["share error", other] + abs(there / here) * row["share error", order]) / -here
+        spared.append((1 - there / here, error))
+    value, error = min(spared)
+    return _reaches(value, 0.5, error)
 
 
 # --- notebook 07 ----------------------------------------------------------------------------------
@@ -162,25 +197,34 @@ def _place(own: Tables) -> pd.Series:
 
 
 def _readable(own: Tables) -> Measured:
-    return _some(own["lrqp"]["probe accuracy"].max(), 0.95)
+    table = own["lrqp"].reset_index(drop=True)
+    return _at_least(table.loc[table["probe accuracy"].idxmax()], "probe accuracy", READ)
 
 
 def _flips(own: Tables) -> Measured:
-    row = _place(own)
-    return _some(min(row["flipped ABBA"], row["flipped BABA"]), 0.9)
+    table = own["lrqp"].reset_index(drop=True)
+    place = table[["flipped ABBA", "flipped BABA"]].min(axis=1).idxmax()
+    worse = min(("flipped ABBA", "flipped BABA"), key=lambda what: table.loc[place, what])
+    return _at_least(table.loc[place], worse, 0.9)
 
 
 def _harmless(own: Tables) -> Measured:
-    return _some(1 - _place(own)["control flipped"], 0.98)
+    row = _place(own)
+    if not _holds(_at_least(row, "probe accuracy", READ)):
+        return None
+    return _reaches(1 - row["control flipped"], 0.98, row["control flipped error"])
 
 
 def _known_not_used(own: Tables) -> Measured:
-    if _flips(own) is None or not _holds(_flips(own)):
+    if not _holds(_flips(own)):
         return None
     table = own["lrqp"].reset_index(drop=True)
     later = table[table.index > table["flipped"].idxmax()]
-    later = later[later["probe accuracy"] > 0.95]
-    return _some(1 - later["flipped"].min(), 0.9) if len(later) else (0.0, 0.9)
+    later = later[later["probe accuracy"] - ERRORS * later["probe accuracy error"] > READ]
+    if later.empty:
+        return 0.0, 0.9
+    row = later.loc[later["flipped"].idxmin()]
+    return _reaches(1 - row["flipped"], 0.9, row["flipped error"])
 
 
 def _belief(own: Tables) -> pd.Series | None:
@@ -190,21 +234,25 @@ def _belief(own: Tables) -> pd.Series | None:
 
 def _reported(own: Tables) -> Measured:
     row = _belief(own)
-    return None if row is None else _some(row["injected order reported"], 0.95)
+    return None if row is None else _at_least(row, "injected order reported", READ)
 
 
 def _movers_turn(own: Tables) -> Measured:
     row = _belief(own)
     if row is None:
         return None
-    return _some(row["movers to S1, injected"] - row["movers to IO, injected"], 0.0)
+    to_s1, to_io = "movers to S1, injected", "movers to IO, injected"
+    return _reaches(row[to_s1] - row[to_io], 0.0, row[f"{to_s1} error"] + row[f"{to_io} error"])
 
 
 def _looks_decide(own: Tables) -> Measured:
     row = _belief(own)
     if row is None:
         return None
-    return _some(1 - row["flipped, movers' looks restored"] / row["flipped"], 0.5)
+    restored = "flipped, movers' looks restored"
+    still = row[restored] / row["flipped"]
+    error = (row[f"{restored} error"] + still * row["flipped error"]) / row["flipped"]
+    return _reaches(1 - still, 0.5, error)
 
 
 CLAIMS: tuple[Claim, ...] = (
@@ -216,7 +264,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "shortcut at END", "03, section 6",
-        "Three other names in one head of the first block at END cost half of the answer.",
+        "Three other names in one head of the first block at END cost over half of the answer.",
         _shortcut_at_end,
     ),
     Claim(
@@ -226,12 +274,12 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "later heads step in", "05, section 2",
-        "Later heads give some of it back.",
+        "Later heads, where there are any, give some of it back.",
         _later_heads_step_in,
     ),
     Claim(
         "mostly by later heads", "05, section 2",
-        "They give back more than later MLPs and more than LayerNorm.",
+        "Where they do, they give back more than later MLPs and more than LayerNorm.",
         _mostly_later_heads,
     ),
     Claim(
@@ -251,7 +299,8 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "no negative name mover", "05, section 7",
-        "No head looks at IO and writes against it.",
+        "Where heads have classes at all, none is a negative name mover (looks at IO with 0.25, "
+        "takes 2 % of the answer away).",
         _no_negative_mover,
     ),
     Claim(
@@ -261,7 +310,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "order readable", "07, section 3",
-        "A probe at S2 reads the order of held-out prompts at some place.",
+        "A probe at S2 reads the order of 95 held-out prompts of 100 at some place.",
         _readable, planted="order read-out",
     ),
     Claim(
@@ -271,17 +320,20 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "control harmless", "07, section 4",
-        "LRQP with the true order there turns none.",
+        "Where LRQP turns most answers, and the order is readable there, LRQP with the true order "
+        "turns under 2 %.",
         _harmless,
     ),
     Claim(
         "known later, not used", "07, section 3",
-        "At a later place the probe reads the order still, and LRQP turns hardly an answer.",
+        "At a place after that the probe reads the order still, and LRQP turns under one answer in "
+        "ten.",
         _known_not_used, planted="exchange at END",
     ),
     Claim(
         "belief reported", "07, section 5.1",
-        "What S-inhibition heads write at END, summed, tells a probe the injected order.",
+        "What S-inhibition heads write at END, summed, tells a probe the injected order on 95 "
+        "prompts of 100.",
         _reported,
     ),
     Claim(
@@ -309,17 +361,22 @@ def judge(
         claims: Which claims.
 
     Returns:
-        Columns ``model``, ``claim``, ``measured``, ``must exceed`` and ``verdict``: "holds", "does
-        not hold" or "cannot be asked".
+        Columns ``model``, ``claim``, ``measured``, ``must exceed`` (with :data:`ERRORS` errors) and
+        ``verdict``: "holds", "does not hold" or "cannot be asked". The last is said of every claim
+        where the model does not do the task (:func:`does_the_task`), and of a claim where a table
+        that it reads is missing, empty or failed.
     """
     if models is None:
         models = list(dict.fromkeys(map(str, found.tables["behaviour"]["model"])))
     rows = []
     for model in models:
-        own = of_model(found, model)
-        failed = any(table["failure"].notna().any() for table in own.values())
+        own = _Answered(
+            (label, table)
+            for label, table in of_model(found, model).items()
+            if len(table) and table["failure"].isna().all()
+        )
         for claim in claims:
-            measured = None if failed else claim.measure(own)
+            measured = _measured(claim, own)
             verdict = "cannot be asked"
             if measured is not None:
                 verdict = "holds" if _holds(measured) else "does not hold"
@@ -335,8 +392,9 @@ def tally(judged: pd.DataFrame) -> pd.DataFrame:
         judged: Rows of :func:`judge`, of the models that are to be counted together.
 
     Returns:
-        A row a claim: ``holds`` and ``of`` (models that could be asked), ``not asked``, and
-        ``at least`` and ``at most``, the exact 95 % interval for the share of all such models.
+        A row a claim: ``holds`` and ``of`` (models that could be asked), ``not asked`` (how many
+        could not), and ``at least`` and ``at most``, the exact 95 % interval for the share of all
+        models that could be asked.
     """
     rows = {}
     for claim, part in judged.groupby("claim", sort=False):
@@ -352,18 +410,45 @@ def tally(judged: pd.DataFrame) -> pd.DataFrame:
 # --- shorthand ------------------------------------------------------------------------------------
 
 
+class _NoAnswerError(LookupError):
+    """A claim reads a table that has no numbers of the model."""
+
+
+class _Answered(dict[str, pd.DataFrame]):
+    """The tables that have numbers of one model."""
+
+    def __missing__(self, label: str) -> pd.DataFrame:
+        raise _NoAnswerError(label)
+
+
+def _measured(claim: Claim, own: Tables) -> Measured:
+    try:
+        return claim.measure(own) if does_the_task(own) else None
+    except _NoAnswerError:
+        return None
+
+
 def _logit_diff(own: Tables) -> float:
+    return float(_behaviour(own)["logit_diff"])
+
+
+def _behaviour(own: Tables) -> pd.Series:
     table = own["behaviour"]
-    return float(table.loc[table["order"] == "all", "logit_diff"].iloc[0])
+    row: pd.Series = table[table["order"] == "all"].iloc[0]
+    return row
 
 
-def _some(value: float, least: float) -> Measured:
-    value = float(value)
-    return None if np.isnan(value) else (value, least)
+def _reaches(value: float, least: float, error: float = 0.0) -> Measured:
+    value, least = float(value), float(least + ERRORS * error)
+    return None if np.isnan(value) or np.isnan(least) else (value, least)
 
 
-def _beyond(row: pd.Series, column: str) -> Measured:
-    return _some(row[column], ERRORS * row[f"{column} error"])
+def _at_least(row: pd.Series, column: str, least: float) -> Measured:
+    return _reaches(row[column], least, row[f"{column} error"])
+
+
+def _beyond_nothing(row: pd.Series, column: str) -> Measured:
+    return _at_least(row, column, 0.0)
 
 
 def _holds(measured: Measured) -> bool:

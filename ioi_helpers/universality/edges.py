@@ -7,14 +7,21 @@ import pandas as pd
 
 OTHER = "other heads"
 
+AT_LEAST = 0.005
+"""Edges of a smaller share of the logit difference do not ship, and are left out of sums."""
 
-def edges_by_class(edges: pd.DataFrame, heads: pd.DataFrame) -> pd.DataFrame:
+
+def edges_by_class(
+    edges: pd.DataFrame, heads: pd.DataFrame, at_least: float = AT_LEAST
+) -> pd.DataFrame:
     """The edges of one model, summed over senders and receivers of a class.
 
     Args:
         edges: The model's rows of a survey's table of edges, which has a ``share``: the effect as a
             share of the model's own logit difference.
         heads: The model's head table; a head with two classes counts under the first.
+        at_least: Edges of a smaller share are left out, as they are of the tables that ship: else
+            sums of a survey of your own would hold what those do not.
 
     Returns:
         A row for each class of sender and input of a class of receiver that occur, largest first:
@@ -35,6 +42,7 @@ def edges_by_class(edges: pd.DataFrame, heads: pd.DataFrame) -> pd.DataFrame:
         str(name): OTHER if text == "-" else str(text).split(", ")[0]
         for name, text in own["head class"].items()
     }
+    edges = edges[edges["share"].abs() >= at_least]
     summed = pd.DataFrame(
         {
             "sender": [_sender(str(name), classes) for name in edges["sender"]],

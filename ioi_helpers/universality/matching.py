@@ -98,9 +98,12 @@ def null_overlaps(
 
     Args:
         one, other: Profiles, as for :func:`match`.
-        by: ``"kinds"``: what its heads do is called otherwise, the same for all of them (roles
-            permuted); each head stays as specialised as it is. ``"heads"``: each kind is dealt out
-            to its heads anew; how much is done of each kind stays, and who does it does not.
+        by: ``"kinds"``: what its heads do is called otherwise, the same for all of them. It keeps
+            how specialised each head is, and *not* how much is done of each kind: two models that
+            only share what is large in any model come further than it. ``"heads"``: each effect,
+            whole (its columns are one number, split by where a head looks), is dealt out to its
+            heads anew. It keeps how much is done of each kind and how few heads do it, and loses
+            which heads do several: two models of one busy head each come no further than it.
         draws, seed: How many shuffles, and of which random numbers.
 
     Raises:
@@ -110,12 +113,20 @@ def null_overlaps(
         raise ValueError(f"by must be 'kinds' or 'heads', not {by!r}.")
     rng = np.random.default_rng(seed)
     mine, theirs = one.to_numpy(), other.to_numpy()
+    effects = [str(kind).partition(", from ")[0] for kind in other.columns]
+    columns = [
+        np.flatnonzero([name == what for name in effects]) for what in dict.fromkeys(effects)
+    ]
     found = np.empty(draws)
     for i in range(draws):
         if by == "kinds":
             dealt = theirs[:, rng.permutation(theirs.shape[1])]
         else:
-            dealt = rng.permuted(theirs, axis=0)
+            # Dealt apart, columns of one effect would lose what the measurement itself ties
+            # together, and models that learned nothing would have something beyond chance.
+            dealt = np.empty_like(theirs)
+            for whole in columns:
+                dealt[:, whole] = theirs[rng.permutation(len(theirs))][:, whole]
         shared = shared_by_pairs(mine, dealt)
         found[i] = shared[linear_sum_assignment(shared, maximize=True)].sum()
     return found
