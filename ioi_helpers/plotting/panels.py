@@ -256,7 +256,6 @@ class Arrangement:
     title_lines: tuple[str, ...]
     note_lines: tuple[str, ...]
     legend_top: float | None
-    legend_columns: int
     places: tuple[Place, ...]
 
 
@@ -290,9 +289,9 @@ def arrange(
     note_lines = tuple(textwrap.wrap(note, int(width / CHARACTER)))
     top = 12 + TITLE_LINE * len(title_lines) + LINE * len(note_lines)
     names = {s.name for p in panels for s in p.series}
-    legend_top, in_line = (top, legend_columns(names, width)) if len(names) > 1 else (None, 0)
+    legend_top = top if len(names) > 1 else None
     if legend_top is not None:
-        top += 4 + LEGEND_LINE * math.ceil(len(names) / in_line)
+        top += 4 + LEGEND_LINE * math.ceil(len(names) / legend_columns(names, width))
     above = 26.0 if any(p.title for p in panels) else 8.0
 
     shared = _Scales.of(panels)
@@ -318,7 +317,7 @@ def arrange(
             )
             x += column_left[c] + column_right[c]
         top += above + max(frames[i].height + frames[i].below for i in row)
-    return Arrangement(width, top, title_lines, note_lines, legend_top, in_line, tuple(places))
+    return Arrangement(width, top, title_lines, note_lines, legend_top, tuple(places))
 
 
 def legend_columns(names: Collection[str], width: float) -> int:

@@ -23,6 +23,7 @@ from ioi_helpers.plotting.panels import (
     Drawing,
     Panel,
     Place,
+    legend_columns,
     line_widths,
 )
 
@@ -291,6 +292,6 @@ def _legend(figure: Figure, arrangement: Arrangement) -> None:
         handles.keys(),
         loc="upper left",
         bbox_to_anchor=(0.0, 1 - (arrangement.legend_top - 3) / arrangement.height),
-        ncols=arrangement.legend_columns,
+        ncols=legend_columns(handles, arrangement.width),
         frameon=False,
     )
