@@ -101,15 +101,17 @@ def compare_text(stored: str, fresh: str) -> str | None:
         return _other_text(stored, fresh, words[0]) + others
     if numbers:
         return f"stored {stored_numbers[numbers[0]]}, now {fresh_numbers[numbers[0]]}{others}"
+    # A figure's summary may print one value several times: it counts once.
+    pairs = dict.fromkeys(zip(stored_numbers, fresh_numbers))
     steps = [
         f"stored {old}, now {new}"
-        for old, new, verdict in zip(stored_numbers, fresh_numbers, verdicts)
-        if verdict == "rounding step"
+        for old, new in pairs
+        if _compare_numbers(old, new) == "rounding step"
     ]
-    allowed = max(1, int(SHARE_OF_ROUNDING_STEPS * len(stored_numbers)))
+    allowed = max(1, int(SHARE_OF_ROUNDING_STEPS * len(pairs)))
     if len(steps) > allowed:
         return (
-            f"{len(steps)} of {len(stored_numbers)} numbers differ in their last digit, "
+            f"{len(steps)} of {len(pairs)} numbers differ in their last digit, "
             f"which rounding explains for {allowed} at most: " + "; ".join(steps[:3])
         )
     return None
