@@ -14,6 +14,7 @@ from pandas.testing import assert_frame_equal
 from ioi_helpers import IOIDataset, attribution, heads, load_model, metrics, runs, survey
 from ioi_helpers.bundled import bundled_folder
 from ioi_helpers.survey import engines, identity, running, tables
+from ioi_helpers.survey.belief import belief
 from ioi_helpers.survey.ledger import Ledger
 from ioi_helpers.survey.tasks import Call, Places, Task, calls_of, tasks_of
 from ioi_helpers.survey.workers import work
@@ -78,6 +79,21 @@ def test_every_question_is_answered_and_says_what_its_columns_hold(found: survey
         errors = table[[name for name in table if str(name).endswith("error")]]
         assert label in ("head_table", "belief") or not errors.isna().any().any(), label
         assert table["failure"].isna().all()
+
+
+def test_a_belief_is_followed_to_heads_that_can_have_heard_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Known:
+        def of_class(self, name: str) -> list[str]:
+            return ["L0H0", "L1H1", "L2H0", "L4H4"]
+
+    monkeypatch.setattr(heads, "head_table", lambda *_, **__: None)
+    monkeypatch.setattr(heads, "registry_of", lambda _: Known())
+    model = load_model("ioi-mini", device="cpu", verbose=False)
+    row = belief(model, IOIDataset.generate(model.tokenizer, 60, seed=3)).iloc[0]
+    assert row["point"] == "L2.pre"
+    assert row["S-inhibition heads"] == row["name movers"] == "L2H0, L4H4"
 
 
 def test_numbers_are_those_of_the_helpers(found: survey.Results) -> None:
