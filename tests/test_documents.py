@@ -134,6 +134,6 @@ def test_a_set_up_that_is_interrupted_shows_no_traceback(tmp_path: Path) -> None
     os.killpg(setting_up.pid, signal.SIGINT)
     said, _ = setting_up.communicate(timeout=30)
     assert setting_up.returncode != 0
-    assert "Setting up .venv" in said
-    assert "Traceback" not in said
-    assert said.count("\n") <= 2  # what it began, and make's own last word
+    # What it began; make's own last words are its own (on a busy machine it has three).
+    ours = [line for line in said.splitlines() if not line.startswith("make: ")]
+    assert len(ours) == 1 and ours[0].startswith("Setting up .venv"), said
