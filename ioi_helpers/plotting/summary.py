@@ -28,14 +28,15 @@ KINDS = {
 def decimals(value: float, scale: float) -> int:
     """Decimal places that show three significant digits of `value`; one at least where it is large.
 
-    At most five digits below the leading one of `scale`, the largest magnitude around, and never
-    more than five places: what lies below is rounding noise of float32 sums and prints as 0.
+    At most four digits of `scale`, the largest magnitude around, and never more than five places:
+    what lies below may be rounding noise of float32 sums, in which differences of logits lose two
+    digits, and prints as 0.
     """
     if value == 0 or not math.isfinite(value):
         return 0
     # Tests compare whole numbers exactly and only numbers with a point within a tolerance.
     wanted = max(2 - math.floor(math.log10(abs(value))), 1)
-    most = min(max(4 - math.floor(math.log10(scale)), 1), 5) if scale > 0 else 5
+    most = min(max(3 - math.floor(math.log10(scale)), 1), 5) if scale > 0 else 5
     return min(wanted, most)
 
 
