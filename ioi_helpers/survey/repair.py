@@ -80,20 +80,20 @@ def responses(
     data: TwoAnswerData,
     *,
     writers: int = 3,
-    how: str = "mean",
-    reference: str = "abc",
     memory: int = DEFAULT_MEMORY,
 ) -> pd.DataFrame:
     """Who writes otherwise without each of the strongest writers: a row for each later head.
 
+    They are ablated by their mean on prompts with other names.
+
     Args:
-        writers, how, reference: Of :func:`repair`.
+        writers: Of :func:`repair`.
         model, data, memory: As everywhere.
     """
     labels = heads.head_labels(model)
     clean = runs.logit_diffs(model, data, memory=memory, progress=False).cpu()
     rows = []
-    for place, found in _removed(model, data, writers, how, reference, memory):
+    for place, found in _removed(model, data, writers, "mean", "abc", memory):
         change = found.heads.flatten(0, 1).cpu()
         before = found.attribution.flatten(0, 1).cpu()
         for name, values, wrote in zip(labels, change, before, strict=True):

@@ -90,8 +90,9 @@ def compare_text(stored: str, fresh: str) -> str | None:
     stored_words, fresh_words = NUMBER.split(stored), NUMBER.split(fresh)
     stored_numbers, fresh_numbers = NUMBER.findall(stored), NUMBER.findall(fresh)
     words = [i for i, (old, new) in enumerate(zip(stored_words, fresh_words)) if old != new]
-    verdicts = [_compare_numbers(old, new) for old, new in zip(stored_numbers, fresh_numbers)]
-    numbers = [i for i, verdict in enumerate(verdicts) if verdict == "different"]
+    printed = list(zip(stored_numbers, fresh_numbers))
+    verdicts = {pair: _compare_numbers(*pair) for pair in dict.fromkeys(printed)}
+    numbers = [i for i, pair in enumerate(printed) if verdicts[pair] == "different"]
     if len(stored_words) != len(fresh_words):
         counts = f"stored {len(stored_numbers)} numbers, now {len(fresh_numbers)}"
         return f"{_other_text(stored, fresh, words[0])}; {counts}" if words else counts
@@ -102,16 +103,15 @@ def compare_text(stored: str, fresh: str) -> str | None:
     if numbers:
         return f"stored {stored_numbers[numbers[0]]}, now {fresh_numbers[numbers[0]]}{others}"
     # A figure's summary may print one value several times: it counts once.
-    pairs = dict.fromkeys(zip(stored_numbers, fresh_numbers))
     steps = [
         f"stored {old}, now {new}"
-        for old, new in pairs
-        if _compare_numbers(old, new) == "rounding step"
+        for (old, new), verdict in verdicts.items()
+        if verdict == "rounding step"
     ]
-    allowed = max(1, int(SHARE_OF_ROUNDING_STEPS * len(pairs)))
+    allowed = max(1, int(SHARE_OF_ROUNDING_STEPS * len(verdicts)))
     if len(steps) > allowed:
         return (
-            f"{len(steps)} of {len(pairs)} numbers differ in their last digit, "
+            f"{len(steps)} of {len(verdicts)} numbers differ in their last digit, "
             f"which rounding explains for {allowed} at most: " + "; ".join(steps[:3])
         )
     return None
