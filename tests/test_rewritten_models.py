@@ -422,6 +422,7 @@ NOT_MEASURED = {
     "edited hooks_off": "edits are measured through those who make them",
     "gather_activations hooks_of hooks_on_pairs logits_at_positions point_hook prompts_at_once "
     "run_in_batches run_rows_in_batches": "every run passes there",
+    "separate_inputs": "hooks that the edges use",
     "known_hooks refuse_too_long require_component require_data require_model "
     "require_node existing_head": "they say yes or no",
     "edit_reaches_run require_reach pattern_reaches_run read_weights score_scales usable_weights "

@@ -191,6 +191,22 @@ def test_edits_are_cut_as_the_prompts_are_and_come_off(
     assert hooks_on(own) == before
 
 
+@pytest.mark.parametrize("together", [False, True], ids=["", "use_attn_in"])
+def test_separate_inputs_leave_the_flags_as_they_were(
+    own: TransformerBridge, data: IOIDataset, together: bool
+) -> None:
+    plain = own(data.tokens)
+    own.set_use_attn_in(together)
+    with pytest.raises(KeyError), runs.separate_inputs(own):  # noqa: PT012
+        seen = own.run_with_cache(data.tokens)[1]
+        assert seen["blocks.0.attn.hook_k_input"].shape[2] == own.cfg.n_heads
+        raise KeyError
+    assert own.cfg.use_attn_in == together
+    assert not own.cfg.use_split_qkv_input and not own.cfg.use_hook_mlp_in
+    own.set_use_attn_in(False)
+    torch.testing.assert_close(own(data.tokens), plain)
+
+
 def test_similar_lengths_come_together_and_order_is_kept() -> None:
     lengths = torch.tensor([9, 3, 9, 4, 3, 8])
     assert [part.tolist() for part in runs.in_parts(lengths, 10)] == [[0, 1, 2, 3, 4, 5]]

@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.tools.analysis.attribution_patching import _edge_hook_flags
 
 from ioi_helpers import runs
 from ioi_helpers.circuits.masks import EdgeMask, same_columns
@@ -38,7 +37,7 @@ def input_hooks(model: TransformerBridge) -> AbstractContextManager[None]:
             "and v of single heads; use circuits of nodes."
         )
     try:
-        with _edge_hook_flags(model):
+        with runs.separate_inputs(model):
             pass
     except NotImplementedError as error:
         raise ValueError(
@@ -46,7 +45,7 @@ def input_hooks(model: TransformerBridge) -> AbstractContextManager[None]:
             f"TransformerLens does not have for {model.cfg.architecture}; use circuits of nodes, "
             "or a GPT2LMHeadModel."
         ) from error
-    return _edge_hook_flags(model)
+    return runs.separate_inputs(model)
 
 
 @torch.no_grad()

@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.tools.analysis.attribution_patching import _edge_hook_flags
 
 from ioi_helpers import forward, runs
 from ioi_helpers.graph import HEAD_INPUTS, Node, Shape
@@ -190,7 +189,7 @@ class HookRuns:
         self.model, self.pair = model, pair
         self.n_layers = model.cfg.n_layers
         try:
-            with _edge_hook_flags(model):
+            with runs.separate_inputs(model):
                 pass
         except NotImplementedError as error:
             raise ValueError(
@@ -255,7 +254,7 @@ class HookRuns:
             for layer in range(self.n_layers)
             for name, hook in _INPUT_HOOKS.items()
         } | {final: (self.n_layers, "final")}
-        with _edge_hook_flags(self.model):
+        with runs.separate_inputs(self.model):
             # A copy of its own, or the gradient would hold what goes past the MLP, too.
             copies = {name: torch.clone for name, (_, read) in inputs.items() if read == "in"}
             replaced = {**copies, **self._replaced(point)}

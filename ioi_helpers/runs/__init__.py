@@ -43,6 +43,7 @@ from ioi_helpers.runs.guards import (
     role_positions,
     roles_to_use,
 )
+from ioi_helpers.runs.inputs import separate_inputs
 from ioi_helpers.runs.points import parse_point, point_hook, residual_points
 from ioi_helpers.runs.reading import (
     activations_at,
@@ -104,6 +105,7 @@ __all__ = [
     "run_in_batches",
     "run_rows_in_batches",
     "save_activations",
+    "separate_inputs",
     "widened",
     "without_progress_bars",
 ]
