@@ -115,6 +115,16 @@ def test_a_run_that_was_stopped_goes_on_for_its_own_seed_only(
     assert not training.checkpoint_of(replace(TINY, seed=1)).exists()
 
 
+def test_a_trained_seed_is_held_against_the_tables(tmp_path: Path) -> None:
+    mini = RECIPES["ioi-mini"]
+    shipped = bundled_folder("ioi-mini") / "model.safetensors"
+    assert training.as_recorded(mini, shipped).startswith("To the last bit the ioi-mini-seed-0 ")
+    other = tmp_path / "model.safetensors"
+    other.write_bytes(shipped.read_bytes()[:-1] + b"?")
+    assert training.as_recorded(mini, other).startswith("Not to the last bit")
+    assert "no ioi-mini-seed-99 yet" in training.as_recorded(replace(mini, seed=99), other)
+
+
 def test_only_its_own_seed_goes_into_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     mini, models = RECIPES["ioi-mini"], training.BUILD / "models"
     assert training.folder_of(mini) == bundled_folder("ioi-mini")

@@ -47,7 +47,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
+from ioi_helpers import survey
 from ioi_helpers.bundled import bundled_folder
+from ioi_helpers.survey.identity import file_digest
 from training.corpus import S_ANSWER_RATE, Corpus, Document, Prompt
 from training.vocabulary import save_tokenizer
 
@@ -639,6 +641,20 @@ def checkpoint_of(recipe: Recipe) -> Path:
     return BUILD / "training" / f"{recipe.name}-seed-{recipe.seed}" / "checkpoint.pt"
 
 
+def as_recorded(recipe: Recipe, weights: Path) -> str:
+    """One sentence: are these the weights that the tables of seeds were made of?"""
+    models = survey.shipped("seeds").models.set_index("model")
+    name = f"{recipe.name}-seed-{recipe.seed}"
+    if name not in models.index:
+        return f"The tables of seeds have no {name} yet."
+    if file_digest(weights) == models.loc[name, "sha256"]:
+        return f"To the last bit the {name} that the tables of seeds are of."
+    return (
+        f"Not to the last bit the {name} that the tables of seeds are of: another machine, thread "
+        "count or version of PyTorch rounds otherwise."
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -672,6 +688,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         checkpoint.unlink(missing_ok=True)
     train(recipe, folder, checkpoint, given.steps)
     print(f"{recipe.name}, seed {recipe.seed}: written to {folder}")
+    if given.steps is None:
+        print(as_recorded(recipe, folder / "model.safetensors"))
 
 
 if __name__ == "__main__":
