@@ -44,6 +44,11 @@ run: $(READY)  ## execute every notebook and write pages to browse to build/ (NO
 site: $(READY)  ## build the course site from stored outputs, to build/site
 	@$(TOOLS) site
 
+# One thread of PyTorch for what ships, in every kernel: see execution.kernel_environment.
+ifneq ($(filter ioi-mini% ioi-plain%,$(IOI_MODEL)),)
+lab: export OMP_NUM_THREADS ?= 1
+endif
+
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
 

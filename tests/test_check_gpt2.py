@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from ioi_helpers import published
@@ -211,6 +212,28 @@ def test_patched_runs_serve_every_entry_also_where_a_fraction_is_refused(
         with pytest.raises(ValueError, match="nothing to recover"):
             measurements.MEASUREMENTS[name](model)  # type: ignore[arg-type]
     assert swept == [("z", "layer", "head")]
+
+
+def test_three_numbers_are_read_off_the_same_adversarial_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Papers:
+        def adversarial(self, about: str, pairs: bool) -> str:
+            return about
+
+    ran: list[Any] = []
+
+    def logits_at(model: Any, data: Any) -> Any:
+        ran.append(data)
+        return torch.zeros(1)
+
+    model, plain = type("Model", (), {"tokenizer": None})(), Papers()
+    monkeypatch.setattr(measurements.prompts, "papers", lambda tokenizer, n: plain)
+    monkeypatch.setattr(measurements.runs, "logits_at", logits_at)
+    for value in (1.0, 2.0):
+        found = measurements.adversarial(model, lambda logits, data, value=value: value)
+        assert found.tolist() == [value] * 3
+    assert ran == [plain, "S", "IO"]
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ioi_helpers.bundled import BUNDLED, VARIANTS
 from notebooks.tools.execution import find_notebooks
 from notebooks.tools.stored_outputs import read as notebook
 from tests.house import REPOSITORY
@@ -77,6 +78,29 @@ def test_links_inside_the_repository_lead_somewhere(page: str) -> None:
             assert anchor in anchors(PAGES[known]), link
 
 
+def seen_by_a_rule(
+    variable: str, target: str, environment: dict[str, str], given: list[str]
+) -> set[str]:
+    """What a variable is in the rules of a target and of what it needs."""
+    settings, first, rules = read("Makefile").partition("\nhelp:")
+    rules = re.sub(r"^\t.*$", f"\t@echo 'is '$${variable}", rules, flags=re.MULTILINE)
+    clean = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("IOI_", "MAKE", "OMP_"))
+    }
+    done = subprocess.run(
+        ["make", "-f", "-", target, *given],
+        cwd=REPOSITORY,
+        input=settings + first + rules,
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout, done.stderr
+    return {line.removeprefix("is").strip() for line in done.stdout.splitlines()}
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 @pytest.mark.parametrize(
     ("target", "environment", "variables", "expected"),
@@ -90,20 +114,24 @@ def test_links_inside_the_repository_lead_somewhere(page: str) -> None:
 def test_make_runs_the_model_that_the_reader_chose(
     target: str, environment: dict[str, str], variables: list[str], expected: str
 ) -> None:
-    settings, first, rules = read("Makefile").partition("\nhelp:")
-    rules = re.sub(r"^\t.*$", "\t@echo model=$$IOI_MODEL", rules, flags=re.MULTILINE)
-    clean = {
-        key: value for key, value in os.environ.items() if not key.startswith(("IOI_", "MAKE"))
-    }
-    done = subprocess.run(
-        ["make", "-f", "-", target, *variables],
-        cwd=REPOSITORY,
-        input=settings + first + rules,
-        env=clean | environment,
-        capture_output=True,
-        text=True,
-    )
-    assert set(done.stdout.split()) == {f"model={expected}"}, done.stderr
+    assert seen_by_a_rule("IOI_MODEL", target, environment, variables) == {expected}
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(
+    ("environment", "variables", "expected"),
+    [
+        ({}, [], "1"),
+        ({"IOI_MODEL": "gpt2-small"}, [], ""),
+        ({"OMP_NUM_THREADS": "4"}, [], "4"),
+        ({}, ["OMP_NUM_THREADS=2"], "2"),
+        *(({"IOI_MODEL": name}, [], "1") for name in (*BUNDLED, *VARIANTS)),
+    ],
+)
+def test_what_ships_gets_one_thread_in_the_lab(
+    environment: dict[str, str], variables: list[str], expected: str
+) -> None:
+    assert seen_by_a_rule("OMP_NUM_THREADS", "lab", environment, variables) == {expected}
 
 
 @pytest.mark.skipif(shutil.which("make") is None or os.name != "posix", reason="needs make")

@@ -279,11 +279,17 @@ def signals(model: TransformerBridge) -> Array:
     return np.array([[cell(token, position) for position in (False, True)] for token in tokens])
 
 
-def adversarial(model: TransformerBridge, measure: Callable[..., Any]) -> Array:
-    """Without a sentence, with two about S, with two about IO."""
+@cache
+def _adversarial_logits(model: TransformerBridge) -> list[tuple[Tensor, IOIDataset]]:
+    """Three numbers are read off the same runs of long prompts."""
     plain = prompts.papers(model.tokenizer, 200)
     sets = (plain, plain.adversarial("S", pairs=True), plain.adversarial("IO", pairs=True))
-    return np.array([float(measure(runs.logits_at(model, data), data)) for data in sets])
+    return [(runs.logits_at(model, data), data) for data in sets]
+
+
+def adversarial(model: TransformerBridge, measure: Callable[..., Any]) -> Array:
+    """Without a sentence, with two about S, with two about IO."""
+    return np.array([float(measure(*found)) for found in _adversarial_logits(model)])
 
 
 def copying(model: TransformerBridge, sign: float) -> Array:
