@@ -182,7 +182,7 @@ def _measured(one: Trained) -> dict[str, Any]:
     does = card.behaviours(model)
     recipe = RECIPES[one.recipe]
     if one.trained and recipe.interchange and does["held out"]["io_preferred"] >= LEARNED:
-        table = card.card_table(model, 200)
+        table = card.card_table(model)
         known = heads.registry_of(table)
         numbers = card.measure(model, recipe, table, known)
         required = card.requirements(numbers, circuit=True)

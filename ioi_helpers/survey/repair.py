@@ -30,7 +30,7 @@ from ioi_helpers.survey.rows import (
 BACK = ("later heads", "later MLPs", "LayerNorm")
 TERMS = ("direct effect", *BACK, "total")
 OF_REMOVED = {
-    "name": "the head that is ablated at END, by its mean on prompts with other names",
+    "name": "the head that is ablated at END",
     "layer": "its layer",
     "head": "its index in the layer",
     "rank": "0 for the head that writes most for the answer, 1 for the next ...",

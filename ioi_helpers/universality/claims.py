@@ -76,7 +76,7 @@ def of_model(found: _HasTables, model: str) -> dict[str, pd.DataFrame]:
 
 
 def does_the_task(own: Tables) -> bool:
-    """Whether a model does the task, by the rule of notebook 12.
+    """Whether a model does the task, much as notebook 12 asks (there of pairs).
 
     IO above S on three quarters of the prompts, and a logit difference that lies :data:`ERRORS`
     standard errors above zero. Of one that does not, shares of the logit difference are shares of
@@ -269,13 +269,13 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "made up for", "05, section 2",
-        "Part of what the strongest writer wrote is made up for when it is ablated at END.",
-        _made_up_for,
+        "Part of what the strongest writer wrote is made up for when its mean stands in at END.",
+        _made_up_for, planted="head dropout",
     ),
     Claim(
         "later heads step in", "05, section 2",
         "Later heads, where there are any, give some of it back.",
-        _later_heads_step_in,
+        _later_heads_step_in, planted="head dropout",
     ),
     Claim(
         "mostly by later heads", "05, section 2",
@@ -326,8 +326,8 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "known later, not used", "07, section 3",
-        "At a place after that the probe reads the order still, and LRQP turns under one answer in "
-        "ten.",
+        "At a place after the one where LRQP turns most answers the probe reads the order still, "
+        "and LRQP turns under one answer in ten.",
         _known_not_used, planted="exchange at END",
     ),
     Claim(
@@ -344,7 +344,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "looks decide", "07, section 5.3",
         "Putting the name movers' attention back undoes most flips.",
-        _looks_decide,
+        _looks_decide, planted="exchange at END",
     ),
 )  # fmt: skip
 """What notebooks conclude on the bundled models, as far as a survey's tables can tell."""
