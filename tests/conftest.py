@@ -1,16 +1,20 @@
-"""The models that many tests share, and how tests are shared out among processes."""
+"""The models that many tests share."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
-from transformer_lens.model_bridge import TransformerBridge
 
-from ioi_helpers.models import handbuilt
-from tests import random_models
+from tests.sharing_out import pytest_xdist_make_scheduler as pytest_xdist_make_scheduler
+
+# What runs models is imported where it is used: it takes seconds, and the process that shares tests
+# out reads this file before the others begin.
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 # `make test` draws the same examples every time, so that it says the same of the same code; what
 # other examples find, `make test-all` (--hypothesis-profile=random) is there to find. Keep such a
@@ -23,18 +27,24 @@ settings.load_profile("repeatable")
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
     """A transformer set by hand, whose every head is known."""
+    from ioi_helpers.models import handbuilt
+
     return handbuilt.boot(handbuilt.save(tmp_path_factory.mktemp("handbuilt")))
 
 
 @pytest.fixture(scope="module")
 def random_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small GPT-2 of random weights."""
+    from tests import random_models
+
     return random_models.save(tmp_path_factory.mktemp("random"))
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["folded", "raw"])
 def tiny(request: pytest.FixtureRequest, random_folder: Path) -> TransformerBridge:
     """That model, folded and not."""
+    from tests import random_models
+
     return random_models.boot(random_folder, request.param)
 
 
@@ -47,22 +57,10 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 @pytest.fixture(scope="module")
 def built_through_mlp(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
     """The same, but one of its signals passes through an MLP."""
+    from ioi_helpers.models import handbuilt
+
     folder = tmp_path_factory.mktemp("through-mlp")
     return handbuilt.boot(handbuilt.save(folder, through_mlp=True))
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together what shares costly set-up, for pytest-xdist's `--dist loadgroup`.
-
-    That is a file, or the answers to a notebook's exercises on one model, tried in one session.
-    """
-    for item in items:
-        group = item.path.name
-        values = getattr(getattr(item, "callspec", None), "params", {})
-        if "trial" in values and "exercise" in values:
-            group = f"{values['path'].name} on {values['model']}"
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -57,8 +57,7 @@ def plain_blocks() -> Iterator[ParameterSet]:
             before += cell.cell_type == "code"
             if "plain" in tags(cell):
                 name = f"{path.name[:2]}, after code cell {before}"
-                group = pytest.mark.xdist_group(f"plain {path.name[:2]}")
-                yield pytest.param(path, before, cell.source, id=name, marks=group)
+                yield pytest.param(path, before, cell.source, id=name)
 
 
 @lru_cache(maxsize=1)
