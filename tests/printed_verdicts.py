@@ -111,6 +111,21 @@ def _orders_are_divided(said: re.Match[str], shown: Shown) -> bool:
     return divided == (said[1] == "these heads divide")
 
 
+def _losses_are_read(said: re.Match[str], shown: Shown) -> bool:
+    """A loss that is read as indirect is much larger than what DLA predicts of it, or opposite."""
+    lost, direct = (
+        {order: shown.table.column(f"{order}: {what}") for order in ("ABBA", "BABA")}
+        for what in ("logits lost", "attribution from S2")
+    )
+    for head, cells in shown.table.rows.items():
+        if cells["reading"] in ("indirect", "in part direct"):
+            order = max(lost, key=lambda order: abs(lost[order][head]))
+            share = direct[order][head] / lost[order][head]
+            if (cells["reading"] == "in part direct") != (0.25 < share < 1):
+                return False
+    return True
+
+
 def _is_nothing(said: re.Match[str], shown: Shown) -> bool:
     """Every counterpart whose difference is within two errors is named, and no other."""
     named = set(re.findall(r"(\w+): the logit difference is within two", shown.text))
@@ -186,6 +201,7 @@ VERDICTS = (
     Verdict("01", r"(MLPs|attention layers) write most of it", _who_writes),
     Verdict("01", r"(ABBA|BABA): most is lost without (\S+);", _most_is_lost),
     Verdict("01", r"(these heads divide|they do not divide) the orders", _orders_are_divided),
+    Verdict("01", r"errors: standard errors over 4 pairs", _losses_are_read),
     Verdict("02", r"the logit difference is within two", _is_nothing, always=False),
     Verdict("02", r"Where: swap_order over half", _carries),
     Verdict(
