@@ -126,6 +126,15 @@ def _losses_are_read(said: re.Match[str], shown: Shown) -> bool:
     return True
 
 
+def _sums_are_told(said: re.Match[str], shown: Shown) -> bool:
+    low, high, told = float(said[2]), float(said[3]), said[4]
+    return (
+        ("either brings" in told) == (high > 1.1)
+        and ("only both bring" in told) == (low < 0.9)
+        and ("END has" in told) == (0.9 <= low <= high <= 1.1)
+    )
+
+
 def _is_nothing(said: re.Match[str], shown: Shown) -> bool:
     """Every counterpart whose difference is within two errors is named, and no other."""
     named = set(re.findall(r"(\w+): the logit difference is within two", shown.text))
@@ -202,6 +211,7 @@ VERDICTS = (
     Verdict("01", r"(ABBA|BABA): most is lost without (\S+);", _most_is_lost),
     Verdict("01", r"(these heads divide|they do not divide) the orders", _orders_are_divided),
     Verdict("01", r"errors: standard errors over 4 pairs", _losses_are_read),
+    Verdict("02", rf"(ABBA|BABA): {NUMBER} to {NUMBER}, (.*)", _sums_are_told),
     Verdict("02", r"the logit difference is within two", _is_nothing, always=False),
     Verdict("02", r"Where: swap_order over half", _carries),
     Verdict(
