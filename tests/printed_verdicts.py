@@ -189,6 +189,20 @@ def _is_misled(said: re.Match[str], shown: Shown) -> bool:
     return (said[1] == "is misled by") == (max(falls) > 0.1)
 
 
+def _falls_back(said: re.Match[str], shown: Shown) -> bool:
+    before, twice = ("your model, as before", "your model, IO mentioned twice")
+    columns = [
+        (
+            shown.table.column(f"{o}: share with IO above S"),
+            shown.table.column(f"{o}: logit difference"),
+        )
+        for o in ("ABBA", "BABA")
+    ]
+    right = [shares[twice] for shares, _ in columns]
+    unsure = max(abs(x[twice]) for _, x in columns) < min(abs(x[before]) for _, x in columns)
+    return min(right) < 0.25 and max(right) > 0.75 and unsure == (said[1] == ", less sure.")
+
+
 def _copies(said: re.Match[str], shown: Shown) -> bool:
     within = "not shown to copy" in shown.text
     return within == (float(said[1]) < 2 * float(said[2]))
@@ -221,6 +235,7 @@ VERDICTS = (
     ),
     Verdict("03", r"so the messengers say ([^;]+);", _messengers_say),
     Verdict("03", r"your model (is misled by|hardly notices) the repetition", _is_misled),
+    Verdict("03", r"mostly falls back on one place in the sentence(.*)", _falls_back, always=False),
     Verdict("04", rf"shuffled minus the same: {NUMBER} ± {NUMBER}", _copies),
     Verdict(
         "04", r"without a repetition costs over 0.1 of the score", _paths_are_used, always=False

@@ -34,18 +34,35 @@ VARIES = 0.05  # standard deviation of an attention from which on it is said to 
 # --- what the checks measure ----------------------------------------------------------------------
 
 
-def _effect(ctx: Context, site: str) -> Float[Tensor, "layer head"]:
-    """Fraction of the demo's logit difference that patching `site` of a head restores."""
+def _sweep(ctx: Context, site: str) -> patching.SweepResult:
     return ctx.once(
-        f"effect {site}",
+        f"sweep {site}",
         lambda: patching.patch_sweep(
             ctx.model, ctx.demo, ctx.demo.swap_subject(), site=site, progress=False
-        ).fraction(),
+        ),
     )
+
+
+def _effect(ctx: Context, site: str) -> Float[Tensor, "layer head"]:
+    """Fraction of the demo's logit difference that patching `site` of a head restores."""
+    return _sweep(ctx, site).fraction()
 
 
 def _leftover(ctx: Context) -> Float[Tensor, "layer head"]:
     return _effect(ctx, "z") - _effect(ctx, "v") - _effect(ctx, "pattern")
+
+
+def _entangled(ctx: Context) -> Head:
+    """The head with the largest leftover in one of the orders: `entangled` in the notebook."""
+    sizes = []
+    for rows in ctx.demo.groups("order").values():
+        restored = {}
+        for site in ("z", "v", "pattern"):
+            sweep = _sweep(ctx, site)
+            low, high = sweep.corrupted[rows].mean(), sweep.clean[rows].mean()
+            restored[site] = (sweep.values[..., rows].mean(dim=-1) - low) / (high - low)
+        sizes.append((restored["z"] - restored["v"] - restored["pattern"]).abs())
+    return measure.strongest(torch.stack(sizes).amax(dim=0))
 
 
 def _cache(ctx: Context, what: str, data: IOIDataset) -> Any:
@@ -72,7 +89,8 @@ def _parts(ctx: Context) -> Key:
             "the question, so keep the sign": truth.abs(),
             "subtracting the difference of v and pattern from z": z - (v - pattern),
         },
-        right=f"The largest leftover is {truth[most]:z.2f}, of {head_name(*most)}.",
+        right=f"The largest leftover, both orders together, is {truth[most]:z.2f}, of "
+        f"{head_name(*most)}.",
     )
 
 
@@ -81,7 +99,7 @@ def _parts(ctx: Context) -> Key:
 
 @exercise("03.2")
 def _look_and_read(ctx: Context) -> Key:
-    layer, head = measure.strongest(_leftover(ctx).abs())
+    layer, head = _entangled(ctx)
     cache = _cache(ctx, "demo", ctx.demo)
     corrupted = _cache(ctx, "demo corrupted", ctx.demo.swap_subject())
     change = cache["pattern", layer] - corrupted["pattern", layer]
@@ -173,7 +191,7 @@ def _copying_score(ctx: Context) -> Key:
     )
 
 
-# --- 03.4 Where nobody is favoured ----------------------------------------------------------------
+# --- 03.4 Where no name is right ------------------------------------------------------------------
 
 
 @exercise("03.4")
@@ -220,7 +238,7 @@ def _nobody_favoured(ctx: Context) -> Key:
         },
         hint=f"{3 * len(abc)} points of {head_name(layer, head)}: attention to the name, logits "
         "written for it.",
-        right="No name is favoured in these prompts, and looking varies by itself."
+        right="No name is right in these prompts, and looking varies by itself."
         if varies
         else f"But no name gets more than {float(seen.max()):.3f} of its attention: where looking "
         "does not vary there is next to nothing to correlate.",
@@ -303,7 +321,9 @@ def _messengers(ctx: Context) -> list[Head]:
         progress=False,
     )
     moved = both.mean()[..., 0] - both.clean.mean()
-    looks = heads.attention_by_role(model, many, query="END", keys=("S2",))[..., 0]
+    each = heads.attention_by_role(model, many, query="END", keys=("S2",), per_prompt=True)
+    by_order = [each[..., 0, rows].mean(dim=-1) for rows in many.groups("order").values()]
+    looks = torch.stack(by_order).amax(dim=0)  # in one order at least
     found = ((looks > LOOKS).cpu() & (moved.abs() > MOVES).cpu()).flatten().nonzero()[:, 0]
     return [divmod(int(i), model.cfg.n_heads) for i in found]
 
