@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import load_model, metrics, runs
-from ioi_helpers.ablation import ablate, ablation_effects, ablation_sweep
+from ioi_helpers.ablation import ablate, ablation_effects, ablation_sweep, keep_runs
 from ioi_helpers.ablation.components import require_components
 from ioi_helpers.ablation.context import find_prompts
 from ioi_helpers.attribution import head_attribution
@@ -416,6 +416,57 @@ def test_fast_effects_equal_those_of_hooks(model: TransformerBridge, how: str) -
             torch.testing.assert_close(
                 getattr(fast, name), getattr(slow, name), atol=1e-4, rtol=1e-4, msg=name
             )
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_from_kept_runs_everything_is_the_same(random: TransformerBridge, how: str) -> None:
+    model, data = random, prompts_for(random, 10)
+    heads: Any = ["L0H1", ("MLP1", "S2"), (f"L{model.cfg.n_layers - 1}H1", "END")]
+    small: Any = {"memory": 2**19}  # in parts
+    kept = keep_runs(model, data, data.abc(), **small)
+    assert len(kept.parts) > 1
+    alone: Any = {"how": how, "reference": data.abc()}
+    with_kept = {**alone, "kept": kept}
+    one, other = (ablation_effects(model, data, heads, **o, **small) for o in (alone, with_kept))
+    for name in vars(one):
+        if name != "ablated_components":
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+    one, other = (
+        ablation_sweep(model, data, ["L0H1", heads], **o, **small) for o in (alone, with_kept)
+    )
+    assert torch.equal(one.values, other.values) and torch.equal(one.baseline, other.baseline)
+    both = []
+    for options in (alone, with_kept):
+        with ablate(model, heads, data=data, **options):
+            both.append(diffs(model, data))
+    assert torch.equal(*both)
+
+
+def test_kept_runs_of_something_else_are_not_taken(random: TransformerBridge) -> None:
+    model = copy.deepcopy(random)
+    data = prompts_for(model, 6)
+    abc, others = data.abc(), prompts_for(model, 6, seed=4)
+    last: Any = ("L2H0", "END")
+    for kept in (keep_runs(model, data, abc), keep_runs(model, data)):
+        for prompts, reference in ((data[:4], abc), (others, others.abc()), (data, abc[::-1])):
+            one, other = (
+                ablation_effects(model, prompts, last, reference=reference, kept=given)
+                for given in (None, kept)
+            )
+            torch.testing.assert_close(one.clean, other.clean)
+            torch.testing.assert_close(one.ablated, other.ablated)
+    kept = keep_runs(model, data, abc)
+    with pytest.raises(ValueError, match="kept runs are of another model"):
+        ablation_effects(random, data, last, "zero", kept=kept)
+    with ablate(model, "L0H1", "zero"):  # hooks on the model take part, and kept runs do not
+        inside = ablation_sweep(model, data, [last], reference=abc, kept=kept)
+        torch.testing.assert_close(inside.baseline, diffs(model, data))
+        assert not keep_runs(model, data, abc).parts
+    with torch.no_grad():
+        model.blocks[0].attn.W_O.mul_(2)
+        model.blocks[0].mlp.W_out.mul_(2)
+    with pytest.raises(ValueError, match="or of this one before it was changed"):
+        ablation_effects(model, data, last, "zero", kept=kept)
 
 
 def test_double_precision_stays_double(random: TransformerBridge) -> None:

@@ -161,6 +161,12 @@ def ablation_effects(model: TransformerBridge) -> Any:
     return found, found.table()
 
 
+def from_kept_runs(model: TransformerBridge) -> Any:
+    data = few(model)
+    kept, one = ablation.keep_runs(model, data, data.abc()), late(model, (2, 1))
+    return ablation.ablation_sweep(model, data, one, reference=data.abc(), kept=kept)
+
+
 def inside_ablate(model: TransformerBridge) -> Any:
     data = few(model)
     gone = late(model, (2, 4), (1, 2))
@@ -317,6 +323,7 @@ MEASUREMENTS: dict[str, Callable[[TransformerBridge], Any]] = {
     "ablation_sweep, zero at S2": ablated("zero", "S2"),
     "ablation_sweep, resample": ablated("resample", "END"),
     "ablation_effects": ablation_effects,
+    "keep_runs": from_kept_runs,
     "ablate": inside_ablate,
     "attention_by_role": lambda m: heads.attention_by_role(m, few(m), per_prompt=True),
     "backup_rise": lambda m: heads.backup_rise(m, few(m), late(m, (1, 2))[0]),

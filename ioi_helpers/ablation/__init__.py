@@ -21,6 +21,8 @@ Three ways in:
 * :func:`ablation_effects`: the change of the logit difference, split without a rest into the direct
   effect, what later heads and MLPs do about it, and the final LayerNorm's share.
 
+:func:`keep_runs` runs the prompts and the reference once for many calls of these.
+
 Components are nodes of :mod:`ioi_helpers.graph`, written ``"L9H9"`` or ``(9, 9)`` (a head),
 ``"MLP0"``, or ``("L9H9", "END")`` where one is ablated at one role's position only; a circuit is
 its nodes.
@@ -30,15 +32,18 @@ from __future__ import annotations
 
 from ioi_helpers.ablation.context import ablate
 from ioi_helpers.ablation.effects import AblationEffects, ablation_effects
+from ioi_helpers.ablation.kept import KeptRuns, keep_runs
 from ioi_helpers.ablation.replacements import METHODS, Replacement, replacements
 from ioi_helpers.ablation.sweep import ablation_sweep
 
 __all__ = [
     "METHODS",
     "AblationEffects",
+    "KeptRuns",
     "Replacement",
     "ablate",
     "ablation_effects",
     "ablation_sweep",
+    "keep_runs",
     "replacements",
 ]

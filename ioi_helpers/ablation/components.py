@@ -46,7 +46,12 @@ def site_of(node: Node) -> str:
 
 def hook_of(node: Node) -> str:
     """TransformerLens' name of that place."""
-    name: str = get_act_name(site_of(node), node.layer)
+    return hook_at(site_of(node), node.layer)
+
+
+def hook_at(site: str, layer: int) -> str:
+    """The same of a site in a layer."""
+    name: str = get_act_name(site, layer)
     return name
 
 

@@ -15,6 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import forward
 from ioi_helpers.ablation.components import hook_of, require_components, shows_at
+from ioi_helpers.ablation.kept import KeptRuns, written_for
 from ioi_helpers.ablation.replacements import Replacement, replacements
 from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.dataset.two_answers import clean_of, text_of
@@ -34,6 +35,7 @@ def ablate(
     *,
     reference: TwoAnswerData | None = None,
     data: TwoAnswerData | None = None,
+    kept: KeptRuns | None = None,
 ) -> Iterator[TransformerBridge]:
     """Run the model without some heads or MLPs: `with ablate(model, heads, reference=abc): ...`.
 
@@ -65,18 +67,21 @@ def ablate(
             such as ``data.abc()``.
         data: The prompts that will be run. None: those that the reference is a counterfactual of.
             Needed for zero ablation at a role.
+        kept: What :func:`~ioi_helpers.ablation.keep_runs` kept; what is not among it is run here.
 
     Yields:
         The model.
 
     Raises:
         ValueError: No component, an unknown one or an unknown role; a reference that is missing or
-            does not fit; a role that a prompt lacks; and, inside, a run on other prompts.
+            does not fit; kept runs of another model; a role that a prompt lacks; and, inside, a
+            run on other prompts.
     """
     nodes = require_components(model, components)
     with hooks_off(model):
         gpt, _ = forward.usable_weights(model)
-    values = replacements(model, nodes, how, reference, data, gpt=gpt)
+    written = written_for(kept, gpt, model, reference)
+    values = replacements(model, nodes, how, reference, data, gpt=gpt, written=written)
     if gpt is None:
         require_arrival(model, nodes)
     if data is None and reference is not None:

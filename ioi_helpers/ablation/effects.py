@@ -18,6 +18,7 @@ from ioi_helpers import attribution, forward
 from ioi_helpers.ablation import fast
 from ioi_helpers.ablation.components import require_components
 from ioi_helpers.ablation.context import ablate
+from ioi_helpers.ablation.kept import KeptRuns, parts_for, written_for
 from ioi_helpers.ablation.replacements import Replacement, replacements
 from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.graph import Node, NodeLike
@@ -130,6 +131,7 @@ def ablation_effects(
     how: Literal["mean", "zero", "resample"] | str = "mean",
     *,
     reference: TwoAnswerData | None = None,
+    kept: KeptRuns | None = None,
     engine: forward.Engine = "auto",
     memory: int = DEFAULT_MEMORY,
     progress: bool = True,
@@ -151,7 +153,7 @@ def ablation_effects(
         model: A model whose logits :func:`~ioi_helpers.attribution.decompose` can split.
         data: Prompts; they may differ in length.
         components: What to ablate, all of it at once; for a name mover ``("L9H9", "END")``.
-        how, reference: As for :func:`~ioi_helpers.ablation.ablate`.
+        how, reference, kept: As for :func:`~ioi_helpers.ablation.ablate`.
         engine: ``"fast"`` refuses models that :mod:`ioi_helpers.forward` cannot run, ``"hooks"``
             uses :func:`~ioi_helpers.ablation.ablate` and
             :func:`~ioi_helpers.attribution.decompose`, and ``"auto"`` does that where it must.
@@ -173,8 +175,12 @@ def ablation_effects(
         ablated_model = ablate(model, nodes, how, reference=reference, data=data)
         terms = _by_hooks(model, data, ablated_model, memory, progress)
     else:
-        values = replacements(model, nodes, how, reference, data, gpt=gpt, memory=memory)
-        terms = _fast(model, gpt, data, values, memory, progress)
+        written = written_for(kept, gpt, model, reference)
+        values = replacements(
+            model, nodes, how, reference, data, gpt=gpt, memory=memory, written=written
+        )
+        clean = parts_for(kept, gpt, model, data, memory)
+        terms = _fast(model, gpt, data, values, clean, progress)
     return _assemble(data, nodes, **terms)
 
 
@@ -227,7 +233,7 @@ def _fast(
     gpt: forward.Decoder,
     data: TwoAnswerData,
     values: Sequence[Replacement],
-    memory: int,
+    clean: fast.Parts | list[fast.Part],
     progress: bool,
 ) -> dict[str, Tensor]:
     """What :func:`_assemble` makes the result of; `heads` and `mlps` with the ablated ones' own."""
@@ -235,17 +241,14 @@ def _fast(
     # LayerNorm subtracts the mean of the stream, so only the rest of a direction can read it.
     directions = attribution.readout(model).seen(directions)
     parts: list[dict[str, Tensor]] = []
-    at_once = fast.prompts_at_once(gpt, int(data.lengths.max()), memory)
-    starts = range(0, len(data), at_once)
-    for start in progress_bar("ablating", starts, show=progress):
-        rows = slice(start, start + at_once)
-        tokens, base = fast.clean_run(gpt, data, rows)
+    for part in progress_bar("ablating", clean, show=progress):
+        rows, base = part.rows, part.base
         diffs = partial(
             forward.logit_diffs, gpt, io_tokens=data.io_tokens[rows], s_tokens=data.s_tokens[rows]
         )
         chosen = torch.arange(len(data))[rows].to(gpt.device)
         here = [value.rows(chosen) for value in values]
-        ablated = fast.ablated_run(gpt, tokens, base, here, ("z", "mlp_out"))
+        ablated = fast.ablated_run(gpt, part.tokens, base, here, fast.WRITTEN)
         before = _terms(gpt, base, directions[rows])
         after = _terms(gpt, ablated, directions[rows])
         parts.append(
@@ -262,7 +265,7 @@ def _fast(
                 "ablated_attribution": after.heads / after.scale,
             }
         )
-    return {name: torch.cat([part[name] for part in parts], dim=-1) for name in parts[0]}
+    return {name: torch.cat([found[name] for found in parts], dim=-1) for name in parts[0]}
 
 
 def _terms(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
@@ -13,8 +14,42 @@ from ioi_helpers.ablation.components import site_of
 from ioi_helpers.ablation.replacements import Replacement
 from ioi_helpers.dataset import TwoAnswerData
 
-KEEP: tuple[str, ...] = (*forward.BASE_SITES, "z", "mlp_out")
+WRITTEN: tuple[str, ...] = ("z", "mlp_out")
+"""What components write: where they are replaced."""
+KEEP: tuple[str, ...] = (*forward.BASE_SITES, *WRITTEN)
 """What the unablated run keeps."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some of the prompts, and their run with nothing ablated."""
+
+    rows: slice
+    tokens: Int[Tensor, "rows pos"]
+    base: forward.Run
+
+
+class Parts:
+    """All the prompts in parts that fit into memory, each run when its turn comes.
+
+    Raises:
+        ValueError: ``memory`` is not positive.
+    """
+
+    def __init__(self, gpt: forward.Decoder, data: TwoAnswerData, memory: int) -> None:
+        self.gpt, self.data = gpt, data
+        self.at_once = prompts_at_once(gpt, int(data.lengths.max()), memory)
+
+    def __len__(self) -> int:
+        return -(-len(self.data) // self.at_once)
+
+    def __iter__(self) -> Iterator[Part]:
+        gpt, data = self.gpt, self.data
+        for start in range(0, len(data), self.at_once):
+            rows = slice(start, start + self.at_once)
+            tokens = data.tokens[rows, : int(data.lengths.max())].to(gpt.device)
+            last = data.lengths[rows].to(gpt.device) - 1
+            yield Part(rows, tokens, forward.run(gpt, tokens, last, KEEP))
 
 
 def prompts_at_once(gpt: forward.Decoder, width: int, memory: int) -> int:
@@ -28,12 +63,6 @@ def prompts_at_once(gpt: forward.Decoder, width: int, memory: int) -> int:
     vectors = 2 * len(KEEP) * gpt.n_layers + 16  # those of one ablated run as well
     per_prompt = width * vectors * gpt.W_E.shape[1] * gpt.dtype.itemsize
     return max(1, min(memory // 2 // per_prompt, forward.MOST_TOKENS // width))
-
-
-def clean_run(gpt: forward.Decoder, data: TwoAnswerData, rows: slice) -> tuple[Tensor, forward.Run]:
-    """Tokens of some prompts, and the run with nothing ablated."""
-    tokens = data.tokens[rows, : int(data.lengths.max())].to(gpt.device)
-    return tokens, forward.run(gpt, tokens, data.lengths[rows].to(gpt.device) - 1, KEEP)
 
 
 def ablated_run(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ioi_helpers import forward
-from ioi_helpers.ablation.components import hook_of, site_of
+from ioi_helpers.ablation.components import hook_at, site_of
 from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.dataset.two_answers import clean_of, has_bos, orders_of, template_ids_of
 from ioi_helpers.edits import hooks_off
@@ -36,6 +36,10 @@ METHODS: tuple[str, ...] = ("zero", "mean", "resample")
 """What a component's output can be replaced by."""
 GROUPINGS: tuple[str, ...] = ("template and order", "template", "all")
 """Which prompts of the reference share a mean."""
+
+Written = tuple[Int[Tensor, " rows"], dict[tuple[str, int], Float[Tensor, "rows pos *rest"]]]
+"""Some prompts' rows, and what is written on them: ``("z", layer)`` or ``("mlp_out", layer)`` ->
+values at all positions."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ def replacements(
     gpt: forward.Decoder | None = None,
     memory: int = DEFAULT_MEMORY,
     group: str = "template and order",
+    written: Iterable[Written] | None = None,
 ) -> list[Replacement]:
     """The values that stand in for each component.
 
@@ -108,6 +113,7 @@ def replacements(
         gpt: The model's weights, if it is one that :mod:`ioi_helpers.forward` can run.
         memory: Bytes that running the reference may use.
         group: Which prompts share a mean, one of :data:`GROUPINGS`.
+        written: What these components write on the reference, where that is known already.
 
     Raises:
         ValueError: The reference is missing, has other templates or (resampling) another size or
@@ -145,7 +151,10 @@ def replacements(
     sums = {c: _empty_table(model, c, places[c.role].n_values) for c in components}
     device = model.W_E.device
     counts = {role: torch.zeros(p.n_values, device=device) for role, p in places.items()}
-    for rows, activations in _activations(model, gpt, reference, components, memory):
+    if written is None:
+        wanted = dict.fromkeys((site_of(c), c.layer) for c in components)
+        written = written_on(model, gpt, reference, list(wanted), memory)
+    for rows, activations in written:
         for role, place in places.items():
             at, index = (x[rows].to(device) for x in place.source)
             row, k = (at >= 0).nonzero(as_tuple=True)
@@ -297,27 +306,28 @@ def _marks(data: TwoAnswerData, pooled: bool) -> Int[Tensor, "batch mark"]:
 
 
 @torch.no_grad()
-def _activations(
+def written_on(
     model: TransformerBridge,
     gpt: forward.Decoder | None,
     data: TwoAnswerData,
-    components: Sequence[Node],
+    wanted: Sequence[tuple[str, int]],
     memory: int,
-) -> Iterator[tuple[Int[Tensor, " rows"], dict[tuple[str, int], Tensor]]]:
+) -> Iterator[Written]:
     """The layers' z or mlp_out, [batch pos ...], part by part.
 
     Without TransformerLens' hooks that are on the model, so that nested ablations all take their
     values from the whole model.
     """
-    wanted = {(site_of(c), c.layer): hook_of(c) for c in components}
     sites = {site for site, _ in wanted}
+    blocks = 1 + max(layer for _, layer in wanted)
     device = model.W_E.device
     width = int(data.lengths.max())
-    kept = width * model.cfg.d_model * model.cfg.n_layers * len(sites)
+    kept = width * model.cfg.d_model * blocks * len(sites)
     for rows in in_parts(data.lengths, prompts_at_once(model, width, memory, kept=kept)):
         tokens = data.tokens[rows, :width].to(device)
         if gpt is not None:
-            run = forward.run(gpt, tokens, data.lengths[rows].to(device) - 1, sites)
+            last = data.lengths[rows].to(device) - 1
+            run = forward.run(gpt, tokens, last, sites, blocks=blocks)
             yield rows, {(site, layer): run[site][layer] for site, layer in wanted}
             continue
         found: dict[str, Tensor] = {}
@@ -327,7 +337,8 @@ def _activations(
         ) -> None:
             found[name] = activation.detach().clone()
 
-        hooks = [(name, partial(keep, name=name)) for name in wanted.values()]
+        names = {(site, layer): hook_at(site, layer) for site, layer in wanted}
+        hooks = [(name, partial(keep, name=name)) for name in names.values()]
         with hooks_off(model):
             model.run_with_hooks(tokens, fwd_hooks=hooks, return_type=None, logits_to_keep=1)
-        yield rows, {key: found[name].to(device) for key, name in wanted.items()}
+        yield rows, {key: found[name].to(device) for key, name in names.items()}

@@ -16,6 +16,7 @@ from ioi_helpers import forward
 from ioi_helpers.ablation import fast
 from ioi_helpers.ablation.components import require_components
 from ioi_helpers.ablation.context import Ablation, require_arrival
+from ioi_helpers.ablation.kept import KeptRuns, parts_for, written_for
 from ioi_helpers.ablation.replacements import Replacement, replacements
 from ioi_helpers.dataset import TwoAnswerData
 from ioi_helpers.graph import Node, NodeLike, Shape
@@ -42,6 +43,7 @@ def ablation_sweep(
     how: Literal["mean", "zero", "resample"] | str = "mean",
     reference: TwoAnswerData | None = None,
     role: str | None = None,
+    kept: KeptRuns | None = None,
     engine: forward.Engine = "auto",
     memory: int = DEFAULT_MEMORY,
     progress: bool = True,
@@ -62,6 +64,7 @@ def ablation_sweep(
         how, reference: As for :func:`~ioi_helpers.ablation.ablate`.
         role: The position at which heads or MLPs are ablated; None: at all. It also holds for
             components of a set that have no role of their own.
+        kept: As for :func:`~ioi_helpers.ablation.ablate`.
         engine: ``"fast"`` refuses models it does not know, ``"hooks"`` always runs the whole model
             under :func:`~ioi_helpers.ablation.ablate`, and ``"auto"`` does that where it must.
         memory: Bytes that the sweep may use for activations; what does not fit is done in parts.
@@ -81,13 +84,17 @@ def ablation_sweep(
     refuse_too_long(model, data.tokens[:, : int(data.lengths.max())])
     gpt = forward.weights_for(model, engine)
     components = tuple(dict.fromkeys(itertools.chain.from_iterable(entries)))
-    found = replacements(model, components, how, reference, data, gpt=gpt, memory=memory)
+    written = written_for(kept, gpt, model, reference)
+    found = replacements(
+        model, components, how, reference, data, gpt=gpt, memory=memory, written=written
+    )
     by_component = dict(zip(components, found, strict=True))
     sets = [[by_component[component] for component in entry] for entry in entries]
     if gpt is None:
         values, clean = _by_hooks(model, data, sets, memory, progress)
     else:
-        values, clean = _fast(gpt, data, sets, memory, progress)
+        parts = parts_for(kept, gpt, model, data, memory)
+        values, clean = _fast(gpt, data, sets, parts, memory, progress)
     return sweep_result(
         values,
         axes,
@@ -138,19 +145,17 @@ def _fast(
     gpt: forward.Decoder,
     data: TwoAnswerData,
     sets: Sequence[Sequence[Replacement]],
+    parts: fast.Parts | list[fast.Part],
     memory: int,
     progress: bool,
 ) -> tuple[Float[Tensor, "entry batch"], Float[Tensor, " batch"]]:
     values = torch.empty(len(sets), len(data), dtype=gpt.dtype, device=gpt.device)
     baseline = torch.empty(len(data), dtype=gpt.dtype, device=gpt.device)
     width = int(data.lengths.max())
-    at_once = fast.prompts_at_once(gpt, width, memory)
     most = min(forward.MOST_TOKENS, max(1, memory // 2 // gpt.bytes_per_token(width)))
-    starts = range(0, len(data), at_once)
-    with progress_bar("ablating", show=progress, total=len(starts) * len(sets)) as bar:
-        for start in starts:
-            rows = slice(start, start + at_once)
-            tokens, base = fast.clean_run(gpt, data, rows)
+    with progress_bar("ablating", show=progress, total=len(parts) * len(sets)) as bar:
+        for one in parts:
+            rows, base = one.rows, one.base
             diffs = partial(
                 forward.logit_diffs,
                 gpt,
@@ -171,7 +176,7 @@ def _fast(
                 bar.update(len(chunk))
             for i, entry in enumerate(here):
                 if len(entry) > 1:
-                    values[i, rows] = diffs(fast.ablated_run(gpt, tokens, base, entry).final)
+                    values[i, rows] = diffs(fast.ablated_run(gpt, one.tokens, base, entry).final)
                     bar.update(1)
     return values, baseline
 

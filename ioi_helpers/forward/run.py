@@ -26,6 +26,7 @@ def run(
     first: Int[Tensor, " batch"] | None = None,
     shift: Float[Tensor, "batch pos d_model"] | None = None,
     edit: Editor | None = None,
+    blocks: int | None = None,
 ) -> Run:
     """Run the model and keep activations.
 
@@ -39,6 +40,7 @@ def run(
             there on anything is computed. A prompt that does not differ has ``last`` or more.
         shift: Added to the embeddings.
         edit: Replaces values on their way, see :data:`Editor`. Edited values are what is kept.
+        blocks: Run the first so many blocks only; the final stream is then the one behind them.
     """
     keep = tuple(dict.fromkeys(keep))
     prompts = torch.arange(len(tokens), device=tokens.device)
@@ -58,7 +60,8 @@ def run(
     x = embed(gpt, tokens, spans)
     if shift is not None:
         x = x + shift[spans.at]
-    for layer in range(gpt.n_layers):
+    n_blocks = gpt.n_layers if blocks is None else blocks
+    for layer in range(n_blocks):
         if edit is not None:
             x = edit("resid_pre", layer, x, spans)
         store("resid_pre", layer, x)
@@ -70,5 +73,5 @@ def run(
             mlp_out = edit("mlp_out", layer, mlp_out, spans)
         store("mlp_out", layer, mlp_out)
         x = computed["resid_mid"] + mlp_out
-    store("resid_pre", gpt.n_layers, x)
+    store("resid_pre", n_blocks, x)
     return Run(last=last, kept=kept, final=x[spans.ends])
