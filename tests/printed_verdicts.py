@@ -220,6 +220,17 @@ def _paths_are_used(said: re.Match[str], shown: Shown) -> bool:
     return used == expected
 
 
+def _follows(said: re.Match[str], shown: Shown) -> bool:
+    before, moved, old = (
+        shown.table.column(c)
+        for c in ("moved place, before", "moved place, after", "old place, after")
+    )
+    follows = all(moved[k] - before[k] > 0.1 for k in moved)
+    wholly = all(moved[k] > old[k] for k in moved)
+    expected = "follows the pointer" if follows else "does not follow the pointer"
+    return said[1] == expected and bool(said[2]) == (follows and not wholly)
+
+
 VERDICTS = (
     Verdict("01", r"(MLPs|attention layers) write most of it", _who_writes),
     Verdict("01", r"(ABBA|BABA): most is lost without (\S+);", _most_is_lost),
@@ -237,6 +248,12 @@ VERDICTS = (
     Verdict("03", r"your model (is misled by|hardly notices) the repetition", _is_misled),
     Verdict("03", r"mostly falls back on one place in the sentence(.*)", _falls_back, always=False),
     Verdict("04", rf"shuffled minus the same: {NUMBER} ± {NUMBER}", _copies),
+    Verdict(
+        "04",
+        r"points k further; \S+ (follows the pointer|does not follow the pointer)( in part)?",
+        _follows,
+        always=False,
+    ),
     Verdict(
         "04", r"without a repetition costs over 0.1 of the score", _paths_are_used, always=False
     ),
