@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
+import nbformat
 import pytest
 
 from notebooks.tools import address
@@ -21,6 +22,7 @@ from tests.sample_notebooks import PICTURE, code, figure, notebook, printed, tex
 
 pytest.importorskip("myst_nb", reason="the site's engine is not installed: pip install -e .[site]")
 from docutils import nodes
+from markdown_it import MarkdownIt
 
 from notebooks.tools.site.glossary import link_first_uses, terms
 from notebooks.tools.site.mathml import mathml
@@ -82,6 +84,8 @@ def test_a_notebook_becomes_a_page() -> None:
         text("# One\n\n[![b](https://x/a.svg)](https://x)\n\nWhich *heads* see [it](c.md)?"),
         code("f()", [bar, printed("1.5\n"), plot]),
     )
+    table = {"text/html": "<td>0.5 ± 0.1</td>", "text/plain": "0.5 ± 0.1"}
+    made.cells[2].outputs.append(nbformat.v4.new_output("execute_result", table))
     made.metadata["widgets"] = {"state": {}}
     assert (title(made), question(made)) == ("One", "Which heads see it?")
     shown = for_page(made, lambda words: words.replace("c.md", "d.md"))
@@ -89,7 +93,10 @@ def test_a_notebook_becomes_a_page() -> None:
     assert "svg" not in head and "(d.md)" in head
     assert "from <code>ioi-mini</code>" in head
     outputs = shown.cells[2].outputs
-    assert [output.output_type for output in outputs] == ["stream", "display_data"]
+    assert [output.output_type for output in outputs] == [
+        "stream", "display_data", "execute_result",
+    ]  # fmt: skip
+    assert outputs[2].data["text/html"] == "<td>0.5\u00a0±\u00a00.1</td>"
     assert list(outputs[1].data) == ["text/html"]
     assert f"base64,{PICTURE}" in outputs[1].data["text/html"]
     assert "widgets" not in shown.metadata
@@ -97,6 +104,16 @@ def test_a_notebook_becomes_a_page() -> None:
     ran = notebook(text("# One"))
     ran.metadata[RUN] = {"model": "ioi-plain", "seconds": 12.3}
     assert "Run here on <code>ioi-plain</code> in 12 s" in for_page(ran, str).cells[1].source
+
+
+def test_no_list_runs_on_as_a_paragraph() -> None:
+    """A formula at the margin ends a list, and "2. ..." below it begins none."""
+    parser = MarkdownIt("commonmark").enable("table")
+    for path in find_notebooks():
+        for cell in read(path).cells:
+            for token in parser.parse(cell.source) if cell.cell_type == "markdown" else ():
+                later = token.content.split("\n")[1:] if token.type == "inline" else []
+                assert not [line for line in later if re.match(r"(\d+\.|[-*+]) ", line)], path
 
 
 def test_titles_and_questions_where_there_are_none() -> None:

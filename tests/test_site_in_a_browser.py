@@ -157,6 +157,13 @@ def test_a_page_is_whole(name: str, visit: Visit) -> None:
           .map((cell) => cell.getBoundingClientRect().width))"""
     )
     assert narrowest >= 60, "a column of two letters"
+    if visit.page.viewport_size == DESK:
+        scrolled = page.evaluate(
+            """() => [...document.querySelectorAll('table.dataframe')]
+              .filter((table) => !table.closest('details'))
+              .filter((table) => table.scrollWidth > table.closest('div').clientWidth + 2).length"""
+        )
+        assert scrolled <= 5, "tables are cut off at their right where words could wrap"
     wide = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     assert wide[0] <= wide[1], "the page scrolls sideways"
     assert visit.outside == []

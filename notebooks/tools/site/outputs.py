@@ -28,6 +28,10 @@ def for_page(notebook: NotebookNode, relinked: Callable[[str], str]) -> Notebook
             figure = page_figure(output.get("data", {}))
             if figure:
                 output.data = NotebookNode({"text/html": figure})
+            elif "text/html" in output.get("data", {}):
+                # A table's words may be wrapped, a number and its error not.
+                unbroken = output.data["text/html"].replace(" ± ", "\u00a0±\u00a0")
+                output.data["text/html"] = unbroken
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             said = rf"\1\n\n{origin(notebook)}"
