@@ -100,7 +100,7 @@ def logit_diffs_and_kl(
         if gpt is not None and quick:
             base = unedited(gpt, part)
             ends = finals(gpt, base, {name: here[name] for name in quick})
-            known: dict[tuple[int, ...], Tensor] = {}
+            known: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
             for name in quick:
                 kl = kl_after(gpt, base, here[name], length, known)
                 found[name, "kl"] = torch.nn.functional.pad(

@@ -83,11 +83,12 @@ def kl_after(
     base: forward.Run,
     edits: Sequence[Edit],
     width: int,
-    known: dict[tuple[int, ...], Float[Tensor, "token vocab"]],
+    known: dict[tuple[int, ...], tuple[Float[Tensor, "token vocab"], Float[Tensor, "token vocab"]]],
 ) -> Float[Tensor, "batch pos"]:
     """KL(clean || edited) of the prediction after each token: 0 before the edit, NaN at padding.
 
-    `known` keeps the clean run's predictions for other edits of the same positions.
+    `known` keeps the clean run's predictions, and their logarithms, for other edits of the same
+    positions.
     """
     positions = torch.arange(width, device=base.last.device)
     kl = torch.zeros(len(base.last), width, device=base.last.device)
@@ -99,9 +100,12 @@ def kl_after(
     place = tuple(made.spans.first.tolist())
     if place not in known:
         known.clear()  # one is enough, and large
-        known[place] = _log_probabilities(gpt, base["resid_pre"][gpt.n_layers][made.spans.at])
-    log_p, log_q = known[place], _log_probabilities(gpt, edited)
-    kl[made.spans.at] = (log_p.exp() * (log_p - log_q)).sum(dim=-1).clamp_min(0).to(kl)
+        log_p = _log_probabilities(gpt, base["resid_pre"][gpt.n_layers][made.spans.at])
+        known[place] = log_p.exp(), log_p
+    p, log_p = known[place]
+    # In place: these are the largest tensors of all.
+    terms = _log_probabilities(gpt, edited).neg_().add_(log_p).mul_(p)
+    kl[made.spans.at] = terms.sum(dim=-1).clamp_min(0).to(kl)
     return kl
 
 
