@@ -93,10 +93,12 @@ def in_the_bank(answer: Answer) -> str:
 
 
 def quick(session: NotebookSession, exercise: Exercise) -> str | None:
-    """A second answer is checked in a moment."""
-    session.attempt(exercise, exercise.solution)
-    seconds = session.attempt(exercise, exercise.solution).seconds
-    return f"a second check takes {seconds:.1f} s" if seconds > SECONDS else None
+    """After the first answer, each one that was tried here was checked in a moment."""
+    seconds = session.seconds[exercise.identifier]
+    while len(seconds) < 2:
+        session.attempt(exercise, exercise.solution)
+    slowest = max(seconds[1:])
+    return f"a later check takes {slowest:.1f} s" if slowest > SECONDS else None
 
 
 def rounding(session: NotebookSession, exercise: Exercise) -> str | None:

@@ -22,6 +22,7 @@ import os
 import re
 import runpy
 import time
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,6 @@ class Verdict:
     printed: str
     progress: str = ""
     """What the check wrote to the standard error, as progress bars do."""
-    seconds: float = 0.0
-    """Of the processor, that the check took."""
     recorded: bool | None = None
     """What the check says of the answer as a record holds it, once handed in and collected."""
 
@@ -182,6 +181,8 @@ class NotebookSession:
         self._restart()
 
     def _restart(self) -> None:
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+        """Of the processor, that each check of an answer took, by exercise."""
         self._next = 0
         self._namespace: dict[str, Any] = {
             "__name__": "__main__",
@@ -231,6 +232,8 @@ class NotebookSession:
         ):
             result = eval(check, namespace)
         seconds = time.process_time() - began
+        if result.passed is not None:
+            self.seconds[exercise.identifier].append(seconds)
         # Functions of an answer refer to the namespace that holds them: what they cached would stay
         # until the collector comes round, gigabytes of it where answers run the model.
         namespace.clear()
@@ -241,7 +244,6 @@ class NotebookSession:
             str(result.message),
             printed.getvalue(),
             progress.getvalue(),
-            seconds,
             recorded,
         )
 
