@@ -52,6 +52,7 @@ def of_values(result: SweepResult) -> Measured:
     return Measured(result.values.flatten(0, -2), result.stderr().flatten(), result.error_label)
 
 
+@cache
 def patched(model: TransformerBridge, data: IOIDataset) -> SweepResult:
     return patch_sweep(model, data, data.swap_subject(), "z", ("layer", "head"))
 
@@ -104,10 +105,17 @@ def bootstrap(values: Float[Tensor, "cell batch"], groups: Tensor) -> Float[Tens
     Args:
         groups: ``[group member]``, the rows that are drawn together.
     """
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(len(groups), (DRAWS, len(groups)), generator=generator)
     of_groups = values.double().cpu()[:, groups].mean(dim=-1)
-    return of_groups[:, drawn].mean(dim=-1).std(dim=-1)
+    return (of_groups @ shares(len(groups)).T).std(dim=-1)
+
+
+@cache
+def shares(groups: int) -> Float[Tensor, "draw group"]:
+    """Each group's share of each draw."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(groups, (DRAWS, groups), generator=generator)
+    counts = torch.zeros(DRAWS, groups, dtype=torch.float64)
+    return counts.scatter_add_(1, drawn, torch.ones_like(counts)) / groups
 
 
 @pytest.fixture(scope="module")
