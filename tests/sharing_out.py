@@ -1,8 +1,8 @@
 """How `--dist loadgroup` shares tests out: what shares costly set-up is run by one process.
 
 That is a file, or a notebook; of files that go from notebook to notebook, what belongs to one
-notebook on one model. pytest-xdist 3.8 has the mark `xdist_group` for this, which under pytest 9.2
-does nothing and says nothing (pytest-xdist's issue 1386).
+notebook on one model (ioi-mini, where the test's name has none). pytest-xdist 3.8 has the mark
+`xdist_group` for this, which under pytest 9.2 does nothing and says nothing (its issue 1386).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-BY_NOTEBOOK = ("test_changed_numbers", "test_exercises", "test_notebook_code", "test_notebooks")
+IN_A_SESSION = ("test_exercises", "test_notebook_code")  # tests.notebook_sessions
+BY_NOTEBOOK = (*IN_A_SESSION, "test_changed_numbers", "test_notebooks")
 
 
 def group(node_id: str) -> str:
@@ -23,8 +24,10 @@ def group(node_id: str) -> str:
     number = re.search(r"\[(\d\d)[-_.,]", test)
     if not number or Path(file).stem not in BY_NOTEBOOK:
         return file
-    model = re.search(r"ioi-\w+", test)
-    return f"{file} {number[1]} {model[0]}" if model else f"{file} {number[1]}"
+    named = re.search(r"ioi-\w+", test)
+    model = named[0] if named else "ioi-mini"
+    kind = "a session" if Path(file).stem in IN_A_SESSION else file
+    return f"{kind}: {number[1]} on {model}"
 
 
 class ByGroup(LoadScopeScheduling):

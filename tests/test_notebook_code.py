@@ -30,8 +30,8 @@ from _pytest.mark import ParameterSet
 
 from ioi_helpers import IOIDataset, load_model
 from notebooks.tools.execution import find_notebooks
-from notebooks.tools.exercise_runs import NotebookSession
 from notebooks.tools.stored_outputs import code_cells, read, tags
+from tests.notebook_sessions import session
 
 MODEL = "ioi-plain"  # on which copied cells run: not the one that the outputs are of
 PLAIN = re.compile(
@@ -64,11 +64,6 @@ def plain_blocks() -> Iterator[ParameterSet]:
 def model_and_data() -> tuple[Any, IOIDataset]:
     model = load_model(MODEL)
     return model, IOIDataset.generate(model.tokenizer, 6, seed=5).to(model.cfg.device)
-
-
-@lru_cache(maxsize=1)
-def session(path: Path) -> NotebookSession:
-    return NotebookSession(path, "ioi-mini")
 
 
 def globals_of(code: types.CodeType) -> set[str]:
@@ -109,7 +104,7 @@ def test_plain_transformer_lens_gives_the_same(path: Path, before: int, source: 
     *steps, last = ast.parse(blocks[0]).body
     assert isinstance(last, ast.Expr), "it ends with torch.testing.assert_close(...)"
     assert ast.unparse(last).startswith("torch.testing.assert_close("), ast.unparse(last)
-    namespace = session(path).namespace_after(before)
+    namespace = session(path, "ioi-mini").namespace_after(before)
     helpers = {name for name in _names(steps) if _is_a_helper(namespace.get(name))}
     assert not helpers, f"it uses {helpers}, which are no plain TransformerLens"
 

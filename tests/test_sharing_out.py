@@ -29,9 +29,10 @@ def test_sample(model, name, request):
     [
         ("tests/test_dataset.py::test_rows[10-a]", "tests/test_dataset.py"),
         ("notebooks/01_some.ipynb::Cell 3", "notebooks/01_some.ipynb"),
-        ("tests/test_exercises.py::test_a[01.2-ioi-mini-a]", "tests/test_exercises.py 01 ioi-mini"),
-        ("tests/test_notebooks.py::test_a[01_some]", "tests/test_notebooks.py 01"),
-        ("tests/test_notebook_code.py::test_a[01, cell 3]", "tests/test_notebook_code.py 01"),
+        ("tests/test_exercises.py::test_a[01.2-ioi-plain-a]", "a session: 01 on ioi-plain"),
+        ("tests/test_exercises.py::test_a[01.2-ioi-mini-a]", "a session: 01 on ioi-mini"),
+        ("tests/test_notebook_code.py::test_a[01, cell 3]", "a session: 01 on ioi-mini"),
+        ("tests/test_notebooks.py::test_a[01_some]", "tests/test_notebooks.py: 01 on ioi-mini"),
     ],
 )
 def test_who_stays_together(node_id: str, expected: str) -> None:

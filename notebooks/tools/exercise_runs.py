@@ -171,19 +171,27 @@ def split_check(source: str, identifier: str) -> tuple[str, str]:
 class NotebookSession:
     """A notebook executed in this process on one model, as far as the exercise being tried.
 
-    Exercises are best tried in their order: going back starts the notebook anew.
+    Exercises are best tried in their order: going back starts the notebook anew. What a reader has
+    where a cell tagged `plain` stands is kept.
     """
 
     def __init__(self, path: Path, model: str) -> None:
         self.path = path
         self.model = model
-        self._cells = [cell for cell in read(path).cells if cell.cell_type == "code"]
+        self._cells: list[NotebookNode] = []
+        self._to_keep: set[int] = set()
+        for cell in read(path).cells:
+            if cell.cell_type == "code":
+                self._cells.append(cell)
+            elif "plain" in tags(cell):
+                self._to_keep.add(len(self._cells))
         self._restart()
 
     def _restart(self) -> None:
         self.seconds: dict[str, list[float]] = defaultdict(list)
         """Of the processor, that each check of an answer took, by exercise."""
         self._next = 0
+        self._kept: dict[int, dict[str, Any]] = {}
         self._namespace: dict[str, Any] = {
             "__name__": "__main__",
             "display": lambda *_, **__: None,
@@ -200,8 +208,9 @@ class NotebookSession:
 
     def namespace_after(self, cells: int) -> dict[str, Any]:
         """A copy of what a reader has after the notebook's first so many code cells."""
-        self._run(cells)
-        return dict(self._namespace)
+        if cells not in self._kept:
+            self._run(cells)
+        return dict(self._kept.get(cells, self._namespace))
 
     def _run(self, stop: int) -> None:
         if stop < self._next:
@@ -212,6 +221,8 @@ class NotebookSession:
                 where = f"{self.path.name}, code cell {place + 1}"
                 exec(compile(source, where, "exec"), self._namespace)
             self._next = place + 1
+            if self._next in self._to_keep:
+                self._kept[self._next] = dict(self._namespace)
 
     def attempt(self, exercise: Exercise, source: str | None) -> Verdict:
         """Run the stub with `source` (None: nothing) before its check call, and the check.
