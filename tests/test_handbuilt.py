@@ -238,11 +238,7 @@ def test_through_an_mlp_it_does_the_same(tmp_path: Path) -> None:
 def test_an_injected_belief_turns_the_negative_name_mover_too(
     built: TransformerBridge, data: IOIDataset
 ) -> None:
-    """Its order bit turned at S2, the model is of two minds: identity alone still says who S is.
-
-    All heads that copy then look at both names alike, the negative one with them, and write for
-    neither.
-    """
+    """Its order bit turned at S2, all heads that copy turn to S1, the negative one with them."""
     x0 = runs.activations_at(built, data, "S2", "L2.pre")
     probe, covariance = probing.fit_probe(x0, data.orders), probing.fit_covariance(x0)
     opposite = ["BABA" if order == "ABBA" else "ABBA" for order in data.orders]
@@ -253,4 +249,4 @@ def test_an_injected_belief_turns_the_negative_name_mover_too(
     for head in ("L3H0", "L3H2", "L3H3"):
         before, after = clean[head_numbers(head)], turned[head_numbers(head)]
         assert (before[0] - before[1]).min() > 0.9
-        assert (after[0] - after[1]).max() < 0.2, head
+        assert (after[0] - after[1]).max() < -0.9, head
