@@ -6,7 +6,7 @@
 
     found = survey.shipped("seeds")
     profiles = universality.profiles(found.table("heads"))      # model -> what each head does
-    matched = universality.match(profiles["ioi-mini-seed-0"], profiles["ioi-mini-seed-1"])
+    matched = universality.match(profiles["ioi-plain-seed-0"], profiles["ioi-plain-seed-1"])
     matched.overlap, matched.pairs                              # how much is alike, who is whom
     universality.null_overlaps(...)                             # a best match is always found
     universality.judge(found)                                   # which claims hold of which model

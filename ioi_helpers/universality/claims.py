@@ -294,7 +294,8 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "orders have heads of their own", "05, section 8",
-        "The head at END that costs most in one order costs less than half as much in the other.",
+        "In either order the head at END that costs most costs less than half as much in the "
+        "other.",
         _orders_have_their_own,
     ),
     Claim(
