@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 from nbformat import NotebookNode
+from scipy import stats
 
 from notebooks.tools.stored_outputs import code_cells, joined
 
@@ -231,6 +232,17 @@ def _follows(said: re.Match[str], shown: Shown) -> bool:
     return said[1] == expected and bool(said[2]) == (follows and not wholly)
 
 
+def _scale_is_blind(said: re.Match[str], shown: Shown) -> bool:
+    """Where even the model itself stands near chance, overlaps are told and no model is nearer."""
+    return (said[2] == "Hardly above chance") == (float(said[1]) < 0.5)
+
+
+def _new_seeds_are_tested(said: re.Match[str], shown: Shown) -> bool:
+    new = {recipe: int(cell) for recipe, cell in shown.table.rows["new seeds"].items()}
+    p = stats.fisher_exact([[new[said[1]], 0], [0, new[said[2]]]]).pvalue
+    return float(said[3]) == float(f"{p:.2g}")
+
+
 VERDICTS = (
     Verdict("01", r"(MLPs|attention layers) write most of it", _who_writes),
     Verdict("01", r"(ABBA|BABA): most is lost without (\S+);", _most_is_lost),
@@ -256,6 +268,16 @@ VERDICTS = (
     ),
     Verdict(
         "04", r"without a repetition costs over 0.1 of the score", _paths_are_used, always=False
+    ),
+    Verdict(
+        "13",
+        rf"itself, on other prompts: {NUMBER}\n(Hardly above chance|clearly nearer)",
+        _scale_is_blind,
+    ),
+    Verdict(
+        "13",
+        r"of \d+ (\S+) and 0 of \d+ (\S+), claims: .* p = (\S+?),?( |\n)",
+        _new_seeds_are_tested,
     ),
 )
 
