@@ -650,8 +650,8 @@ def as_recorded(recipe: Recipe, weights: Path) -> str:
     if file_digest(weights) == models.loc[name, "sha256"]:
         return f"To the last bit the {name} that the tables of seeds are of."
     return (
-        f"Not to the last bit the {name} that the tables of seeds are of: another machine, thread "
-        "count or version of PyTorch rounds otherwise."
+        f"Not to the last bit the {name} that the tables of seeds are of: rounded otherwise "
+        "(another machine, thread count or version of PyTorch), or trained by other code."
     )
 
 
