@@ -104,7 +104,7 @@ collect: $(READY)  ## check the answers that students handed in (FOLDER=...) and
 	@$(BIN)/python -m ioi_helpers.exercises collect "$(FOLDER)"
 
 train: $(READY)  ## train a bundled model (MODEL=ioi-mini), or its sister (SEED=1, WITHOUT="exchange at S2")
-	$(BIN)/python -m training.train $(MODEL) $(if $(SEED),--seed $(SEED)) $(if $(WITHOUT),--without "$(WITHOUT)")
+	$(BIN)/python -m training.train $(MODEL) $(if $(SEED),--seed $(SEED)) $(if $(WITHOUT),--without "$(WITHOUT)") $(if $(DEVICE),--device $(DEVICE))
 
 wheels:  ## download all that the set-up installs to build/wheels, for a room without network
 	$(if $(TORCH_INDEX),$(PYTHON) -m pip download --no-deps --dest build/wheels --index-url $(TORCH_INDEX) -c constraints.txt torch)

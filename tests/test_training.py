@@ -181,7 +181,7 @@ def test_cycles_follow_each_other_and_training_ends() -> None:
 
 
 def prompts(trainer: Trainer) -> PromptBatch:
-    return PromptBatch.of(trainer._window(trainer.prompts, 8))
+    return PromptBatch.of(trainer._window(trainer.prompts, 8), trainer.device)
 
 
 def test_interchange_leaves_source_rows_alone_and_is_gone_afterwards() -> None:
@@ -207,7 +207,7 @@ def test_interchange_with_an_equal_prompt_changes_nothing() -> None:
     trainer = Trainer(TINY, steps=1)
     trainer.model.eval()
     half = trainer.prompts[:4]
-    batch = PromptBatch.of([*half, *half])
+    batch = PromptBatch.of([*half, *half], trainer.device)
     with torch.no_grad():
         plain = trainer._end_logits(batch)
         with trainer.hooks.interchange(batch, "S2", torch.arange(4)):
@@ -239,3 +239,23 @@ def test_whole_heads_are_dropped_only_in_the_last_blocks() -> None:
     before, after = streams[0]
     bias = trainer.model.transformer.h[2].attn.c_proj.bias
     torch.testing.assert_close(after, before + bias)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_without_a_gpu_none_is_trained_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        training.main(["ioi-mini", "--seed", "1", "--device", "cuda"])
+    assert "there is no CUDA device here" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_gpu_begins_from_the_same_weights_and_draws_the_same() -> None:
+    recipe = replace(TINY, cycles=(Cycle(6, 1e-3, long_repeats=True),))
+    here, there = Trainer(recipe), Trainer(recipe, device="cuda")
+    torch.testing.assert_close(weights(there).cpu(), weights(here), rtol=0, atol=0)
+    losses = []
+    for trainer in (here, there):
+        trainer.use_from = -400  # the bit is in use, and parts are dropped
+        torch.manual_seed(0)
+        losses.append([trainer.train_step() for _ in range(3)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)

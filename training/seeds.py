@@ -56,6 +56,7 @@ COLUMNS = {
     "without": "the step of its training that was left out, if one was",
     "seed": "of its first weights, its texts and its batches, all three",
     "trained": "whether it was trained, or has random weights",
+    "trained on": "cpu or cuda; empty: not trained",
     "learned": f"whether it prefers IO on {LEARNED:.0%} of held-out prompts, with a prefix or not",
     "IO preferred": "share of held-out prompts without a prefix on which it prefers IO",
     "IO preferred, prefix": "the same with a prefix",
@@ -162,6 +163,7 @@ def model_card(one: Trained, cache: Path) -> dict[str, Any]:
         "without": one.without,
         "seed": one.seed,
         "trained": one.trained,
+        "trained on": config.get("trained_on", "cpu") if one.trained else "",
         "learned": min(held_out) >= LEARNED,
         "IO preferred": held_out[0],
         "IO preferred, prefix": held_out[1],
@@ -214,13 +216,17 @@ def markdown(models: pd.DataFrame) -> str:
         "",
         f"The table `edges` has no edge of less than {AT_LEAST:.1%} of the logit difference.",
         "",
-        "| model | IO preferred | with a prefix | learned | met | not met | sha256 |",
-        "|---|---|---|---|---|---|---|",
+        "*On*: what it was trained on. A CPU with as many threads and the same PyTorch gives the same",
+        "weights again, to the last bit; a GPU does not.",
+        "",
+        "| model | on | IO preferred | with a prefix | learned | met | not met | sha256 |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in models.to_dict("records"):
         learned = "yes" if row["learned"] else "no" if row["trained"] else "untrained"
         lines.append(
-            f"| {row['model']} | {row['IO preferred']:.3f} | {row['IO preferred, prefix']:.3f} | "
+            f"| {row['model']} | {row['trained on'] or '-'} | {row['IO preferred']:.3f} | "
+            f"{row['IO preferred, prefix']:.3f} | "
             f"{learned} | {row['met']} of {row['asked']} | {row['not met'] or '-'} | "
             f"`{row['sha256'][:12]}` |"
         )

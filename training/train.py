@@ -26,7 +26,8 @@ training), because a small model left alone learns a shortcut around S2:
 Each loss has a name in :data:`LOSSES`, and each step that can be left out one in :data:`STEPS`.
 What training planted is measured, not assumed: see :mod:`training.card` and the models' cards.
 Training can be interrupted and resumed; the same seed gives the same weights to the last bit on one
-machine and thread count.
+machine and thread count. With ``--device cuda`` a run begins from the same weights and draws the
+same texts, batches and drops, but rounds otherwise, and not the same way twice.
 """
 
 from __future__ import annotations
@@ -170,16 +171,16 @@ def without(recipe: Recipe, step: str) -> Recipe:
     return replace(recipe, name=name, without=(*recipe.without, step))
 
 
-def pad(rows: Sequence[Sequence[float]]) -> Tensor:
+def pad(rows: Sequence[Sequence[float]], device: torch.device) -> Tensor:
     """Rows of unequal length, right-padded with zeros (token 0 is `<|endoftext|>`)."""
     width = max(len(row) for row in rows)
-    return torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows])
+    return torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows]).to(device)
 
 
-def _words_of(documents: Sequence[Document], length: int) -> Tensor:
+def _words_of(documents: Sequence[Document], length: int, device: torch.device) -> Tensor:
     """Where there are words: neither BOS nor padding, [document pos]."""
-    lengths = torch.tensor([len(d.ids) for d in documents])
-    pos = torch.arange(length)
+    lengths = torch.tensor([len(d.ids) for d in documents], device=device)
+    pos = torch.arange(length, device=device)
     return (pos >= 1) & (pos < lengths[:, None])
 
 
@@ -198,12 +199,12 @@ class PromptBatch:
     abba: Int[Tensor, " batch"]
 
     @classmethod
-    def of(cls, prompts: Sequence[Prompt]) -> PromptBatch:
+    def of(cls, prompts: Sequence[Prompt], device: torch.device) -> PromptBatch:
         at = [{"first": p.first, "second": p.second, "S2": p.s2, "END": p.end} for p in prompts]
         return cls(
-            pad([p.ids for p in prompts]).long(),
-            {name: torch.tensor([one[name] for one in at]) for name in at[0]},
-            torch.tensor([int(p.second_is_subject) for p in prompts]),
+            pad([p.ids for p in prompts], device).long(),
+            {name: torch.tensor([one[name] for one in at], device=device) for name in at[0]},
+            torch.tensor([int(p.second_is_subject) for p in prompts], device=device),
         )
 
     def __len__(self) -> int:
@@ -261,7 +262,7 @@ class Interventions:
         else:
             return out
         half = stream.shape[0] // 2
-        rows = torch.arange(stream.shape[0])
+        rows = torch.arange(stream.shape[0], device=stream.device)
         new = stream.clone()
         if self.kind == "END":
             new = torch.where(self._parking(stream.shape[1])[..., None], stream.roll(1, 0), new)
@@ -272,7 +273,7 @@ class Interventions:
         """Words of the target rows where a name could be parked: from the first name to END."""
         assert self.batch is not None
         at = {name: where[:, None] for name, where in self.batch.at.items()}
-        pos = torch.arange(length)[None]
+        pos = torch.arange(length, device=self.batch.ids.device)[None]
         park = (pos > at["first"]) & (pos < at["END"])
         park &= (pos != at["second"]) & (pos != at["S2"])
         park[: len(self.batch) // 2] = False
@@ -284,14 +285,14 @@ class Interventions:
             b, t, d = x.shape
             heads = self.recipe.heads
             rate = self.recipe.head_dropout
-            keep = (torch.rand(b, 1, heads, 1) > rate).to(x.dtype) / max(1 - rate, 1e-6)
+            keep = (torch.rand(b, 1, heads, 1) > rate).to(x) / max(1 - rate, 1e-6)
             x = (x.view(b, t, heads, d // heads) * keep).reshape(b, t, d)
         return (x, *args[1:])
 
     def _drop_mlp(self, _module: nn.Module, _args: Any, out: Tensor) -> Tensor:
         if self.dropping and self.recipe.mlp_dropout > 0:
             rate = self.recipe.mlp_dropout
-            keep = (torch.rand(out.shape[0], 1, 1) > rate).to(out.dtype) / max(1 - rate, 1e-6)
+            keep = (torch.rand(out.shape[0], 1, 1) > rate).to(out) / max(1 - rate, 1e-6)
             return out * keep
         return out
 
@@ -303,7 +304,7 @@ def answer_loss(
     calibration: float,
 ) -> Float[Tensor, " batch"]:
     """Cross-entropy against 97 % IO, 3 % S, for the order given, plus the calibration's penalty."""
-    rows = torch.arange(len(batch))
+    rows = torch.arange(len(batch), device=logits.device)
     log_probs = logits.log_softmax(-1)
     first = log_probs[rows, batch.ids[rows, batch.at["first"]]]
     second = log_probs[rows, batch.ids[rows, batch.at["second"]]]
@@ -315,8 +316,11 @@ def answer_loss(
 class Trainer:
     """One training run: model, read-outs, optimiser and the pools that batches are drawn from."""
 
-    def __init__(self, recipe: Recipe, steps: int | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, steps: int | None = None, device: torch.device | str = "cpu"
+    ) -> None:
         self.recipe = recipe
+        self.device = torch.device(device)
         first = recipe.cycles[0]
         self.cycles = recipe.cycles if steps is None else (replace(first, steps=steps),)
         self.steps = sum(cycle.steps for cycle in self.cycles)
@@ -353,14 +357,15 @@ class Trainer:
             bos_token_id=0,
             eos_token_id=0,
         )
-        self.model = GPT2LMHeadModel(config)
+        # Random numbers are the CPU's on any device, so that seeds mean the same on all.
+        self.model = GPT2LMHeadModel(config).to(self.device)
         self.hooks = Interventions(self.model, recipe)
         # The first blocks alone, sharing their weights: enough for what is asked of early heads.
-        self.early = GPT2Model(replace_layers(config, recipe.bit_block + 1))
+        self.early = GPT2Model(replace_layers(config, recipe.bit_block + 1)).to(self.device)
         self.early.wte, self.early.wpe = self.model.transformer.wte, self.model.transformer.wpe
         self.early.h = self.model.transformer.h[: recipe.bit_block + 1]
-        self.order_readout = nn.Linear(recipe.width, 1)
-        self.repeat_readout = nn.Linear(recipe.width, 1)
+        self.order_readout = nn.Linear(recipe.width, 1).to(self.device)
+        self.repeat_readout = nn.Linear(recipe.width, 1).to(self.device)
         parameters = [
             *self.model.parameters(),
             *self.order_readout.parameters(),
@@ -383,19 +388,19 @@ class Trainer:
 
     def _language_loss(self) -> Tensor:
         size = self.recipe.documents // 2
-        loss = torch.zeros(())
+        loss = torch.zeros((), device=self.device)
         for _ in range(2):
             documents: list[Document] = self._window(self.documents, size)
             if max(len(d.ids) for d in documents) > 120:
                 documents = documents[: size // 3]
-            ids = pad([d.ids for d in documents]).long()
+            ids = pad([d.ids for d in documents], self.device).long()
             hidden = self.model.transformer(ids).last_hidden_state
             loss = loss + self._next_word_loss(documents, ids, hidden) / 2
         return loss
 
     def _next_word_loss(self, documents: Sequence[Document], ids: Tensor, hidden: Tensor) -> Tensor:
         """Cross-entropy of the next word, weighted as the documents say."""
-        weights = pad([d.weights for d in documents])[:, 1:]
+        weights = pad([d.weights for d in documents], self.device)[:, 1:]
         where = weights > 0
         logits = self.model.lm_head(hidden[:, :-1][where])
         losses = F.cross_entropy(logits, ids[:, 1:][where], reduction="none")
@@ -407,7 +412,7 @@ class Trainer:
         long = cycle.long_repeats and self.rng.random() < 0.5
         pool = self.long_repeats if long else self.repeats
         documents: list[Document] = self._window(pool, self.recipe.repeats // (4 if long else 1))
-        ids = pad([d.ids for d in documents]).long()
+        ids = pad([d.ids for d in documents], self.device).long()
         losses: dict[str, Tensor] = {}
         if cycle.long_repeats:
             hidden = self.model.transformer(ids).last_hidden_state
@@ -434,13 +439,14 @@ class Trainer:
         """Minus the log of the attention that guided heads pay to where they should look."""
         count, length = ids.shape
         same = (ids[:, :, None] == ids[:, None, :]).tril(-1)
-        real = _words_of(documents, length)
-        previous = torch.eye(length, dtype=torch.bool).roll(1, 0).tril(-1).expand(count, -1, -1)
+        real = _words_of(documents, length, self.device)
+        previous = torch.eye(length, dtype=torch.bool, device=self.device).roll(1, 0).tril(-1)
+        previous = previous.expand(count, -1, -1)
         # The word after an earlier copy: one place to the right of it, and not after the query.
         after = F.pad(same, (1, 0))[..., :-1].tril()
         targets = {"previous": previous, "copy": same, "after copy": after}
-        causal = torch.ones(length, length, dtype=torch.bool).tril()
-        total = torch.zeros(())
+        causal = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
+        total = torch.zeros((), device=self.device)
         size = self.recipe.width // self.recipe.heads
         for layer, head, kind in self.recipe.guided:
             attention = self.model.transformer.h[layer].attn.c_attn
@@ -461,22 +467,22 @@ class Trainer:
         """Has this word stood here before? Asked of random words, at every position."""
         stream = self.hooks.residual[self.recipe.bit_block]
         seen = (ids[:, :, None] == ids[:, None, :]).tril(-1).any(-1)
-        real = _words_of(documents, ids.shape[1])
+        real = _words_of(documents, ids.shape[1], self.device)
         answer = self.repeat_readout(stream)[..., 0]
         return F.binary_cross_entropy_with_logits(answer[real], seen[real].float())
 
     def _end_logits(self, batch: PromptBatch) -> Tensor:
-        rows = torch.arange(len(batch))
+        rows = torch.arange(len(batch), device=self.device)
         return self.model.lm_head(
             self.model.transformer(batch.ids).last_hidden_state[rows, batch.at["END"]]
         )
 
     def _interchange_losses(self) -> dict[str, Tensor]:
         size = self.recipe.prompts
-        batch = PromptBatch.of(self._window(self.prompts, size))
+        batch = PromptBatch.of(self._window(self.prompts, size), self.device)
         half = size // 2
         using = self.use_from is not None
-        sources = torch.randperm(half) if using else None
+        sources = torch.randperm(half).to(self.device) if using else None
         kind = "S2" if self.rng.random() < 0.5 else "END"
         if f"exchange at {kind}" in self.recipe.without:
             sources = None
@@ -494,7 +500,7 @@ class Trainer:
         stream = self.hooks.residual[self.recipe.bit_block]
         if "order read-out" in self.recipe.without:
             stream = stream.detach()
-        rows = torch.arange(size)
+        rows = torch.arange(size, device=self.device)
         # Interchange happens in the hook after the stream was kept: this is each row's own.
         readout = F.binary_cross_entropy_with_logits(
             self.order_readout(stream[rows, batch.at["S2"]])[:, 0], batch.abba.float()
@@ -541,16 +547,16 @@ class Trainer:
         """Accuracy and logit difference on fresh prompts, as they are and under interchange."""
         self.model.eval()
         self.hooks.dropping = False
-        batch = PromptBatch.of(self.check)
-        doubled = PromptBatch.of([*self.check, *self.check])
+        batch = PromptBatch.of(self.check, self.device)
+        doubled = PromptBatch.of([*self.check, *self.check], self.device)
         n = len(batch)
         generator = torch.Generator().manual_seed(0)
-        sources = torch.randperm(n, generator=generator)
+        sources = torch.randperm(n, generator=generator).to(self.device)
         result = {}
         for kind in ("none", "S2", "END") if self.recipe.interchange else ("none",):
             with self.hooks.interchange(doubled, kind, None if kind == "none" else sources):
                 logits = self._end_logits(doubled)[n:]
-            rows = torch.arange(n)
+            rows = torch.arange(n, device=self.device)
             diff = (
                 logits[rows, batch.ids[rows, batch.at["first"]]]
                 - logits[rows, batch.ids[rows, batch.at["second"]]]
@@ -581,12 +587,12 @@ class Trainer:
         partial.replace(path)
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint that :meth:`save` wrote on this machine.
+        """Go on from a checkpoint that :meth:`save` wrote.
 
         Raises:
             ValueError: It is of another recipe.
         """
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         if state["recipe"] != repr((self.recipe, self.cycles)):
             raise ValueError(
                 f"The checkpoint {path} was made by another recipe; begin anew with --fresh."
@@ -600,7 +606,13 @@ class Trainer:
         torch.set_rng_state(state["rng"][1])
 
 
-def train(recipe: Recipe, folder: Path, checkpoint: Path, steps: int | None = None) -> None:
+def train(
+    recipe: Recipe,
+    folder: Path,
+    checkpoint: Path,
+    steps: int | None = None,
+    device: torch.device | str = "cpu",
+) -> None:
     """Train a model, resuming from its checkpoint if there is one, and write its folder.
 
     Args:
@@ -608,8 +620,9 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, steps: int | None = No
         folder: Where to write the model and its tokenizer.
         checkpoint: The file that an interrupted run goes on from; gone when the run is over.
         steps: Fewer steps, for trying out.
+        device: Where to compute, as PyTorch names it. The model's config says it, as `trained_on`.
     """
-    trainer = Trainer(recipe, steps)
+    trainer = Trainer(recipe, steps, device)
     if checkpoint.exists():
         trainer.load(checkpoint)
         tqdm.write(f"{recipe.name}: going on from step {trainer.step}")
@@ -623,6 +636,7 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, steps: int | None = No
     folder.mkdir(parents=True, exist_ok=True)
     if recipe.half:
         trainer.model.half()
+    trainer.model.config.trained_on = trainer.device.type
     trainer.model.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
     save_tokenizer(folder, CONTEXT)
@@ -649,6 +663,8 @@ def as_recorded(recipe: Recipe, weights: Path) -> str:
         return f"The tables of seeds have no {name} yet."
     if file_digest(weights) == models.loc[name, "sha256"]:
         return f"To the last bit the {name} that the tables of seeds are of."
+    if models.loc[name, "trained on"] == "cuda":
+        return f"The tables of seeds are of a {name} trained on a GPU, which no run repeats."
     return (
         f"Not to the last bit the {name} that the tables of seeds are of: rounded otherwise "
         "(another machine, thread count or version of PyTorch), or trained by other code."
@@ -670,6 +686,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="where to write it (default: in the package; build/models/ for another seed)",
     )
     parser.add_argument("--steps", type=int, help="fewer steps, for trying out; needs --folder")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute")
     parser.add_argument("--fresh", action="store_true", help="forget a checkpoint")
     given = parser.parse_args(arguments)
     recipe = RECIPES[given.model]
@@ -680,13 +697,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             recipe = without(recipe, given.without)
         except ValueError as error:
             parser.error(str(error))
+    if given.device != "cpu" and not torch.cuda.is_available():
+        parser.error("there is no CUDA device here; leave --device out")
     if given.steps is not None and given.folder is None:
         parser.error("give --folder with --steps, so that a trial replaces no model that ships")
     folder = given.folder or folder_of(recipe)
     checkpoint = checkpoint_of(recipe)
     if given.fresh:
         checkpoint.unlink(missing_ok=True)
-    train(recipe, folder, checkpoint, given.steps)
+    train(recipe, folder, checkpoint, given.steps, given.device)
     print(f"{recipe.name}, seed {recipe.seed}: written to {folder}")
     if given.steps is None:
         print(as_recorded(recipe, folder / "model.safetensors"))
