@@ -1,6 +1,6 @@
 """Our patching sweeps against TransformerLens' own, on decoders of other families than GPT-2.
 
-    python benchmarks/families_speed.py [--model-folder FOLDER]
+    python benchmarks/families_speed.py [--model-folder FOLDER] [--device cuda]
 
 Two shapes with random weights and GPT-2's tokenizer: Pythia-160M (parallel blocks, rotary
 positions), and a Llama of one billion parameters cut to four layers (RMSNorm, gated MLP, 32 heads
@@ -59,7 +59,9 @@ def configs() -> dict[str, PretrainedConfig]:
     }
 
 
-def make_model(config: PretrainedConfig, tokenizer: str | None, folder: Path) -> TransformerBridge:
+def make_model(
+    config: PretrainedConfig, tokenizer: str | None, folder: Path, device: str
+) -> TransformerBridge:
     """A model of this shape with random weights, written to a folder and loaded."""
     given = gpt2_tokenizer(tokenizer)
     given.save_pretrained(folder)
@@ -67,7 +69,7 @@ def make_model(config: PretrainedConfig, tokenizer: str | None, folder: Path) ->
     config.bos_token_id = config.eos_token_id = given.bos_token_id
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return load_model(str(folder), device="cpu", verbose=False)
+    return load_model(str(folder), device=device, verbose=False)
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -76,9 +78,9 @@ def markdown(report: dict[str, Any]) -> str:
         "# Speed of patching sweeps on other families",
         "",
         "Written by `python benchmarks/families_speed.py`; see there for the shapes. Random "
-        f"weights, the demo's 8 prompts with BOS, subject swapped, CPU, {report['threads']} "
-        f"threads, torch {report['torch']}, TransformerLens {report['transformer_lens']}. Median "
-        f"of {report['rounds']} rounds, in brackets the least and the greatest; in each round "
+        f"weights, the demo's 8 prompts with BOS, subject swapped, {report['device']}, torch "
+        f"{report['torch']}, TransformerLens {report['transformer_lens']}. Median of "
+        f"{report['rounds']} rounds, in brackets the least and the greatest; in each round "
         "TransformerLens made a share of its patches. `x floor` as in "
         "[patching_speed.md](patching_speed.md).",
         "",
@@ -102,19 +104,18 @@ def markdown(report: dict[str, Any]) -> str:
 def main() -> None:
     """Run the benchmark and write its results."""
     parser = benchmark_parser(__doc__, HERE / "families_speed", rounds=2)
-    parser.add_argument("--model-folder", help="a folder with GPT-2's tokenizer")
     parser.add_argument("--shares", type=int, default=24, help="TransformerLens makes one a round")
     parser.add_argument("--sites", nargs="*", help="only these")
     arguments = parser.parse_args()
     report: dict[str, Any] = {
         "rounds": arguments.rounds,
-        **surroundings(arguments.threads, "transformer_lens"),
-        "gflops": 2 * matmul_rate() / 1e9,
+        **surroundings(arguments.threads, "transformer_lens", device=arguments.device),
+        "gflops": 2 * matmul_rate(arguments.device) / 1e9,
         "sweeps": [],
     }
     for name, config in configs().items():
         with tempfile.TemporaryDirectory() as folder:
-            model = make_model(config, arguments.model_folder, Path(folder))
+            model = make_model(config, arguments.model_folder, Path(folder), arguments.device)
         clean = IOIDataset.demo(model.tokenizer)
         for site in SITES[name]:
             if arguments.sites and site not in arguments.sites:

@@ -277,7 +277,7 @@ def as_range(times: dict[str, float]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark and write its results."""
-    parser = benchmark_parser(__doc__, HERE / "lrqp_speed", rounds=5)
+    parser = benchmark_parser(__doc__, HERE / "lrqp_speed", rounds=5, of_model=False)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--classes", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--rows", type=int, default=1000, help="for the exact solver, at once")

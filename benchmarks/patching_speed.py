@@ -1,6 +1,6 @@
 """Our patching sweeps against TransformerLens' own, in one process and taking turns.
 
-    python benchmarks/patching_speed.py [--model-folder FOLDER]
+    python benchmarks/patching_speed.py [--model-folder FOLDER] [--device cuda]
 
 The model has GPT-2 small's shape and random weights: speed does not depend on them. The prompts are
 the 8 of TransformerLens' Exploratory Analysis demo, once with the subject swapped (the runs differ
@@ -49,7 +49,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.report import gpt2_tokenizer, publish, surroundings
+from benchmarks.report import gpt2_tokenizer, on_gpu, publish, surroundings
 from benchmarks.report import parser as benchmark_parser
 from ioi_helpers import forward, load_model, metrics
 from ioi_helpers.dataset import IOIDataset
@@ -75,13 +75,15 @@ def axes_of(site: str) -> tuple[str, str]:
 # --- the model and the prompts -----------------------------------------------------------------
 
 
-def make_model(model_folder: str | None, work: Path, n_layers: int = 12) -> TransformerBridge:
+def make_model(
+    model_folder: str | None, work: Path, device: str, n_layers: int = 12
+) -> TransformerBridge:
     """GPT-2 small's shape with random weights, and GPT-2's tokenizer, written to `work`."""
     folder = work / f"layers-{n_layers}"
     gpt2_tokenizer(model_folder).save_pretrained(folder)
     torch.manual_seed(0)
     GPT2LMHeadModel(GPT2Config(n_layer=n_layers)).save_pretrained(folder)
-    return load_model(str(folder), device="cpu", verbose=False)
+    return load_model(str(folder), device=device, verbose=False)
 
 
 def corruption_of(clean: IOIDataset, name: str) -> IOIDataset:
@@ -149,20 +151,34 @@ def floor_macs(
     return total
 
 
-def matmul_rate(seconds: float = 0.3) -> float:
-    """Multiply-adds a second of this machine, in products of GPT-2 small's largest matrices."""
-    x, weight = torch.randn(1024, 768), torch.randn(768, 3072)
-    bias, macs = torch.zeros(3072), 1024 * 768 * 3072
+def matmul_rate(device: str | torch.device = "cpu", seconds: float = 0.3) -> float:
+    """Multiply-adds a second of a device, in products of GPT-2 small's largest matrices.
+
+    A GPU is given more tokens, and several products before the clock waits for it: neither its
+    idle parts nor its calls are to count.
+    """
+    tokens, products = (8192, 10) if on_gpu(device) else (1024, 1)
+    x, weight = torch.randn(tokens, 768, device=device), torch.randn(768, 3072, device=device)
+    bias, macs = torch.zeros(3072, device=device), products * tokens * 768 * 3072
     torch.addmm(bias, x, weight)
+    finish(device)
     best, stop = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < stop:
         start = time.perf_counter()
-        torch.addmm(bias, x, weight)
+        for _ in range(products):
+            torch.addmm(bias, x, weight)
+        finish(device)
         best = max(best, macs / (time.perf_counter() - start))
     return best
 
 
 # --- time and memory -----------------------------------------------------------------------------
+
+
+def finish(device: str | torch.device) -> None:
+    """Wait until a GPU has done what it was given."""
+    if on_gpu(device):
+        torch.cuda.synchronize(device)
 
 
 def resident() -> int:
@@ -174,9 +190,22 @@ def resident() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def measured(function: Callable[[], Any]) -> tuple[Any, float, int]:
-    """A function's result, its seconds, and the bytes by which the process grew meanwhile."""
+def measured(
+    function: Callable[[], Any], device: str | torch.device = "cpu"
+) -> tuple[Any, float, int]:
+    """A function's result, its seconds, and the bytes by which memory grew meanwhile.
+
+    That is the process's memory, and on a GPU what PyTorch has allocated there.
+    """
     gc.collect()
+    if on_gpu(device):
+        finish(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        allocated, start = torch.cuda.memory_allocated(device), time.perf_counter()
+        result = function()
+        finish(device)
+        seconds = time.perf_counter() - start
+        return result, seconds, torch.cuda.max_memory_allocated(device) - allocated
     if sys.platform == "linux":
         # Freed memory that the process has kept would hide what is allocated next.
         getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)(0)
@@ -271,11 +300,13 @@ def compare(
     """Time one sweep ours and the other ways, in turns. `network` is nnsight's, or None."""
     corrupted = corruption_of(clean, corruption)
     axes = axes_of(site)
+    device = model.W_E.device
+    there, corrupted_there = clean.to(device), corrupted.to(device)
     sizes = {"layer": model.cfg.n_layers, "head": model.cfg.n_heads, "pos": clean.tokens.shape[1]}
     cells = [(i, j) for i in range(sizes[axes[0]]) for j in range(sizes[axes[1]])]
     random.Random(0).shuffle(cells)
     with torch.no_grad():
-        _, cache = model.run_with_cache(clean.tokens)
+        _, cache = model.run_with_cache(there.tokens)
 
     def ours() -> Any:
         return patch_sweep(model, clean, corrupted, site, axes, engine="fast", progress=False)
@@ -286,18 +317,20 @@ def compare(
     cells = [strongest, *(cell for cell in cells if cell != strongest)]
     shares = [cells[share::shares_in_all] for share in range(rounds)]
     macs = floor_macs(model, clean, corrupted, site)
+    if on_gpu(device):  # kernels are loaded at their first call
+        peer_share(model, there, corrupted_there, cache, site, cells[:1])
     seconds, peer_seconds, ratios, of_floor, memory, peer_memory = [], [], [], [], [], []
     nnsight_seconds, nnsight_ratios = [], []
     nnsight_difference = difference = effect = 0.0
     for share in shares:
-        rate = matmul_rate()
-        result, mine, grown = measured(ours)
+        rate = matmul_rate(device)
+        result, mine, grown = measured(ours, device)
         theirs, peer, peer_grown = measured(
-            partial(peer_share, model, clean, corrupted, cache, site, share)
+            partial(peer_share, model, there, corrupted_there, cache, site, share), device
         )
-        _, mine_again, _ = measured(ours)
+        _, mine_again, _ = measured(ours, device)
         mine = (mine + mine_again) / 2
-        rate = (rate + matmul_rate()) / 2
+        rate = (rate + matmul_rate(device)) / 2
         whole = peer / len(share) * len(cells)
         seconds.append(mine)
         peer_seconds.append(whole)
@@ -309,7 +342,7 @@ def compare(
         expected = result.values[index[:, 0], index[:, 1]]
         if network is not None and site in NNSIGHT_SITES:
             third, taken, _ = measured(
-                partial(nnsight_share, network, clean, corrupted, site, share)
+                partial(nnsight_share, network, there, corrupted_there, site, share), device
             )
             nnsight_seconds.append(taken / len(share) * len(cells))
             nnsight_ratios.append(nnsight_seconds[-1] / mine)
@@ -360,6 +393,7 @@ def growth(
 ) -> list[dict[str, Any]]:
     """How long ours takes with more prompts, longer prompts and more layers."""
     rows: list[dict[str, Any]] = []
+    device = str(model.W_E.device)
 
     def timed(what: str, size: int, model: TransformerBridge, clean: IOIDataset) -> None:
         corrupted = corruption_of(clean, corruption)
@@ -369,11 +403,12 @@ def growth(
                 _, seconds, _ = measured(
                     partial(
                         patch_sweep, model, clean, corrupted, site, axes_of(site), progress=False
-                    )
+                    ),
+                    device,
                 )
                 taken.append(seconds)
             macs = floor_macs(model, clean, corrupted, site)
-            floor = macs / matmul_rate()
+            floor = macs / matmul_rate(device)
             rows.append(
                 {
                     "grows": what,
@@ -395,7 +430,7 @@ def growth(
         clean = IOIDataset.from_prompts(tokenizer, texts, answers)
         timed("positions", clean.tokens.shape[1], model, clean)
     for n_layers in (3, 6, 12):
-        other = model if n_layers == 12 else make_model(folder, work, n_layers)
+        other = model if n_layers == 12 else make_model(folder, work, device, n_layers)
         timed("layers", n_layers, other, demo)
     return rows
 
@@ -414,9 +449,9 @@ def markdown(report: dict[str, Any]) -> str:
         "# Speed of patching sweeps",
         "",
         "Written by `python benchmarks/patching_speed.py`; see there for how it is measured. GPT-2 "
-        f"small's shape, random weights, the demo's 8 prompts with BOS, CPU, {report['threads']} "
-        f"threads, torch {report['torch']}, TransformerLens {report['transformer_lens']}. Median "
-        f"of {report['rounds']} rounds, in brackets the least and the greatest.",
+        f"small's shape, random weights, the demo's 8 prompts with BOS, {report['device']}, torch "
+        f"{report['torch']}, TransformerLens {report['transformer_lens']}. Median of "
+        f"{report['rounds']} rounds, in brackets the least and the greatest.",
         "",
         "`x floor`: our time over that of the multiplications which cannot be avoided, at the rate "
         f"of this machine's matrix products in the same round ({report['gflops']:.0f} GFLOP/s at "
@@ -480,7 +515,6 @@ def markdown(report: dict[str, Any]) -> str:
 def main() -> None:
     """Run the benchmark and write its results."""
     parser = benchmark_parser(__doc__, HERE / "patching_speed", rounds=6)
-    parser.add_argument("--model-folder", help="a folder with GPT-2's tokenizer")
     parser.add_argument(
         "--quick", action="store_true", help="two rounds, with a 24th of the patches in each"
     )
@@ -494,21 +528,21 @@ def main() -> None:
     parser.add_argument("--no-growth", action="store_true", help="only compare")
     arguments = parser.parse_args()
     rounds, shares = (2, 24) if arguments.quick else (arguments.rounds, arguments.rounds)
-    machine = surroundings(arguments.threads, "transformer_lens")
+    machine = surroundings(arguments.threads, "transformer_lens", device=arguments.device)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        model = make_model(arguments.model_folder, work)
+        model = make_model(arguments.model_folder, work, arguments.device)
         clean = IOIDataset.demo(model.tokenizer)
         network = None
         if find_spec("nnsight"):
             network = import_module("nnsight").NNsight(
-                GPT2LMHeadModel.from_pretrained(work / "layers-12").eval()
+                GPT2LMHeadModel.from_pretrained(work / "layers-12").eval().to(arguments.device)
             )
         report: dict[str, Any] = {
             "rounds": rounds,
             **machine,
             "nnsight": version("nnsight") if network is not None else None,
-            "gflops": 2 * matmul_rate() / 1e9,
+            "gflops": 2 * matmul_rate(arguments.device) / 1e9,
             "memory_budget_megabytes": DEFAULT_MEMORY / 1e6,
             "sweeps": [],
             "growth": [],

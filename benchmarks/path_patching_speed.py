@@ -1,6 +1,6 @@
 """Path patching against plain loops, in one process and taking turns.
 
-    python benchmarks/path_patching_speed.py [--model-folder FOLDER]
+    python benchmarks/path_patching_speed.py [--model-folder FOLDER] [--device cuda]
 
 The model has GPT-2 small's shape and random weights, so large that the median path moves the logit
 difference by at least 0.01 (printed): what is compared is compared at effects of a real size. The
@@ -15,7 +15,7 @@ prompts are the 8 of TransformerLens' Exploratory Analysis demo, the reference i
   and both extrapolated to every pair of heads.
 - The *floor* is the number of multiplications that the exact sweep cannot avoid (see `floor_macs`),
   divided by the rate at which this machine multiplies large matrices, measured in the same round.
-- Many prompts under a stated memory: seconds, and how far the process grows.
+- Many prompts under a stated memory: seconds, and by how much memory grows.
 
 The results go to path_patching_speed.json and path_patching_speed.md beside this file.
 """
@@ -27,7 +27,6 @@ import os
 import random
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from functools import partial
@@ -43,7 +42,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.patching_speed import matmul_rate, measured, spread
-from benchmarks.report import gpt2_tokenizer, publish, surroundings
+from benchmarks.report import gpt2_tokenizer, on_gpu, publish, surroundings
 from benchmarks.report import parser as benchmark_parser
 from ioi_helpers import load_model, metrics
 from ioi_helpers.dataset import IOIDataset
@@ -64,7 +63,7 @@ SETS: dict[str, tuple[str, str, list[str]]] = {
 }
 
 
-def make_model(model_folder: str | None, work: Path) -> TransformerBridge:
+def make_model(model_folder: str | None, work: Path, device: str) -> TransformerBridge:
     """GPT-2 small's shape with large random weights, and GPT-2's tokenizer, written to `work`."""
     gpt2_tokenizer(model_folder).save_pretrained(work)
     torch.manual_seed(0)
@@ -80,7 +79,7 @@ def make_model(model_folder: str | None, work: Path) -> TransformerBridge:
             elif "lm_head" in name:
                 parameter.mul_(250.0)
     network.save_pretrained(work)
-    return load_model(str(work), device="cpu", verbose=False)
+    return load_model(str(work), device=device, verbose=False)
 
 
 # --- the floor ---------------------------------------------------------------------------------
@@ -124,16 +123,19 @@ class PlainLoop:
     """Path patching as one would write it in TransformerLens, for prompts of one length."""
 
     def __init__(self, model: TransformerBridge, data: IOIDataset, reference: IOIDataset):
-        self.model, self.data = model, data
-        self.tokens = data.tokens
+        self.model, self.data = model, data.to(model.W_E.device)
+        self.tokens = self.data.tokens
         self.z = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
         with torch.no_grad():
-            _, self.theirs = model.run_with_cache(reference.tokens, names_filter=self.z)
-            _, self.ours = model.run_with_cache(data.tokens, names_filter=self.z)
+            _, self.theirs = model.run_with_cache(
+                reference.tokens.to(self.tokens.device), names_filter=self.z
+            )
+            _, self.ours = model.run_with_cache(self.tokens, names_filter=self.z)
 
     def effect_on(self, sender: Node, site: str, role: str, receivers: Sequence[str]) -> Tensor:
         """The logit difference of each prompt in pass D."""
-        rows, at = torch.arange(len(self.tokens)), self.data.positions[role]
+        at = self.data.positions[role]
+        rows = torch.arange(len(self.tokens), device=at.device)
         by_layer: dict[int, list[int]] = {}
         for name in receivers:
             layer, head = map(int, name[1:].split("H"))
@@ -174,7 +176,7 @@ def against_plain_loop(
 ) -> dict[str, Any]:
     """All heads to one set of receivers, ours and in a plain loop, in turns."""
     site, role, receivers = SETS[name]
-    reference = data.abc()
+    reference, device = data.abc(), model.W_E.device
     heads = Shape.of(model).nodes()
     # The loop costs the same for a head that does not reach; ours leaves it out, and so may it.
     last = max(int(receiver[1:].split("H")[0]) for receiver in receivers)
@@ -194,15 +196,19 @@ def against_plain_loop(
     if role == "END":
         layers = [(int(r[1:].split("H")[0]), "q") for r in receivers]
         floor = floor_macs(model, {name: layers}, len(data))
+    # Passes A and B are shared by all senders; here they are not counted at all.
+    loop = PlainLoop(model, data, reference)
+
+    def of_loop(share: list[Node]) -> list[Tensor]:
+        return [loop.effect_on(sender, site, role, receivers) for sender in share]
+
+    of_loop(senders[:1])
     for turn in range(rounds):
-        rate = matmul_rate()
-        result, taken, more = measured(ours)
+        rate = matmul_rate(device)
+        result, taken, more = measured(ours, device)
         share = senders[turn::shares]
-        # Passes A and B are shared by all senders; here they are not counted at all.
-        loop = PlainLoop(model, data, reference)
-        start = time.perf_counter()
-        found = [loop.effect_on(sender, site, role, receivers) for sender in share]
-        whole = (time.perf_counter() - start) * len(senders) / len(share)
+        found, theirs, _ = measured(partial(of_loop, share), device)
+        whole = theirs * len(senders) / len(share)
         seconds.append(taken)
         grown.append(more)
         loop_seconds.append(whole)
@@ -210,7 +216,7 @@ def against_plain_loop(
         of_floor.append(taken * rate / floor if floor else 0.0)
         for sender, value in zip(share, found, strict=True):
             differences.append(
-                float((result.values[sender.layer, sender.head] - value).abs().max())
+                float((result.values[sender.layer, sender.head] - value.cpu()).abs().max())
             )
     effect = result.effect()[:last].abs()
     return {
@@ -243,10 +249,13 @@ def every_query(model: TransformerBridge, data: IOIDataset, rounds: int) -> dict
         )
 
     seconds, of_floor, grown = [], [], []
+    device = model.W_E.device
+    if on_gpu(device):  # kernels are loaded at their first call
+        ours()
     for _ in range(rounds):
-        rate = matmul_rate()
-        result, taken, more = measured(ours)
-        rate = (rate + matmul_rate()) / 2
+        rate = matmul_rate(device)
+        result, taken, more = measured(ours, device)
+        rate = (rate + matmul_rate(device)) / 2
         seconds.append(taken)
         of_floor.append(taken * rate / floor)
         grown.append(more)
@@ -265,18 +274,25 @@ def every_query(model: TransformerBridge, data: IOIDataset, rounds: int) -> dict
 
 def against_transformer_lens(model: TransformerBridge, data: IOIDataset) -> dict[str, Any]:
     """TransformerLens' function, for one source head and the last layer's heads, and ours."""
-    corrupted = data.abc()
+    corrupted, device = data.abc(), model.W_E.device
+    tokens = corrupted.tokens.to(device)
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
     source = Node(n_layers - 2, 3)
     with torch.no_grad():
-        caches = [model.run_with_cache(d.tokens)[1] for d in (data, corrupted)]
-    start = time.perf_counter()
-    with torch.no_grad(), Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
-        theirs = tl_patching.get_act_patch_direct_path(
-            model, corrupted.tokens, *caches, lambda logits: metrics.logit_diff(logits, data),
-            source.layer, source.head, "q", verbose=False,
-        )  # fmt: skip
-    per_edge = (time.perf_counter() - start) / n_heads
+        caches = [model.run_with_cache(each)[1] for each in (data.tokens.to(device), tokens)]
+
+    def of_function() -> Tensor:
+        with torch.no_grad(), Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
+            found: Tensor = tl_patching.get_act_patch_direct_path(
+                model, tokens, *caches, lambda logits: metrics.logit_diff(logits, data),
+                source.layer, source.head, "q", verbose=False,
+            )  # fmt: skip
+        return found.cpu()
+
+    if on_gpu(device):
+        of_function()
+    theirs, seconds, _ = measured(of_function, device)
+    per_edge = seconds / n_heads
     edges = n_heads**2 * n_layers * (n_layers - 1) // 2
     receivers = every_input(model, ("q",))
 
@@ -307,7 +323,8 @@ def against_transformer_lens(model: TransformerBridge, data: IOIDataset) -> dict
                 engine="fast",
                 memory=MEMORY,
                 progress=False,
-            )  # fmt: skip
+            ),
+            device,
         )
         taken.append((layer, seconds / n_heads**2))
     return {
@@ -325,7 +342,8 @@ def many_prompts(model: TransformerBridge, n: int) -> dict[str, Any]:
     data = IOIDataset.generate(model.tokenizer, n, seed=0)
     sets: dict[str, Any] = {"q": [(r, "q", "END") for r in NAME_MOVERS], "logits": "final"}
     _, seconds, grown = measured(
-        partial(path_sweep, model, data, None, "heads", sets, memory=MEMORY, progress=False)
+        partial(path_sweep, model, data, None, "heads", sets, memory=MEMORY, progress=False),
+        model.W_E.device,
     )
     return {
         "prompts": n,
@@ -354,13 +372,12 @@ def markdown(report: dict[str, Any]) -> str:
         low, high = value["least"], value["greatest"]
         return f"{value['median']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
-    threads = f"{report['threads']} thread{'s' if report['threads'] > 1 else ''}"
     lines = [
         "# Speed of path patching",
         "",
         "Written by `python benchmarks/path_patching_speed.py`; see there for how it is measured. "
         f"GPT-2 small's shape, large random weights, the demo's 8 prompts with BOS, ABC as the "
-        f"reference, CPU, {threads}, torch {report['torch']}, TransformerLens "
+        f"reference, {report['device']}, torch {report['torch']}, TransformerLens "
         f"{report['transformer_lens']}. Median of {report['rounds']} rounds, in brackets the least "
         f"and the greatest. {report['remark']}".rstrip(),
         "",
@@ -411,7 +428,7 @@ def markdown(report: dict[str, Any]) -> str:
             "## Many prompts",
             "",
             f"All heads to name movers' queries and to the logits, {many['prompts']} prompts, "
-            f"`memory=` {many['memory_megabytes']:.0f} MB: {many['seconds']:.0f} s; the process "
+            f"`memory=` {many['memory_megabytes']:.0f} MB: {many['seconds']:.0f} s; memory "
             f"grows by {many['peak_megabytes']:.0f} MB.",
             "",
         ]
@@ -421,7 +438,6 @@ def markdown(report: dict[str, Any]) -> str:
 def main() -> None:
     """Run the benchmark and write its results."""
     parser = benchmark_parser(__doc__, HERE / "path_patching_speed", rounds=3)
-    parser.add_argument("--model-folder", help="a folder with GPT-2's tokenizer")
     parser.add_argument(
         "--shares", type=int, default=12, help="rounds that would time the loop whole"
     )
@@ -430,14 +446,14 @@ def main() -> None:
     parser.add_argument("--remark", default="", help="a sentence on the machine, for the page")
     arguments = parser.parse_args()
     rounds, shares = (1, 66) if arguments.quick else (arguments.rounds, arguments.shares)
-    machine = surroundings(arguments.threads, "transformer_lens")
+    machine = surroundings(arguments.threads, "transformer_lens", device=arguments.device)
     with tempfile.TemporaryDirectory() as work:
-        model = make_model(arguments.model_folder, Path(work))
+        model = make_model(arguments.model_folder, Path(work), arguments.device)
     data = IOIDataset.demo(model.tokenizer)
     report: dict[str, Any] = {
         "rounds": rounds,
         **machine,
-        "gflops": 2 * matmul_rate() / 1e9,
+        "gflops": 2 * matmul_rate(arguments.device) / 1e9,
         "remark": arguments.remark,
         "sets": [],
     }

@@ -14,30 +14,51 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 
-def parser(doc: str | None, output: Path, rounds: int) -> argparse.ArgumentParser:
+def parser(
+    doc: str | None, output: Path, rounds: int, *, of_model: bool = True
+) -> argparse.ArgumentParser:
     """A parser that knows what every benchmark can be told.
 
     Args:
         doc: The benchmark's docstring, whose first line is its description.
         output: Where its results go, without an ending.
         rounds: How often each thing is timed.
+        of_model: It runs a model with GPT-2's tokenizer, on a device.
     """
     made = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     made.add_argument("--rounds", type=int, default=rounds)
     made.add_argument("--threads", type=int, default=None, help="PyTorch's threads")
     made.add_argument("--output", type=Path, default=output)
+    if of_model:
+        made.add_argument("--model-folder", help="a folder with GPT-2's tokenizer")
+        made.add_argument("--device", default="cpu", help="where models run, such as cuda")
     return made
 
 
-def surroundings(threads: int | None, *packages: str) -> dict[str, Any]:
-    """Set PyTorch's threads, if they are given, and say on what a benchmark runs."""
+def surroundings(threads: int | None, *packages: str, device: str = "cpu") -> dict[str, Any]:
+    """Set PyTorch's threads, if they are given, switch TF32 off, and say on what a benchmark runs.
+
+    Raises:
+        SystemExit: The device is a GPU, and there is none.
+    """
     if threads:
         torch.set_num_threads(threads)
+    if on_gpu(device) and not torch.cuda.is_available():
+        raise SystemExit(f"There is no CUDA device here, so --device {device} cannot be measured.")
+    torch.set_float32_matmul_precision("highest")
+    threads = torch.get_num_threads()
+    cpu = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
     return {
-        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if on_gpu(device) else cpu,
+        "threads": threads,
         "python": platform.python_version(),
         **{name: version(name).split("+")[0] for name in ("torch", *packages)},
     }
+
+
+def on_gpu(device: str | torch.device) -> bool:
+    """Whether a device works on by itself, so that a clock has to wait for it."""
+    return torch.device(device).type == "cuda"
 
 
 def gpt2_tokenizer(model_folder: str | None) -> PreTrainedTokenizerBase:

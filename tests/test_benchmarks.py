@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 from transformers import GPT2Config
 
-from benchmarks import families_speed, lrqp_speed, patching_speed
+from benchmarks import (
+    families_speed,
+    gpu_speed,
+    lrqp_speed,
+    patching_speed,
+    path_patching_speed,
+)
 from ioi_helpers.bundled import bundled_folder
 
 pytestmark = pytest.mark.slow
@@ -47,6 +53,44 @@ def test_families(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for row in report["sweeps"]:
         assert row["largest_difference"] < 0.01 * row["largest_effect"]
     assert output.with_suffix(".md").read_text().count("\n") > 10
+
+
+def small_path_patching(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """GPT-2 with all layers and heads, but narrow, and how both benchmarks of it are started."""
+    small = partial(GPT2Config, n_embd=48, n_head=12)
+    monkeypatch.setattr(path_patching_speed, "GPT2Config", small)
+    return ["--model-folder", str(bundled_folder("ioi-mini")), "--quick", "--threads", "1"]
+
+
+def test_path_patching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, output = small_path_patching(monkeypatch), tmp_path / "speed"
+    monkeypatch.setattr(
+        sys, "argv", ["path_patching_speed.py", *arguments, "--output", str(output)]
+    )
+    path_patching_speed.main()
+    report = json.loads(output.with_suffix(".json").read_text())
+    assert len(report["sets"]) == len(path_patching_speed.SETS)
+    for row in report["sets"]:
+        assert row["largest_difference"] < 1e-4
+    assert output.with_suffix(".md").read_text().count("\n") > 10
+
+
+def test_gpu_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, where both sides are the same model; a GPU's numbers are `test_cuda`'s."""
+    arguments, output = small_path_patching(monkeypatch), tmp_path / "speed"
+    arguments += ["--device", "cpu", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["gpu_speed.py", *arguments])
+    gpu_speed.main()
+    report = json.loads(output.with_suffix(".json").read_text())
+    assert len(report["sweeps"]) == 2 * len(gpu_speed.SWEEPS)
+    for row in report["sweeps"]:
+        assert row["difference_from_cpu"] < 1e-4
+        assert row["difference_from_transformer_lens"] < 1e-4
+    assert output.with_suffix(".md").read_text().count("\n") > 20
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu_speed.py", "--output", str(output)])
+    with pytest.raises(SystemExit, match="no CUDA device here"):
+        gpu_speed.main()
 
 
 def test_lrqp(tmp_path: Path) -> None:
