@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Pretr
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.patching_speed import POSITION_SITES, compare, matmul_rate
-from benchmarks.report import gpt2_tokenizer, publish, surroundings
+from benchmarks.report import gpt2_tokenizer, publish, ran_on, range_of, surroundings
 from benchmarks.report import parser as benchmark_parser
 from ioi_helpers import load_model
 from ioi_helpers.dataset import IOIDataset
@@ -78,10 +78,8 @@ def markdown(report: dict[str, Any]) -> str:
         "# Speed of patching sweeps on other families",
         "",
         "Written by `python benchmarks/families_speed.py`; see there for the shapes. Random "
-        f"weights, the demo's 8 prompts with BOS, subject swapped, {report['device']}, torch "
-        f"{report['torch']}, TransformerLens {report['transformer_lens']}. Median of "
-        f"{report['rounds']} rounds, in brackets the least and the greatest; in each round "
-        "TransformerLens made a share of its patches. `x floor` as in "
+        f"weights, the demo's 8 prompts with BOS, subject swapped, {ran_on(report)}; in "
+        "each round TransformerLens made a share of its patches. `x floor` as in "
         "[patching_speed.md](patching_speed.md).",
         "",
         "| model | site | sweep | ours, s | TransformerLens, s | times as fast | x floor "
@@ -89,12 +87,11 @@ def markdown(report: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in report["sweeps"]:
-        ratio = row["ratio"]
         lines.append(
             f"| {row['model']} | `{row['site']}` | {row['axes']} "
             f"| {row['seconds']['median']:.2f} "
             f"| {row['transformer_lens_seconds']['median']:.1f} "
-            f"| {ratio['median']:.1f} ({ratio['least']:.1f} to {ratio['greatest']:.1f}) "
+            f"| {range_of(row['ratio'])} "
             f"| {row['times_floor']['median']:.2f} "
             f"| {100 * row['largest_difference'] / row['largest_effect']:.3f} |"
         )

@@ -47,7 +47,7 @@ from benchmarks import patching_speed, path_patching_speed
 from benchmarks.patching_speed import axes_of, corruption_of, matmul_rate, measured, spread
 from benchmarks.path_patching_speed import NAME_MOVERS, PlainLoop, make_model
 from benchmarks.report import parser as benchmark_parser
-from benchmarks.report import publish, surroundings
+from benchmarks.report import publish, range_of, surroundings
 from ioi_helpers import load_model, metrics
 from ioi_helpers.ablation import ablation_sweep
 from ioi_helpers.dataset import IOIDataset
@@ -303,17 +303,22 @@ def markdown(report: dict[str, Any]) -> str:
         for row in report["sweeps"]:
             if row["prompts"] != size:
                 continue
-            taken, ratio = row["seconds"], row["ratio"]
-            lines.append(
-                f"| {row['sweep']} | {row['patches']} | {number(row['cpu_seconds'], 2)} "
-                f"| {taken['median']:.3f} ({taken['least']:.3f} to {taken['greatest']:.3f}) "
-                f"| {number(row['cpu_ratio'], 1)} "
-                f"| {row['transformer_lens_seconds']['median']:.1f} "
-                f"| {ratio['median']:.1f} ({ratio['least']:.1f} to {ratio['greatest']:.1f}) "
-                f"| {number(row['times_floor'], 2)} | {row['peak_megabytes']:.0f} / "
-                f"{row['transformer_lens_peak_megabytes']:.0f} | {row['difference_from_cpu']:.1e}, "
-                f"{row['difference_from_transformer_lens']:.1e} | {row['largest_effect']:.2f} |"
-            )
+            memory = row["peak_megabytes"], row["transformer_lens_peak_megabytes"]
+            apart = row["difference_from_cpu"], row["difference_from_transformer_lens"]
+            columns = [
+                row["sweep"],
+                str(row["patches"]),
+                number(row["cpu_seconds"], 2),
+                range_of(row["seconds"], 3),
+                number(row["cpu_ratio"], 1),
+                number(row["transformer_lens_seconds"]["median"], 1),
+                range_of(row["ratio"]),
+                number(row["times_floor"], 2),
+                " / ".join(number(value, 0) for value in memory),
+                ", ".join(f"{value:.1e}" for value in apart),
+                number(row["largest_effect"], 2),
+            ]
+            lines.append(f"| {' | '.join(columns)} |")
     return "\n".join([*lines, ""])
 
 

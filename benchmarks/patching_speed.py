@@ -49,7 +49,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.report import gpt2_tokenizer, on_gpu, publish, surroundings
+from benchmarks.report import gpt2_tokenizer, on_gpu, publish, ran_on, range_of, surroundings
 from benchmarks.report import parser as benchmark_parser
 from ioi_helpers import forward, load_model, metrics
 from ioi_helpers.dataset import IOIDataset
@@ -440,18 +440,11 @@ def growth(
 
 def markdown(report: dict[str, Any]) -> str:
     """The report as a page."""
-
-    def range_of(value: dict[str, float], digits: int = 1) -> str:
-        low, high = value["least"], value["greatest"]
-        return f"{value['median']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
     lines = [
         "# Speed of patching sweeps",
         "",
         "Written by `python benchmarks/patching_speed.py`; see there for how it is measured. GPT-2 "
-        f"small's shape, random weights, the demo's 8 prompts with BOS, {report['device']}, torch "
-        f"{report['torch']}, TransformerLens {report['transformer_lens']}. Median of "
-        f"{report['rounds']} rounds, in brackets the least and the greatest.",
+        f"small's shape, random weights, the demo's 8 prompts with BOS, {ran_on(report)}.",
         "",
         "`x floor`: our time over that of the multiplications which cannot be avoided, at the rate "
         f"of this machine's matrix products in the same round ({report['gflops']:.0f} GFLOP/s at "

@@ -42,7 +42,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.patching_speed import matmul_rate, measured, spread
-from benchmarks.report import gpt2_tokenizer, on_gpu, publish, surroundings
+from benchmarks.report import gpt2_tokenizer, on_gpu, publish, ran_on, range_of, surroundings
 from benchmarks.report import parser as benchmark_parser
 from ioi_helpers import load_model, metrics
 from ioi_helpers.dataset import IOIDataset
@@ -367,19 +367,13 @@ AUTO_CIRCUIT = (
 
 def markdown(report: dict[str, Any]) -> str:
     """The report as a page."""
-
-    def range_of(value: dict[str, float], digits: int = 1) -> str:
-        low, high = value["least"], value["greatest"]
-        return f"{value['median']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
+    setting = f"{ran_on(report)}. {report['remark']}".rstrip()
     lines = [
         "# Speed of path patching",
         "",
         "Written by `python benchmarks/path_patching_speed.py`; see there for how it is measured. "
-        f"GPT-2 small's shape, large random weights, the demo's 8 prompts with BOS, ABC as the "
-        f"reference, {report['device']}, torch {report['torch']}, TransformerLens "
-        f"{report['transformer_lens']}. Median of {report['rounds']} rounds, in brackets the least "
-        f"and the greatest. {report['remark']}".rstrip(),
+        "GPT-2 small's shape, large random weights, the demo's 8 prompts with BOS, ABC as the "
+        f"reference, {setting}",
         "",
         "## All heads to a set of receivers, against a plain loop that shares passes A and B",
         "",

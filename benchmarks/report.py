@@ -73,6 +73,21 @@ def gpt2_tokenizer(model_folder: str | None) -> PreTrainedTokenizerBase:
         ) from error
 
 
+def ran_on(report: Mapping[str, Any]) -> str:
+    """On what a benchmark of models ran, and how often, for its page's first sentence."""
+    return (
+        f"{report['device']}, torch {report['torch']}, TransformerLens "
+        f"{report['transformer_lens']}. Median of {report['rounds']} rounds, in brackets the least "
+        "and the greatest"
+    )
+
+
+def range_of(value: Mapping[str, float], digits: int = 1) -> str:
+    """A median, and in brackets the least and the greatest."""
+    low, high = value["least"], value["greatest"]
+    return f"{value['median']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
 def publish(report: Mapping[str, Any], page: str, output: Path) -> None:
     """Write both beside each other (`output` has no ending), and print the page."""
     output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
