@@ -13,8 +13,9 @@ import pytest
 from notebooks.tools import address
 from notebooks.tools.execution import REPOSITORY, find_notebooks
 from notebooks.tools.site import sources
+from notebooks.tools.site.breaks import with_breaks
 from notebooks.tools.site.outputs import RUN, for_page, question, title
-from notebooks.tools.site.reference import reference_pages, rooms
+from notebooks.tools.site.reference import for_sphinx, reference_pages, rooms
 from notebooks.tools.site.sources import Page, pages, relink, without_badge
 from notebooks.tools.stored_outputs import read
 from tests.house import mapped_rooms
@@ -127,6 +128,41 @@ def test_the_reference_has_every_room() -> None:
     assert set(rooms()) == built
     assert all(rooms().values())
     assert {f"api/{room}" for room in built} < set(reference_pages())
+
+
+def test_a_docstring_is_read_rightly() -> None:
+    shared = [
+        "What.",
+        "",
+        "Attributes:",
+        "    a, b: The one",
+        "        and the other.",
+        "    c: Its.",
+    ]
+    assert for_sphinx(shared, "class") == [
+        *["What.", "", "Attributes:"],
+        *["    a: The one", "        and the other.", "    b: The one", "        and the other."],
+        "    c: Its.",
+    ]
+    assert for_sphinx(["The sum: of all."]) == ["The sum: of all."]
+    # napoleon takes what stands before a property's first colon for its type.
+    assert for_sphinx(["The sum: of all."], "property") == ["..", "", "The sum: of all."]
+
+
+@pytest.mark.parametrize(
+    ("written", "made"),
+    [
+        ("<code><b>heads.repeat_x</b></code>", "<code><b>heads.<wbr/>repeat_<wbr/>x</b></code>"),
+        ("<code>f(&quot;a&quot;, 0.5)</code>", "<code>f(<wbr/>&quot;a&quot;, 0.5)</code>"),
+        ("<pre>heads.repeat</pre> a_b", "<pre>heads.repeat</pre> a_b"),
+        (
+            '<table class="dataframe"><td>a_b</table>',
+            '<table class="dataframe"><td>a_<wbr/>b</table>',
+        ),
+    ],
+)
+def test_long_names_break_at_their_joints(written: str, made: str) -> None:
+    assert with_breaks(written) == made
 
 
 # --- glossary and mathematics ------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Our part of the site's engine: what Sphinx does not do by itself.
 
-It turns links and figures as a source is read, links the glossary's terms, loads the scripts of
-figures on the pages that have some, and writes mathematics as MathML.
+It turns links and figures as a source is read, links the glossary's terms, lets long names break
+where they have joints, loads the scripts of figures on the pages that have some, and writes
+mathematics as MathML.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from docutils import nodes
 
 from notebooks.tools.execution import REPOSITORY
 from notebooks.tools.site import glossary, mathml
+from notebooks.tools.site.breaks import with_breaks
 from notebooks.tools.site.front import front_page
 from notebooks.tools.site.outputs import for_page
-from notebooks.tools.site.reference import for_sphinx
+from notebooks.tools.site.reference import for_sphinx, readable_signature
 from notebooks.tools.site.sources import Page, pages, relink, repository_address
 
 GLOSSARY = "glossary"
@@ -29,8 +31,10 @@ def setup(app: Any) -> dict[str, Any]:
     app.connect("env-get-outdated", always_outdated)
     app.connect("source-read", read_source)
     app.connect("autodoc-process-docstring", read_docstring, priority=400)  # before napoleon
+    app.connect("autodoc-process-signature", read_signature)
     app.connect("doctree-resolved", link_terms)
     app.connect("html-page-context", load_scripts)
+    app.connect("html-page-context", break_names)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -60,7 +64,14 @@ def read_docstring(
     app: Any, what: str, name: str, thing: object, options: Any, lines: list[str]
 ) -> None:
     """Turn a docstring as it is read."""
-    lines[:] = for_sphinx(lines)
+    lines[:] = for_sphinx(lines, what)
+
+
+def read_signature(
+    app: Any, what: str, name: str, thing: object, options: Any, signature: str, returns: str
+) -> tuple[str, str] | None:
+    """Turn a signature as it is read."""
+    return (readable_signature(signature), returns) if signature else None
 
 
 def link_terms(app: Any, document: nodes.document, name: str) -> None:
@@ -90,3 +101,9 @@ def load_scripts(
         scripts.remove("circuitsvis.js")
     for script in scripts:
         app.add_js_file(script, loading_method="defer")
+
+
+def break_names(app: Any, name: str, template: str, context: dict[str, Any], document: Any) -> None:
+    """Let long names break at their joints."""
+    if "body" in context:
+        context["body"] = with_breaks(context["body"])

@@ -30,10 +30,15 @@ def _offers(room: str) -> bool:
     return source.exists() and "__all__" in source.read_text(encoding="utf-8")
 
 
-def for_sphinx(lines: list[str]) -> list[str]:
-    """A docstring as Sphinx reads it rightly: a bar or the star of `[*axes]` is just that, an
-    indented block is code."""
-    made: list[str] = []
+def for_sphinx(lines: list[str], what: str = "function") -> list[str]:
+    """A docstring as Sphinx reads it rightly; `what` it is of, in autodoc's words.
+
+    A bar or the star of `[*axes]` is just that, an indented block is code, attributes that share a
+    line are several, and what stands before the first colon of a property is not its type.
+    """
+    lines = _apart(lines)
+    # napoleon looks for a type in the first line: this one is an empty comment.
+    made: list[str] = ["..", ""] if what in ("attribute", "data", "property") else []
     for i, line in enumerate(lines):
         before = next((text for text in reversed(lines[:i]) if text.strip()), "")
         begins = line.startswith("    ") and i > 0 and not lines[i - 1].strip()
@@ -42,6 +47,25 @@ def for_sphinx(lines: list[str]) -> list[str]:
         plain = r"(``.*?``|`[^`]*`)|((?<!\\)\||(?<=\[)\*(?=\w))"
         made.append(re.sub(plain, lambda match: match[1] or "\\" + match[2], line))
     return made
+
+
+def _apart(lines: list[str]) -> list[str]:
+    """A class's docstring in which `a, b: What.` below `Attributes:` is an entry for each.
+
+    So napoleon does below `Args:`; below `Attributes:` it takes the first name for a type.
+    """
+    above, heading, below = "\n".join(lines).partition("Attributes:\n")
+
+    def each(entry: re.Match[str]) -> str:
+        return "\n".join(f"    {name}{entry[2]}" for name in entry[1].split(", "))
+
+    shared = re.compile(r"^    (\w+(?:, \w+)+)(:.*(?:\n {5,}.*)*)", re.MULTILINE)
+    return f"{above}{heading}{shared.sub(each, below)}".split("\n") if heading else lines
+
+
+def readable_signature(signature: str) -> str:
+    """A signature that Sphinx can read: what a dataclass makes anew for each is no expression."""
+    return signature.replace("<factory>", "...")
 
 
 def reference_pages() -> dict[str, str]:
