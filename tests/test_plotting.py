@@ -491,9 +491,14 @@ def test_details_are_folded_into_the_note() -> None:
 
 def test_small_tables_have_their_numbers_written_in() -> None:
     small = plotting.heatmap([[1.0, -0.001], [0.25, float("nan")]])
-    assert small._plotly_json()["data"][0]["customdata"] == [["1.00", "0.00"], ["0.25", ""]]
+    written, names = [["1.00", "0.00"], ["0.25", ""]], [["0, 0", "0, 1"], ["1, 0", "1, 1"]]
+    trace = small._plotly_json()["data"][0]
+    assert (trace["texttemplate"], trace["text"], trace["hovertext"]) == ("%{text}", written, names)
+    assert trace["hovertemplate"].startswith("%{hovertext}: ")
     plain = plotting.heatmap([[1.0, -0.001], [0.25, float("nan")]], numbers=False)
-    assert "customdata" not in plain._plotly_json()["data"][0]
+    trace = plain._plotly_json()["data"][0]
+    assert "texttemplate" not in trace and trace["text"] == names
+    assert trace["hovertemplate"].startswith("%{text}: ")
     assert not np.array_equal(pixels(small.png()), pixels(plain.png()))
     assert plotting.head_heatmap(np.zeros((12, 12))).panels[0].numbers is None
     assert plotting.heatmap(np.zeros((6, 6)), numbers=True).panels[0].numbers is not None

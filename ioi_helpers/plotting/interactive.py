@@ -241,11 +241,13 @@ def _heatmap(panel: Panel, place: Place, whole: Arrangement) -> dict[str, Any]:
     colours = style.colours_between(place.colours[0])
     steps = len(colours) - 1
     unit = f" {plain(panel.unit)}" if panel.unit else ""
+    # Into a cell plotly writes its text and no other data of ours: "-" in its place.
+    names = "text" if panel.numbers is None else "hovertext"
     trace: dict[str, Any] = {
         "type": "heatmap",
         "z": short_numbers(panel.values),
-        "text": [[plain(name) for name in row] for row in panel.cells],
-        "hovertemplate": "%{text}: %{z:.3~g}" + unit + "<extra></extra>",
+        names: [[plain(name) for name in row] for row in panel.cells],
+        "hovertemplate": f"%{{{names}}}: %{{z:.3~g}}{unit}<extra></extra>",
         "colorscale": [[i / steps, c] for i, c in enumerate(colours)],
         "zmin": round(place.colours[0], 6),
         "zmax": round(place.colours[1], 6),
@@ -254,8 +256,8 @@ def _heatmap(panel: Panel, place: Place, whole: Arrangement) -> dict[str, Any]:
         "showscale": place.colour_bar,
     }
     if panel.numbers is not None:
-        trace["texttemplate"] = "%{customdata}"
-        trace["customdata"] = [list(row) for row in panel.numbers]
+        trace["text"] = [list(row) for row in panel.numbers]
+        trace["texttemplate"] = "%{text}"
     if place.colour_bar:
         trace["colorbar"] = {
             "x": (place.left + place.width + 8) / whole.width,
