@@ -139,7 +139,7 @@ def test_a_page_is_whole(name: str, visit: Visit) -> None:
           reachable: figure.querySelector('.ioi-drawing').tabIndex === 0,
           still: figure.querySelector(':scope > img') &&
             getComputedStyle(figure.querySelector(':scope > img')).display,
-          cells: [...figure.querySelectorAll('.heatmap-label text')].map((cell) => cell.textContent),
+          cells: [...figure.querySelectorAll('.heatmap-label text')].map((t) => t.textContent),
         }))"""
     )
     assert all("-" not in figure["cells"] for figure in figures), "plotly had no number to write"
