@@ -152,13 +152,19 @@ def test_a_docstring_is_read_rightly() -> None:
 @pytest.mark.parametrize(
     ("written", "made"),
     [
-        ("<code><b>heads.repeat_x</b></code>", "<code><b>heads.<wbr/>repeat_<wbr/>x</b></code>"),
-        ("<code>f(&quot;a&quot;, 0.5)</code>", "<code>f(<wbr/>&quot;a&quot;, 0.5)</code>"),
-        ("<pre>heads.repeat</pre> a_b", "<pre>heads.repeat</pre> a_b"),
+        (
+            "<table><td><code><b>heads.repeat_x</b></code></table>",
+            "<table><td><code><b>heads.<wbr/>repeat_<wbr/>x</b></code></table>",
+        ),
+        (
+            "<table><td><code>f(&quot;a&quot;, 0.5)</code> a_b</table>",
+            "<table><td><code>f(<wbr/>&quot;a&quot;, 0.5)</code> a_b</table>",
+        ),
         (
             '<table class="dataframe"><td>a_b</table>',
             '<table class="dataframe"><td>a_<wbr/>b</table>',
         ),
+        ("<p><code>heads.repeat</code> a_b</p>", "<p><code>heads.repeat</code> a_b</p>"),
     ],
 )
 def test_long_names_break_at_their_joints(written: str, made: str) -> None:

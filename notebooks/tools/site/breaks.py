@@ -1,24 +1,30 @@
-"""Long names break at their joints (`heads.` `repeat_` `scores`), not before their last letter.
+"""Long names in tables break at their joints (`heads.` `repeat_` `scores`), not before their end.
 
-In a narrow column a browser breaks `heads.repeat_scores` anywhere or nowhere.
+In a narrow column a browser breaks `heads.repeat_scores` anywhere or nowhere. In a paragraph it
+begins a new line before a name, which is better still.
 """
 
 from __future__ import annotations
 
 import re
 
-CODE = re.compile(r"(<code\b[^>]*>)(.*?)(</code>)", re.DOTALL)
-TABLE = re.compile(r'(<table\b[^>]*class="dataframe"[^>]*>)(.*?)(</table>)', re.DOTALL)
+TABLE = re.compile(r"<table\b.*?</table>", re.DOTALL)
+CODE = re.compile(r"<code\b.*?</code>", re.DOTALL)
 WORDS = re.compile(r"(?<=>)[^<>]+(?=<)")
 JOINT = re.compile(r"(?<=\w)([._/(=]+)(?=[^\W\d_]|&quot;)")
 
 
 def with_breaks(page: str) -> str:
-    """A page's HTML in which code in a line and the cells of results may break at joints."""
-    for part in (CODE, TABLE):
-        page = part.sub(lambda match: WORDS.sub(_break, match[0]), page)
-    return page
+    """A page's HTML in which code in tables, and whatever stands in tables of results, may break
+    at joints.
+    """
+    return TABLE.sub(_break_table, page)
 
 
-def _break(words: re.Match[str]) -> str:
-    return JOINT.sub(r"\1<wbr/>", words[0])
+def _break_table(table: re.Match[str]) -> str:
+    results = 'class="dataframe"' in table[0]
+    return _break(table) if results else CODE.sub(_break, table[0])
+
+
+def _break(part: re.Match[str]) -> str:
+    return WORDS.sub(lambda words: JOINT.sub(r"\1<wbr/>", words[0]), part[0])
