@@ -122,7 +122,7 @@ def many(model: TransformerBridge) -> IOIDataset:
 def logits(model: TransformerBridge) -> Any:
     data = few(model)
     with torch.no_grad():
-        found = model(data.tokens)
+        found = model(data.tokens.to(model.cfg.device))
     named = [getattr(metrics, name) for name in ("logit_diff", "io_probability", "s_probability")]
     # Of other tokens up to a constant: centring of the unembedding leaves it open.
     log_probs = found.log_softmax(-1)[data.attention_mask.bool()]
@@ -265,7 +265,8 @@ def hooks_in_the_middle(model: TransformerBridge) -> Any:
 
     writing, checking = residual_hooks(model, "L2.mid", halve)
     with torch.no_grad():
-        logits = model.run_with_hooks(data.tokens, fwd_hooks=[*writing, *checking])
+        tokens = data.tokens.to(model.cfg.device)
+        logits = model.run_with_hooks(tokens, fwd_hooks=[*writing, *checking])
     return logits.log_softmax(-1)[data.attention_mask.bool()]
 
 

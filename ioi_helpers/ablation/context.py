@@ -154,7 +154,7 @@ def _look_up_hooks(
     rows: dict[str, Int[Tensor, " batch"]] = {}
 
     def of_this_run(value: Replacement) -> Replacement:
-        return value if value.at is None else value.rows(rows["now"].to(value.at.device))
+        return value if value.at is None else value.rows(rows["now"])
 
     hooks = list(_hooks(values, of_this_run))
     if all(value.at is None for value in values):

@@ -246,7 +246,7 @@ def _fast(
         diffs = partial(
             forward.logit_diffs, gpt, io_tokens=data.io_tokens[rows], s_tokens=data.s_tokens[rows]
         )
-        chosen = torch.arange(len(data))[rows].to(gpt.device)
+        chosen = torch.arange(len(data))[rows]
         here = [value.rows(chosen) for value in values]
         ablated = fast.ablated_run(gpt, part.tokens, base, here, fast.WRITTEN)
         before = _terms(gpt, base, directions[rows])

@@ -63,6 +63,9 @@ class Replacement:
         """The same for some of the prompts."""
         if self.at is None or self.index is None:
             return self
+        # Places may be on the CPU, with the data, whatever device the model runs on.
+        if isinstance(chosen, Tensor):
+            chosen = chosen.to(self.at.device)
         return Replacement(self.component, self.at[chosen], self.index[chosen], self.table)
 
     def apply(self, activation: Float[Tensor, "batch pos *rest"]) -> None:

@@ -164,7 +164,7 @@ def _fast(
             )
             baseline[rows] = diffs(base.final)
             last, chosen = base.last, torch.arange(len(data))[rows]
-            here = [[value.rows(chosen.to(gpt.device)) for value in entry] for entry in sets]
+            here = [[value.rows(chosen) for value in entry] for entry in sets]
             alone = [i for i, entry in enumerate(here) if len(entry) == 1]
             layers = [here[i][0].component.layer for i in alone]
             counts = [int((last + 1 - fast.first_position(here[i][0], last)).sum()) for i in alone]

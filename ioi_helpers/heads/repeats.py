@@ -288,7 +288,7 @@ def _run(
     scores: dict[str, list[Tensor]] = {name: [torch.empty(0)] * n_layers for name in PATTERNS}
     outputs: list[Tensor] = [torch.empty(0)] * n_layers
     scale: list[Tensor] = []
-    post_scales: list[Tensor] = [torch.ones(1)] * n_layers
+    post_scales: list[Tensor] = [torch.ones(1, device=tokens.device)] * n_layers
     # The second copy's tokens that have a known successor, but the first.
     second = slice(last - length + 2, last)
 

@@ -105,7 +105,7 @@ def _gradients(model: TransformerBridge) -> dict[str, Tensor]:
     the sites; the demo patches at eight.
     """
     data = _demo(model)
-    n_layers = model.cfg.n_layers
+    n_layers, device = model.cfg.n_layers, model.cfg.device
     sites = ("attn.hook_z", "attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_pattern")
     names = [
         f"blocks.{layer}.{hook}"
@@ -123,9 +123,9 @@ def _gradients(model: TransformerBridge) -> dict[str, Tensor]:
 
     hooks = [("hook_embed", with_gradient), *((name, partial(keep, name=name)) for name in names)]
     with torch.enable_grad(), model.hooks(fwd_hooks=hooks):
-        clean = metrics.logit_diff(model(data.tokens), data)
+        clean = metrics.logit_diff(model(data.tokens.to(device)), data)
         source = {name: value.detach() for name, value in kept.items()}
-        corrupted = metrics.logit_diff(model(data.swap_subject().tokens), data)
+        corrupted = metrics.logit_diff(model(data.swap_subject().tokens.to(device)), data)
         gradients = torch.autograd.grad(corrupted, [kept[name] for name in names])
     gap = (clean - corrupted).detach()
     found = {}
@@ -170,7 +170,8 @@ def attention(model: TransformerBridge, name: str) -> Tensor:
     chosen = [heads.parse_head(head) for head in published.load(name).labels["head"]]
     with torch.no_grad():
         _, cache_ = model.run_with_cache(
-            data.tokens, names_filter=lambda hook: hook.endswith("attn.hook_pattern")
+            data.tokens.to(model.cfg.device),
+            names_filter=lambda hook: hook.endswith("attn.hook_pattern"),
         )
     found = torch.stack([cache_["pattern", layer][:, head] for layer, head in chosen])
     return found[:, 0] if name == "exploratory.attention" else found
@@ -258,7 +259,7 @@ def arena_paths(model: TransformerBridge, receivers: Any) -> Array:
     swept = path_sweep(model, data, reference, receivers=receivers, progress=False)
     span = runs.logit_diffs(model, data).mean()
     corrupted = metrics.logit_diff(runs.logits_at(model, reference), data)
-    return _array(swept.effect().mean(-1) / (span - corrupted))
+    return _array(swept.effect().mean(-1)) / float(span - corrupted)
 
 
 def signals(model: TransformerBridge) -> Array:
