@@ -282,8 +282,7 @@ def test_the_set_up_cell_may_name_another_device() -> None:
     told = "ioi-mini (6 layers, 6 heads, width 144, on {}): IOI_MODEL is set."
     on = {name: [printed(told.format(name))] for name in ("cpu", "cuda", "cuda:0")}
     assert compare_outputs(on["cpu"], on["cuda:0"], versions=True) == []
-    assert compare_outputs(on["cpu"], on["cuda"], versions=True) == []
-    assert compare_outputs(on["cpu"], on["cuda"]) != []
+    assert compare_outputs(on["cpu"], on["cuda"]) == []  # a second model, in another cell
 
 
 def test_every_command_is_there(

@@ -186,8 +186,11 @@ class RandomDirection(Intervention):
             return placebo(start, goal)
         covariance = self.covariance.to(goal.device)
         generator = torch.Generator().manual_seed(self.seed)
-        draws = torch.randn(len(start), covariance.rank, generator=generator, dtype=torch.float64)
-        directions = (draws / draws.norm(dim=-1, keepdim=True)).to(goal.device)
+        draws = torch.randn(start.shape, generator=generator, dtype=torch.float64).to(goal.device)
+        # Drawn before the axes are known: the sign of an eigenvector is the linear algebra's choice,
+        # another one on a GPU, and the placebo must not depend on it.
+        draws = draws @ (covariance.factor / covariance.factor.norm(dim=0))
+        directions = draws / draws.norm(dim=-1, keepdim=True)
         length = ((goal - start) @ covariance.whitener.T).norm(dim=-1)
         return start + ((length[:, None] * directions) @ covariance.factor.T)
 

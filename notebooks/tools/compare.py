@@ -129,9 +129,9 @@ def compare_outputs(
 ) -> list[str]:
     """Every difference between a cell's stored and fresh outputs, as sentences; [] if they agree.
 
-    `versions` is for the set-up cell: version numbers in it may be any, and the device. Progress
-    bars are passed over; anything else on standard error, and a figure without a summary, is a
-    difference.
+    `versions` is for the set-up cell: version numbers in it may be any. So may, anywhere, be the
+    device that a loaded model names. Progress bars are passed over; anything else on standard
+    error, and a figure without a summary, is a difference.
     """
     found = [f"the cell wrote to standard error: {_excerpt(text, 300)}" for text in _errors(fresh)]
     old_parts, found_old = _parts(stored)
@@ -146,10 +146,9 @@ def compare_outputs(
         if old_kind != new_kind:
             found.append(f"stored a {old_kind} output, now a {new_kind} output")
             continue
+        old, new = (DEVICE.sub("<device>", text) for text in (old, new))
         if versions:
-            old, new = (
-                DEVICE.sub("<device>", VERSION.sub("<version>", text)) for text in (old, new)
-            )
+            old, new = (VERSION.sub("<version>", text) for text in (old, new))
         difference = compare_text(old, new)
         if difference:
             found.append(f"{new_kind}: {difference}")
