@@ -278,7 +278,7 @@ def test_a_gpu_that_is_not_there(
     assert "There is no CUDA device here" in capsys.readouterr().err
 
 
-def test_the_set_up_cell_may_name_another_device() -> None:
+def test_a_loaded_model_may_name_another_device() -> None:
     told = "ioi-mini (6 layers, 6 heads, width 144, on {}): IOI_MODEL is set."
     on = {name: [printed(told.format(name))] for name in ("cpu", "cuda", "cuda:0")}
     assert compare_outputs(on["cpu"], on["cuda:0"], versions=True) == []

@@ -187,7 +187,7 @@ class RandomDirection(Intervention):
         covariance = self.covariance.to(goal.device)
         generator = torch.Generator().manual_seed(self.seed)
         draws = torch.randn(start.shape, generator=generator, dtype=torch.float64).to(goal.device)
-        # Drawn before the axes are known: the sign of an eigenvector is the linear algebra's choice,
+        # Drawn in no axes of the covariance's: the sign of an eigenvector is up to the library,
         # another one on a GPU, and the placebo must not depend on it.
         draws = draws @ (covariance.factor / covariance.factor.norm(dim=0))
         directions = draws / draws.norm(dim=-1, keepdim=True)
