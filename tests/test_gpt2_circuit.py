@@ -136,7 +136,7 @@ def test_attribution_patching_of_every_site_is_a_gradient() -> None:
 def test_a_check_gives_the_published_shape(
     name: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    values = measure(_small(tmp_path_factory.getbasetemp() / "twelve-by-twelve"), name)
+    values = measure(small(tmp_path_factory.getbasetemp() / "twelve-by-twelve"), name)
     assert values.shape == published.load(name).values.shape
     assert np.isfinite(values).all()
 
@@ -155,7 +155,7 @@ def test_arenas_prompts_are_those_that_the_file_lists() -> None:
 
 
 @cache
-def _small(folder: Path) -> TransformerBridge:
+def small(folder: Path) -> TransformerBridge:
     """Random weights, but block 0 writes against every token it sees, so twice against S.
 
     Where clean and corrupted runs do not differ, a fraction recovered is refused.
