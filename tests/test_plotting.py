@@ -489,6 +489,12 @@ def test_details_are_folded_into_the_note() -> None:
     assert figure._arrangement == figure.with_note("A note.")._arrangement
 
 
+def test_a_series_without_a_name_is_not_in_the_legend() -> None:
+    panels = {"two": plotting.line({"a": [1, 2], "b": [2, 3]}), "one": plotting.line([3, 4])}
+    traces = plotting.side_by_side(panels, "Both")._plotly_json()["data"]
+    assert [trace["showlegend"] for trace in traces] == [True, True, False]
+
+
 def test_small_tables_have_their_numbers_written_in() -> None:
     small = plotting.heatmap([[1.0, -0.001], [0.25, float("nan")]])
     written, names = [["1.00", "0.00"], ["0.25", ""]], [["0, 0", "0, 1"], ["1, 0", "1, 1"]]

@@ -157,12 +157,12 @@ def test_a_docstring_is_read_rightly() -> None:
             "<table><td><code><b>heads.<wbr/>repeat_<wbr/>x</b></code></table>",
         ),
         (
-            "<table><td><code>f(&quot;a&quot;, 0.5)</code> a_b</table>",
-            "<table><td><code>f(<wbr/>&quot;a&quot;, 0.5)</code> a_b</table>",
+            "<table><td><code>draw(&quot;a&quot;, 1.5)</code> flipped_ABBA</table>",
+            "<table><td><code>draw(<wbr/>&quot;a&quot;, 1.5)</code> flipped_ABBA</table>",
         ),
         (
-            '<table class="dataframe"><td>a_b</table>',
-            '<table class="dataframe"><td>a_<wbr/>b</table>',
+            '<table class="dataframe"><td>L2.post flipped_ABBA</table>',
+            '<table class="dataframe"><td>L2.post flipped_<wbr/>ABBA</table>',
         ),
         ("<p><code>heads.repeat</code> a_b</p>", "<p><code>heads.repeat</code> a_b</p>"),
     ],

@@ -54,7 +54,7 @@ def plotly_json(
     annotations = _title_lines(arrangement, details)
     data: list[dict[str, Any]] = []
     shapes: list[dict[str, Any]] = []
-    in_legend: set[str] = set()
+    in_legend = {""}  # as if listed already: a series without a name
     for index, (panel, place) in enumerate(zip(panels, arrangement.places, strict=True)):
         key = "" if index == 0 else str(index + 1)
         axes = {"xaxis": f"x{key}", "yaxis": f"y{key}"}

@@ -11,7 +11,7 @@ import re
 TABLE = re.compile(r"<table\b.*?</table>", re.DOTALL)
 CODE = re.compile(r"<code\b.*?</code>", re.DOTALL)
 WORDS = re.compile(r"(?<=>)[^<>]+(?=<)")
-JOINT = re.compile(r"(?<=\w)([._/(=]+)(?=[^\W\d_]|&quot;)")
+JOINT = re.compile(r"(?<=\w{4})([._/(=]+)(?=[^\W\d_]|&quot;)")
 
 
 def with_breaks(page: str) -> str:
