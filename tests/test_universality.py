@@ -268,6 +268,21 @@ def test_every_shipped_model_is_judged_by_every_claim(found: survey.Shipped) -> 
     assert counted["of"].max() == 1 and (counted["of"] + counted["not asked"] == 1).all()
 
 
+def test_what_the_notebooks_say_of_seeds(found: survey.Shipped) -> None:
+    """Notebooks 05, 07 and 13, and the card of the model without head dropout, say so in words."""
+    told = universality.in_seeds(found)
+    both = ["ioi-mini", "ioi-mini-no-head-dropout"]
+    assert list(told.index) == [claim.name for claim in CLAIMS]
+    assert list(told.loc["made up for", both]) == ["5 of 5 (new: 4 of 4)", "0 of 5 (new: 0 of 4)"]
+    assert told.loc["later heads step in", both[1]] == "cannot be asked"
+    assert told.loc["mostly by later heads", both[0]] == "3 of 5 (new: 2 of 4)"
+    assert list(universality.in_seeds(found, "07").index) == list(told.index[-7:])
+    # 07: LRQP works without the step by which the bit decides the answer.
+    judged = universality.judge(found, ["ioi-mini-without-exchange-at-S2-seed-0"])
+    verdicts = judged.set_index("claim")["verdict"]
+    assert verdicts["order at S2"] == verdicts["injected order flips"] == "holds"
+
+
 def test_what_the_notebooks_conclude_on_the_model_that_they_show(found: survey.Shipped) -> None:
     judged = universality.judge(found, ["ioi-mini-seed-0", "ioi-plain-seed-0"])
     mini = judged[judged["model"] == "ioi-mini-seed-0"].set_index("claim")["verdict"]

@@ -19,7 +19,15 @@ notebooks as functions), `counting` (what n seeds can show).
 
 from __future__ import annotations
 
-from ioi_helpers.universality.claims import CLAIMS, Claim, does_the_task, judge, of_model, tally
+from ioi_helpers.universality.claims import (
+    CLAIMS,
+    Claim,
+    does_the_task,
+    in_seeds,
+    judge,
+    of_model,
+    tally,
+)
 from ioi_helpers.universality.counting import (
     SeedMean,
     least_p_by_sign,
@@ -47,6 +55,7 @@ __all__ = [
     "beyond_chance",
     "does_the_task",
     "edges_by_class",
+    "in_seeds",
     "judge",
     "least_p_by_sign",
     "match",

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -36,6 +36,11 @@ READ = 0.95
 class _HasTables(Protocol):
     @property
     def tables(self) -> dict[str, pd.DataFrame]: ...
+
+
+class _HasModels(_HasTables, Protocol):
+    @property
+    def models(self) -> pd.DataFrame: ...
 
 
 @dataclass(frozen=True)
@@ -406,6 +411,46 @@ def tally(judged: pd.DataFrame) -> pd.DataFrame:
             "holds": k, "of": n, "not asked": len(part) - n, "at least": low, "at most": high,
         }  # fmt: skip
     return pd.DataFrame(rows).T.astype({"holds": int, "of": int, "not asked": int})
+
+
+def in_seeds(found: _HasModels, stands_in: str = "") -> pd.DataFrame:
+    """For how many seeds of each recipe each claim holds, in words.
+
+    Args:
+        found: A shipped survey that has a table of models, as ``survey.shipped("seeds")``.
+        stands_in: How the place begins where a claim stands ("05"); "": all claims.
+
+    Returns:
+        A row a claim, a column a recipe, of seeds that were trained whole and learned the task:
+        "4 of 5 (new: 3 of 4)", where *new* leaves out the seed that the claims were read off and
+        that ships (0). Those of which it cannot be asked are counted beside.
+    """
+    claims = [claim for claim in CLAIMS if claim.stands_in.startswith(stands_in)]
+    models = found.models[found.models["learned"] & (found.models["without"] == "")]
+    columns = {}
+    for recipe, part in models.groupby("recipe", sort=False):
+        judged = judge(found, list(part["model"]), claims)
+        new = judged[judged["model"].isin(part["model"][part["seed"] != 0])]
+        columns[recipe] = {
+            claim.name: _in_words(
+                judged["verdict"][judged["claim"] == claim.name],
+                new["verdict"][new["claim"] == claim.name],
+            )
+            for claim in claims
+        }
+    return pd.DataFrame(columns, index=[claim.name for claim in claims])
+
+
+def _in_words(verdicts: pd.Series[Any], new: pd.Series[Any]) -> str:
+    """The verdicts on one claim, of all seeds and of the new ones, in words."""
+    asked, new = (some[some != "cannot be asked"] for some in (verdicts, new))
+    if asked.empty:
+        return "cannot be asked"
+    words = f"{(asked == 'holds').sum()} of {len(asked)}"
+    if len(new):
+        words += f" (new: {(new == 'holds').sum()} of {len(new)})"
+    left = len(verdicts) - len(asked)
+    return words + (f", {left} cannot be asked" if left else "")
 
 
 # --- shorthand ------------------------------------------------------------------------------------
