@@ -69,8 +69,11 @@ class PretendTensor(Tensor):
         same = {id(one.held): one for one in given if isinstance(one, PretendTensor)}
         return _each(lambda x: same[id(x)] if id(x) in same else _wrapped(x), found)
 
-    def tolist(self) -> Any:  # which PyTorch has for its own tensors only
+    def tolist(self) -> Any:  # which PyTorch has for its own tensors only, as the next
         return self.held.tolist()
+
+    def __format__(self, spec: str) -> str:
+        return format(self.held, spec)
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"{self.held!r} on {DEVICE}"

@@ -91,9 +91,9 @@ def _logit_difference(ctx: Context) -> Key:
 @exercise("01.2")
 def _hardest_template(ctx: Context) -> Key:
     many: IOIDataset = ctx.many
-    diffs, groups = _many_diffs(ctx), many.groups("template")
+    diffs, pairs, groups = _many_diffs(ctx), many.pair_ids.cpu(), many.groups("template")
     found = {
-        t: metrics.mean_and_stderr(diffs[rows], clusters=many.pair_ids[rows])
+        t: metrics.mean_and_stderr(diffs[rows.cpu()], clusters=pairs[rows.cpu()])
         for t, rows in groups.items()
     }
     hardest, *others = sorted(found, key=lambda t: found[t].mean)

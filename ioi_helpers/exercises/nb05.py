@@ -232,7 +232,8 @@ def _by_pattern(ctx: Context) -> Key:
     ) -> Float[Tensor, " place"]:
         at = weights[rows, many.positions[role].to(rows.device)]
         worth = torch.einsum("bkm,bm->bk", values @ model.W_O[layer, head], directions)
-        parts.append(split(at * worth / torch.as_tensor(scale).reshape(-1, 1)))
+        size = torch.as_tensor(scale, device=at.device).reshape(-1, 1)
+        parts.append(split(at * worth / size))
         return parts[-1].mean(-1)
 
     parts: list[Float[Tensor, "place batch"]] = []
