@@ -146,6 +146,9 @@ def test_a_docstring_is_read_rightly() -> None:
     ]
     assert for_sphinx(["The sum: of all."]) == ["The sum: of all."]
     # napoleon takes what stands before a property's first colon for its type.
+    assert for_sphinx(["C \\ K.", "", "Returns:", "    A row: ``a``."]) == [
+        *["C \\\\ K.", "", "Returns:", "    ..", "", "    A row: ``a``."],
+    ]
     assert for_sphinx(["The sum: of all."], "property") == ["..", "", "The sum: of all."]
 
 

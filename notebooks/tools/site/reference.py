@@ -33,19 +33,22 @@ def _offers(room: str) -> bool:
 def for_sphinx(lines: list[str], what: str = "function") -> list[str]:
     """A docstring as Sphinx reads it rightly; `what` it is of, in autodoc's words.
 
-    A bar or the star of `[*axes]` is just that, an indented block is code, attributes that share a
-    line are several, and what stands before the first colon of a property is not its type.
+    A bar, a backslash before a space or the star of `[*axes]` is just that, an indented block is
+    code, attributes that share a line are several, and what stands before the first colon of a
+    property, or of what is returned, is not its type.
     """
     lines = _apart(lines)
-    # napoleon looks for a type in the first line: this one is an empty comment.
+    # napoleon looks for a type in the first line: `..` is an empty comment.
     made: list[str] = ["..", ""] if what in ("attribute", "data", "property") else []
     for i, line in enumerate(lines):
         before = next((text for text in reversed(lines[:i]) if text.strip()), "")
         begins = line.startswith("    ") and i > 0 and not lines[i - 1].strip()
         if begins and before and not before.startswith((" ", "-", "*")) and before[-2:] != "::":
             made += ["::", ""]
-        plain = r"(``.*?``|`[^`]*`)|((?<!\\)\||(?<=\[)\*(?=\w))"
+        plain = r"(``.*?``|`[^`]*`)|((?<!\\)\||(?<=\[)\*(?=\w)|\\(?=\s))"
         made.append(re.sub(plain, lambda match: match[1] or "\\" + match[2], line))
+        if line in ("Returns:", "Yields:"):
+            made += ["    ..", ""]
     return made
 
 
