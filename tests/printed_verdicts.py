@@ -240,6 +240,8 @@ def _scale_is_blind(said: re.Match[str], shown: Shown) -> bool:
 def _new_seeds_are_tested(said: re.Match[str], shown: Shown) -> bool:
     new = {recipe: int(cell) for recipe, cell in shown.table.rows["new seeds"].items()}
     p = stats.fisher_exact([[new[said[1]], 0], [0, new[said[2]]]]).pvalue
+    if said[4]:  # pairs of twins
+        p = min(1.0, 2 / 2 ** min(new[said[1]], new[said[2]]))
     return float(said[3]) == float(f"{p:.2g}")
 
 
@@ -276,7 +278,7 @@ VERDICTS = (
     ),
     Verdict(
         "13",
-        r"of \d+ (\S+) and 0 of \d+ (\S+), claims: .* p = (\S+?),?( |\n)",
+        r"of \d+ (\S+) and 0 of \d+ (\S+), claims: .* p = (\S+?)(, by sign)?\n",
         _new_seeds_are_tested,
     ),
 )

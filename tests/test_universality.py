@@ -277,6 +277,9 @@ def test_what_the_notebooks_say_of_seeds(found: survey.Shipped) -> None:
     assert told.loc["later heads step in", both[1]] == "cannot be asked"
     assert told.loc["mostly by later heads", both[0]] == "3 of 5 (new: 2 of 4)"
     assert list(universality.in_seeds(found, "07").index) == list(told.index[-7:])
+    # 05, 13 and the card: without head dropout no later head could step in, in any seed.
+    repair = found.table("repair").query("order == 'all' and rank == 0").set_index("model")
+    assert all(repair.loc[f"{both[1]}-seed-{seed}", "later layers"] == 0 for seed in range(5))
     # 07: LRQP works without the step by which the bit decides the answer.
     judged = universality.judge(found, ["ioi-mini-without-exchange-at-S2-seed-0"])
     verdicts = judged.set_index("claim")["verdict"]
