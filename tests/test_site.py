@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -126,7 +127,7 @@ def test_the_reference_has_every_room() -> None:
     mapped = mapped_rooms((REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8"))
     built = {room for room, sentence in mapped.items() if not sentence.endswith("(to come)")}
     assert set(rooms()) == built
-    assert all(rooms().values())
+    assert not [room for room, sentence in rooms().items() if not sentence or sentence[-1] == ":"]
     assert {f"api/{room}" for room in built} < set(reference_pages())
 
 
@@ -150,6 +151,37 @@ def test_a_docstring_is_read_rightly() -> None:
         *["C \\\\ K.", "", "Returns:", "    ..", "", "    A row: ``a``."],
     ]
     assert for_sphinx(["The sum: of all."], "property") == ["..", "", "The sum: of all."]
+    assert for_sphinx(["Args:", "    circuit: C."]) == ["Args:", "    circuit: \\C."]
+
+
+@pytest.mark.parametrize(
+    ("block", "made"),
+    [
+        (["    f([*a, 1])  # C \\ K", "", "    a | b"], ["::", "", None]),
+        (
+            ["    x = W[t] + ...     the stream", "    y = x | C \\ K"],
+            [".. code-block:: text", "", None],
+        ),
+        (["    =  =", "    a  b", "    =  ="], ["=  =", "a  b", "=  ="]),
+    ],
+)
+def test_an_indented_block_is_shown_as_what_it_is(block: list[str], made: list[str | None]) -> None:
+    want = [line for part in made for line in (block if part is None else [part])]
+    assert for_sphinx(["A | b.", "", *block, "C."]) == ["A \\| b.", "", *want, "C."]
+    assert for_sphinx(["So::", "", *block]) == ["So::", "", *block]
+
+
+def test_every_table_of_a_docstring_is_well_formed() -> None:
+    from docutils.core import publish_doctree
+
+    rule = r"^ *=+(?: +=+)+\n"
+    for path in (REPOSITORY / "ioi_helpers").rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        for found in re.findall(rf"{rule}(?:.*\n)*?{rule}(?:.*\n)*?{rule}", source, re.MULTILINE):
+            read_as = publish_doctree(
+                textwrap.dedent(found), settings_overrides={"report_level": 5}
+            )
+            assert [type(node) for node in read_as] == [nodes.table], f"{path.name}: {read_as}"
 
 
 @pytest.mark.parametrize(

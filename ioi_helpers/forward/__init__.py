@@ -14,20 +14,20 @@ ablation, circuits) stands on this room, so that there is one copy of the equati
 (Radford et al. 2019; the notation is that of Elhage et al. 2021 and of TransformerLens.) N is a
 LayerNorm. That is GPT-2; other decoders differ in a few switches, each of which stands in one line:
 
-    ============  =============================================  =================================
-    switch        equation                                       who has it
-    ============  =============================================  =================================
-    RMSNorm       N(x) does not subtract the mean                Llama, Mistral, Qwen, Gemma
-    rotary        no W_pos; q and k are turned by position       those, NeoX, Starcoder 2
-    parallel      x = x + z W_O + b_O + MLP(N2(x))               Pythia and other NeoX
-    gated         act(N2(x) W_gate) * (N2(x) W_in) in the MLP    Llama, Mistral, Qwen, Gemma
-    groups        several heads share one k and v                Llama, Mistral, Qwen, Gemma, ...
-    scale         1 / (layer + 1) as well; or none at all        Stanford's GPT-2; GPT-Neo
-    window        a token sees its last so many tokens only      GPT-Neo, Mistral, Gemma 2
-    norms of q, k N(q), N(k) before they are turned              Qwen 3
-    post-norms    x + N(z W_O), x_mid + N(MLP(...))              Gemma 2
-    soft caps     cap * tanh(. / cap) of scores and of logits    Gemma 2
-    ============  =============================================  =================================
+    =============  =============================================  =================================
+    switch         equation                                       who has it
+    =============  =============================================  =================================
+    RMSNorm        N(x) does not subtract the mean                Llama, Mistral, Qwen, Gemma
+    rotary         no W_pos; q and k are turned by position       those, NeoX, Starcoder 2
+    parallel       x = x + z W_O + b_O + MLP(N2(x))               Pythia and other NeoX
+    gated          act(N2(x) W_gate) * (N2(x) W_in) in the MLP    Llama, Mistral, Qwen, Gemma
+    groups         several heads share one k and v                Llama, Mistral, Qwen, Gemma, ...
+    scale          1 / (layer + 1) as well; or none at all        Stanford's GPT-2; GPT-Neo
+    window         a token sees its last so many tokens only      GPT-Neo, Mistral, Gemma 2
+    norms of q, k  N(q), N(k) before they are turned              Qwen 3
+    post-norms     x + N(z W_O), x_mid + N(MLP(...))              Gemma 2
+    soft caps      cap * tanh(. / cap) of scores and of logits    Gemma 2
+    =============  =============================================  =================================
 
 Read it from top to bottom: `decoder` (weights and switches), `reading` (what each family calls
 them), `spans`, then the equations in `norms`, `positions`, `mlp`, `attention` and `logits`, and

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import textwrap
+from itertools import takewhile
 
 from notebooks.tools.execution import REPOSITORY
 
@@ -20,7 +22,7 @@ def rooms() -> dict[str, str]:
         name = path.stem
         if source.suffix == ".py" and source.exists() and not name.startswith("_"):
             text = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
-            found[name] = re.split(r"(?<=[.:])\s", " ".join(text.split()), maxsplit=1)[0]
+            found[name] = re.split(r"(?<=\.)\s", " ".join(text.split()), maxsplit=1)[0]
     return found
 
 
@@ -33,23 +35,67 @@ def _offers(room: str) -> bool:
 def for_sphinx(lines: list[str], what: str = "function") -> list[str]:
     """A docstring as Sphinx reads it rightly; `what` it is of, in autodoc's words.
 
-    A bar, a backslash before a space or the star of `[*axes]` is just that, an indented block is
-    code, attributes that share a line are several, and what stands before the first colon of a
-    property, or of what is returned, is not its type.
+    In prose a bar, a backslash before a space and the star of `[*axes]` are just that, and a letter
+    as all that is said of an argument begins no list. An indented block below a paragraph is code,
+    formulas or a table. Attributes that share a line are several, and what stands before the first
+    colon of a property, or of what is returned, is not its type.
     """
     lines = _apart(lines)
     # napoleon looks for a type in the first line: `..` is an empty comment.
     made: list[str] = ["..", ""] if what in ("attribute", "data", "property") else []
-    for i, line in enumerate(lines):
-        before = next((text for text in reversed(lines[:i]) if text.strip()), "")
-        begins = line.startswith("    ") and i > 0 and not lines[i - 1].strip()
-        if begins and before and not before.startswith((" ", "-", "*")) and before[-2:] != "::":
-            made += ["::", ""]
-        plain = r"(``.*?``|`[^`]*`)|((?<!\\)\||(?<=\[)\*(?=\w)|\\(?=\s))"
-        made.append(re.sub(plain, lambda match: match[1] or "\\" + match[2], line))
-        if line in ("Returns:", "Yields:"):
+    at = 0
+    while at < len(lines):
+        block = _block(lines, at)
+        if block:
+            made += block if _above(lines, at).endswith("::") else _named(block)
+            at += len(block)
+            continue
+        made.append(_prose(lines[at]))
+        if lines[at] in ("Returns:", "Yields:"):
             made += ["    ..", ""]
+        at += 1
     return made
+
+
+def _block(lines: list[str], at: int) -> list[str]:
+    """The block, indented below a paragraph, that begins at line `at`; empty where none does."""
+    above = _above(lines, at)
+    if not above or lines[at - 1].strip() or _depth(lines[at]) < _depth(above) + 4:
+        return []
+    if above.startswith((" ", "-", "*")) and not above.endswith("::"):
+        return []
+
+    def inside(line: str) -> bool:
+        return not line.strip() or _depth(line) > _depth(above)
+
+    return list(takewhile(inside, lines[at:]))
+
+
+def _above(lines: list[str], at: int) -> str:
+    """The last line above line `at` that is not empty."""
+    return next((line for line in reversed(lines[:at]) if line.strip()), "")
+
+
+def _depth(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _named(block: list[str]) -> list[str]:
+    """A block as what it is: a table, Python, or else text, which has no colours."""
+    text = textwrap.dedent("\n".join(block))
+    if re.match(r"=+( +=+)+\n", text):
+        return text.split("\n")
+    try:
+        ast.parse(text)
+    except SyntaxError:
+        return [".. code-block:: text", "", *block]
+    return ["::", "", *block]
+
+
+def _prose(line: str) -> str:
+    """A line of prose in which nothing is markup by accident."""
+    plain = r"(``.*?``|`[^`]*`)|((?<!\\)\||(?<=\[)\*(?=\w)|\\(?=\s)|(?<=: )\w\.$)"
+    return re.sub(plain, lambda match: match[1] or "\\" + match[2], line)
 
 
 def _apart(lines: list[str]) -> list[str]:
