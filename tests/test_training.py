@@ -41,6 +41,10 @@ def test_same_seed_same_weights_and_a_resumed_run_is_the_same_run(tmp_path: Path
     for _ in range(3):
         second.train_step()
     torch.testing.assert_close(weights(second), weights(whole), rtol=0, atol=0)
+    state = torch.load(tmp_path / "half.pt", weights_only=True)
+    torch.save(state | {"device": "cuda"}, tmp_path / "half.pt")
+    with pytest.raises(ValueError, match="begun on cuda"):
+        second.load(tmp_path / "half.pt")
 
 
 def test_training_lowers_the_loss() -> None:

@@ -580,6 +580,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "counters": (self.step, self.readout_loss, self.use_from),
             "recipe": repr((self.recipe, self.cycles)),
+            "device": self.device.type,
             "rng": (self.rng.getstate(), torch.get_rng_state()),
         }
         partial = path.with_suffix(".partial")
@@ -590,12 +591,18 @@ class Trainer:
         """Go on from a checkpoint that :meth:`save` wrote.
 
         Raises:
-            ValueError: It is of another recipe.
+            ValueError: It is of another recipe, or was begun on another kind of device: what a
+                model was trained on stands in its config, and is one thing.
         """
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state["recipe"] != repr((self.recipe, self.cycles)):
             raise ValueError(
                 f"The checkpoint {path} was made by another recipe; begin anew with --fresh."
+            )
+        if state["device"] != self.device.type:
+            raise ValueError(
+                f"The checkpoint {path} was begun on {state['device']}; go on there (--device), or "
+                "begin anew with --fresh."
             )
         self.model.load_state_dict(state["model"])
         self.order_readout.load_state_dict(state["readouts"][0])
