@@ -67,28 +67,25 @@ def run_edges(
         instead: What stands in for each source, flat over the same tokens.
     """
     spans = _whole(last)
-    own = torch.zeros_like(instead)
-    own[0] = forward.embed(gpt, tokens, spans)
-    biases = torch.zeros_like(own[0])
+    stream = forward.embed(gpt, tokens, spans).to(instead)
+    change = torch.empty_like(instead)  # of each source: what stands in for it, less what it writes
+    torch.sub(instead[0], stream, out=change[0])
     n_sources = 1
     q_gone, kv_gone, mlp_gone, final_gone = (
         (~part).to(instead) for part in (mask.q, mask.kv, mask.mlp, mask.final)
     )
 
     for layer in range(gpt.n_layers):
-        block, before = gpt.blocks[layer], n_sources
-        stream = own[:n_sources].sum(dim=0) + biases
-        change = instead[:n_sources] - own[:n_sources]
+        block, before = gpt.blocks[layer], stream
 
         def read(
             gone: Float[Tensor, "head source token"],
             name: str,
             stream: Tensor = stream,
-            change: Tensor = change,
             n: int = n_sources,
             block: forward.Block = block,
         ) -> Float[Tensor, "token head d_head"]:
-            inputs = stream + torch.einsum("hst,std->htd", gone[:, :n], change)
+            inputs = stream + torch.einsum("hst,std->htd", gone[:, :n], change[:n])
             W, b = forward.weights_of(block, name)
             heads = range(gpt.n_heads) if name == "q" else gpt.kv_heads(range(gpt.n_heads))
             W_by_head = gpt.heads(W.to(inputs.dtype))[:, heads]
@@ -108,21 +105,24 @@ def run_edges(
             found = forward.attend(pattern, v, spans, spans)
             here = torch.isin(token_class, torch.tensor(queries, device=token_class.device))
             z[here] = found[here]
-        for written in _written_by_heads(gpt, layer, z):
-            own[n_sources] = written
-            n_sources += 1
         # Where blocks are parallel, their MLP reads what their heads read.
-        seen_by_mlp = before if gpt.parallel else n_sources
-        old_biases, biases = biases, biases if block.b_O is None else biases + block.b_O
-        stream = own[:seen_by_mlp].sum(dim=0) + (old_biases if gpt.parallel else biases)
-        change = instead[:seen_by_mlp] - own[:seen_by_mlp]
+        seen_by_mlp = n_sources
+        for written in _written_by_heads(gpt, layer, z):
+            torch.sub(instead[n_sources], written, out=change[n_sources])
+            stream = stream + written
+            n_sources += 1
+        if block.b_O is not None:
+            stream = stream + block.b_O
+        if not gpt.parallel:
+            before, seen_by_mlp = stream, n_sources
         gone = mlp_gone[layer][:seen_by_mlp][:, token_class]
-        own[n_sources] = forward.mlp(gpt, layer, stream + torch.einsum("st,std->td", gone, change))
+        inputs = before + torch.einsum("st,std->td", gone, change[:seen_by_mlp])
+        written = forward.mlp(gpt, layer, inputs)
+        torch.sub(instead[n_sources], written, out=change[n_sources])
+        stream = stream + written
         n_sources += 1
-    ends = spans.ends
-    at_end = own[:, ends]
-    change = instead[:, ends] - at_end
-    return at_end.sum(dim=0) + biases[ends] + torch.einsum("s,sbd->bd", final_gone, change)
+    at_end = change[:, spans.ends]
+    return stream[spans.ends] + torch.einsum("s,sbd->bd", final_gone, at_end)
 
 
 _SLOWLY = "Circuits of edges are run with TransformerLens' hooks"
