@@ -6,7 +6,7 @@ IOI_MODEL ?= ioi-mini
 export IOI_MODEL
 
 # On Linux the package index holds PyTorch with CUDA, several GB. For the small CPU build name
-# PyTorch's own index of CPU wheels ("Get Started" on pytorch.org tells it): make run TORCH_INDEX=...
+# PyTorch's own index of CPU wheels: make run TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX :=
 
 # For a room without network: `make wheels` where there is one puts everything that the set-up needs
@@ -49,8 +49,8 @@ ifneq ($(filter ioi-mini% ioi-plain%,$(IOI_MODEL)),)
 lab: export OMP_NUM_THREADS ?= 1
 endif
 
-lab: $(READY)  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab notebooks
+lab: $(READY)  ## open the notebooks in JupyterLab (FOLDER=build/editions/student for others)
+	$(BIN)/jupyter lab $(or $(FOLDER),notebooks)
 
 # What tests say does not depend on a model that the reader has chosen.
 test test-all: export IOI_MODEL := ioi-mini

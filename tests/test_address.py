@@ -59,6 +59,18 @@ def test_a_new_address_goes_everywhere_and_back(tmp_path: Path) -> None:
     assert {path: path.read_text(encoding="utf-8") for path in before} == before
 
 
+def test_with_an_address_readme_has_a_link_for_each_way() -> None:
+    said = address.in_readme(NEW)
+    first = find_notebooks()[0]
+    file = f"https://github.com/{NEW}/blob/main/notebooks/{first.name}"
+    assert f"](https://colab.research.google.com/github/{NEW})" in said
+    assert f"](https://www.kaggle.com/kernels/welcome?src={file})" in said
+    assert f"](https://mybinder.org/v2/gh/{NEW}/HEAD?labpath={first.parent.name})" in said
+    assert "git clone" in said and "git clone" not in address.in_readme(address.PLACEHOLDER)
+    # The copies are found again by what stands before them.
+    assert set(ANY.findall(said)) == {NEW}
+
+
 @pytest.mark.parametrize(
     "wrong", ["ada", "https://github.com/ada/course", "ada/course/more", "a b/c"]
 )

@@ -1,4 +1,4 @@
-"""A notebook's first cell, as Colab, Kaggle, a clone and a room without network meet it.
+"""A notebook's first cell, as Colab, Kaggle, Binder, a clone and a room without network meet it.
 
 What pip would do is asked of pip itself, in an environment that holds nothing but the metadata of
 what is installed there.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -19,17 +21,30 @@ from pathlib import Path
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from notebooks.tools import address
 from notebooks.tools.execution import find_notebooks
 from notebooks.tools.stored_outputs import code_cells, read
 from tests.house import REPOSITORY
-from tests.test_packaging import COLAB
+from tests.test_packaging import COLAB, PROJECT
 
 CELLS = {path.stem: code_cells(read(path))[0].source for path in find_notebooks()}
 (CELL,) = set(CELLS.values())
 INSTALL = "".join(CELL.splitlines(keepends=True)[:2])
+
+# Kaggle's image is Colab's of some time ago, with other versions of what Jupyter is made of
+# (Kaggle/docker-python, August 2026); a notebook may be pinned to an older image, with NumPy 1.
+# There is no clone, and the working folder is not called notebooks/.
+KAGGLE_PYTHON = "3.12"
+KAGGLE = {
+    "numpy": "1.26.4",
+    "ipywidgets": "8.1.5",
+    "jupyter-server": "2.12.5",
+    "nbconvert": "6.4.5",
+}
+BINDER_GB = 2.0  # what a visitor may use on mybinder.org (its deployment, August 2026)
 
 
 @pytest.fixture
@@ -64,13 +79,56 @@ def test_in_a_clone_it_installs_the_clone(
     assert asked_of_pip == ["install -q .."]
 
 
+@pytest.mark.parametrize("folder", ["content", "kaggle/working"])  # Colab's and Kaggle's
 def test_elsewhere_it_installs_from_the_public_address(
-    asked_of_pip: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    folder: str, asked_of_pip: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "content").mkdir()
-    monkeypatch.chdir(tmp_path / "content")
+    (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / folder)
     run_cell(missing(INSTALL))
     assert asked_of_pip == [f"install -q git+https://github.com/{address.current()}"]
+
+
+# --- Binder, which installs from environment.yml --------------------------------------------------
+
+
+def test_on_binder_nothing_is_installed(
+    asked_of_pip: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clone whose environment has the package: kernels start in the notebook's folder."""
+    monkeypatch.chdir(REPOSITORY / "notebooks")
+    run_cell(INSTALL)
+    assert asked_of_pip == []
+
+
+def test_binder_installs_the_package_and_what_opens_notebooks() -> None:
+    # It looks into these first, and passes over the files above them.
+    assert not (REPOSITORY / "binder").exists() and not (REPOSITORY / ".binder").exists()
+    wanted = (REPOSITORY / "environment.yml").read_text(encoding="utf-8")
+    (python,) = re.findall(r"^  - python=([\d.]+)$", wanted, re.MULTILINE)
+    assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(python)
+    # Not the build of PyTorch with CUDA, and the package as the clone has it.
+    assert "\n      - --extra-index-url https://download.pytorch.org/whl/cpu\n" in wanted
+    assert wanted.endswith("\n      - -e .[dev]\n")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_binder_gives_pytorch_one_thread_of_its_one_core() -> None:
+    show = [sys.executable, "-c", "import os; print(os.environ['OMP_NUM_THREADS'])"]
+    clean = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    for environment, expected in ((clean, "1"), (clean | {"OMP_NUM_THREADS": "2"}, "2")):
+        said = subprocess.check_output(
+            ["bash", REPOSITORY / "start", *show], env=environment, text=True
+        )
+        assert said.strip() == expected
+
+
+def test_notebooks_fit_into_binders_memory() -> None:
+    for path in find_notebooks():
+        (memory,) = re.findall(
+            r"run on `ioi-mini` .*, ([\d.]+) GB of memory", path.read_text("utf-8")
+        )
+        assert float(memory) < BINDER_GB - 0.3, path.name  # JupyterLab itself takes some
 
 
 # --- what pip does --------------------------------------------------------------------------------
@@ -141,13 +199,15 @@ def test_what_colab_has_is_not_replaced(tmp_path: Path) -> None:
     assert set(would_install(tmp_path, COLAB)) == {"ioi_helpers"}
 
 
-def test_an_older_numpy_alone_is_replaced(tmp_path: Path) -> None:
-    found = would_install(tmp_path, {"numpy": "1.26.4"}, {"numpy": "2.1.3", "pandas": "2.2.3"})
-    assert found == {"ioi_helpers": found["ioi_helpers"], "numpy": "2.1.3"}  # type: ignore[index]
+def test_on_kaggle_an_older_numpy_alone_is_replaced(tmp_path: Path) -> None:
+    newer = {"numpy": "2.1.3", "pandas": "2.2.3", "nbconvert": "7.16.0", "ipywidgets": "8.1.8"}
+    found = would_install(tmp_path, KAGGLE, newer)
+    assert found == {"ioi_helpers": PROJECT["version"], "numpy": "2.1.3"}
+    assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(KAGGLE_PYTHON)
 
 
 def test_without_network_pip_names_what_it_misses(tmp_path: Path) -> None:
-    found = would_install(tmp_path, {"numpy": "1.26.4"})
+    found = would_install(tmp_path, KAGGLE)
     assert isinstance(found, str)
     assert "No matching distribution found for numpy" in found
 

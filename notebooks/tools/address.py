@@ -31,10 +31,23 @@ PLACES = (
 SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,38}/[A-Za-z0-9._-]{1,100}")
 
 README_BEGIN, README_END = "<!-- address:begin -->", "<!-- address:end -->"
-WAITING = (
-    "Colab's, Kaggle's and Binder's buttons wait for the repository's public address: until\n"
-    "`make address OWNER/NAME` has set it, they lead nowhere, and notebooks run from a clone."
-)
+WAITING = """\
+Colab, Kaggle and Binder wait for the repository's public address: until
+`make address OWNER/NAME` has set it, notebooks run from a clone, and their links to GitHub and
+Colab lead nowhere."""
+WAYS = """\
+`git clone https://github.com/{address}` and `cd {name}` come first. Or
+without a clone (imitated in tests, not tried there):
+
+- [Colab]({colab}):
+  the badge on top of a notebook opens it, its first cell installs the package and replaces
+  nothing. Runs GPT-2 small unless `IOI_MODEL` says otherwise.
+- [Kaggle]({kaggle}),
+  where the end of the link names the notebook: switch the internet on in the session's settings,
+  and the first cell installs the package. If pip replaced NumPy, restart the session once.
+- [Binder]({binder}):
+  all notebooks in JupyterLab, on `ioi-mini`, with the package installed. The first start after a
+  change builds an image, for some minutes."""
 
 
 def current(repository: Path = REPOSITORY) -> str:
@@ -52,8 +65,18 @@ def in_readme(address: str) -> str:
     """What README says of the ways that need the address."""
     if address == PLACEHOLDER:
         return WAITING
-    name = address.partition("/")[2]
-    return f"`git clone https://github.com/{address}` and `cd {name}` come first."
+    return WAYS.format(address=address, name=address.partition("/")[2], **links(address))
+
+
+def links(address: str) -> dict[str, str]:
+    """Where notebooks open without a clone: Colab's list of them, notebook 01 on Kaggle, Binder."""
+    first = min(path.name for path in (REPOSITORY / "notebooks").glob("01_*.ipynb"))
+    return {
+        "colab": f"https://colab.research.google.com/github/{address}",
+        "kaggle": "https://www.kaggle.com/kernels/welcome?src="
+        f"https://github.com/{address}/blob/main/notebooks/{first}",
+        "binder": f"https://mybinder.org/v2/gh/{address}/HEAD?labpath=notebooks",
+    }
 
 
 def files(repository: Path = REPOSITORY) -> Iterator[Path]:
