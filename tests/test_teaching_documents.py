@@ -45,10 +45,17 @@ def test_the_minutes_are_about_those_of_the_cards() -> None:
         for said, true in zip(told, cards[number]):
             assert abs(int(said) - true) <= max(3, 0.1 * true), (number, said, true)
     plans = re.findall(r"^\| (?:\w+day|\d) \| (.*) \| (\d+) \|$", text, re.MULTILINE)
-    assert len(plans) == 11
+    assert len(plans) == 12
     for row, said in plans:
         true = sum(sum(cards[number]) for number in re.findall(r"\[(\d\d)\]", row))
         assert abs(int(said) - true) <= 0.1 * true, (row, said, true)
+    # Every notebook is in the longest plan, and README's hours are the sum of all.
+    weeks = "".join(row for row, _ in plans[5:])
+    assert set(re.findall(r"\[(\d\d)\]", weeks)) == set(PATHS)
+    (hours,) = re.findall(
+        r"all together about (\d+)\s+hours", (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    )
+    assert abs(int(hours) - sum(map(sum, cards.values())) / 60) <= 1
     lecture = re.findall(r"^\| (\d+) \| [^|]+ \| [^|]+ \|$", text, re.MULTILINE)
     assert sum(map(int, lecture)) == 90
 
@@ -57,7 +64,7 @@ def test_what_goes_wrong_is_of_exercises_that_there_are() -> None:
     text = TEACHERS.read_text(encoding="utf-8")
     exercises = [e for path in PATHS.values() for e in load_exercises(path)]
     assert set(re.findall(r"\b\d\d\.\d\b", text)) <= {e.identifier for e in exercises}
-    assert sum(len(e.wrong) for e in exercises) > 500
+    assert sum(len(e.wrong) for e in exercises) > 600
 
 
 def test_every_problem_of_the_list_is_on_the_map_once() -> None:
