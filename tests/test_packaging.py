@@ -19,6 +19,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import ioi_helpers
 from tests.house import PACKAGE, REPOSITORY
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -129,6 +130,40 @@ def test_the_package_imports_what_it_asks_for_and_nothing_else() -> None:
     assert imported_from - asked == set(), "imported, but not in pyproject.toml's dependencies"
     # One is a solver that qpsolvers calls, the other scripts that are read as files.
     assert asked - imported_from == {"osqp", "circuitsvis"}
+
+
+def test_the_check_on_colabs_gpu_needs_no_more_than_readme_installs() -> None:
+    """The package and its extra `notebooks`."""
+    waiting = ["notebooks.tools.check", "notebooks.tools.__main__"]
+    modules: set[str] = set()
+    imported: set[str] = set()
+    while waiting:
+        module = waiting.pop()
+        modules.add(module)
+        path = REPOSITORY / (module.replace(".", "/") + ".py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and (name := node.module or ""):
+                imported.add(name.partition(".")[0])
+                if name.startswith("notebooks.tools.") and name not in modules:
+                    waiting.append(name)
+    imported -= {*sys.stdlib_module_names, "ioi_helpers", "notebooks"}
+    extra = [Requirement(line) for line in PROJECT["optional-dependencies"]["notebooks"]]
+    asked = {canonicalize_name(wanted.name) for wanted in (*ASKED, *extra)}
+    sold_as = metadata.packages_distributions()
+    assert {canonicalize_name(sold_as[name][0]) for name in imported} <= asked
+    assert {"nbclient", "nbformat"} <= imported  # it did look
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert "install -q -e '.[notebooks]' && .gpu/bin/python -m notebooks.tools check" in readme
+
+
+def test_one_version_everywhere() -> None:
+    version = PROJECT["version"]
+    assert ioi_helpers.__version__ == version
+    assert f"\nversion: {version}\n" in (REPOSITORY / "CITATION.cff").read_text(encoding="utf-8")
+    changes = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (.+)$", changes, re.MULTILINE)[0] == version
 
 
 def test_every_file_beside_the_code_is_in_the_wheel() -> None:
