@@ -182,7 +182,7 @@ def test_known_edges_are_the_arrows() -> None:
     )
     drawn = plotting.diagram(Circuit(base.nodes | {other}, edges, base.classes))
     assert drawn.summary.splitlines()[1:] == [
-        "at S2: embedding: embedding",
+        "at S2: embedding",
         "at S2: duplicate-token heads: L0H1",
         "at END: S-inhibition heads: L2H0",
         "at END: layer 3: MLP3",
@@ -193,6 +193,33 @@ def test_known_edges_are_the_arrows() -> None:
     ]
     assert [box.stage for box in drawn.boxes] == [0, 1, 2, 3, 4]
     assert drawn.png().startswith(b"\x89PNG")
+
+
+def test_arrows_and_their_words_lie_on_no_box() -> None:
+    """One to the logits passes the box between; two that come down stay apart from each other."""
+    early, late = Node(0, 2, "END"), Node(1, None, "END")
+    embedded = {Edge(EMBEDDING.at(role), early, x) for role in ("IO", "S2") for x in ("k", "v")}
+    written = {Edge(early, late, "in"), Edge(early, None, "final"), Edge(late, None, "final")}
+    classes = {"reach": frozenset({early}), "answer for them": frozenset({late})}
+    nodes = frozenset({early, late})
+    figure = plotting.diagram(Circuit(nodes, frozenset(embedded | written), classes))
+    drawing = drawing_of(figure)
+    assert len(drawing.arrows) == len(figure.arrows) == 5
+    words = [x for x in drawing.labels if x.text in {what for _, _, what in figure.arrows}]
+    assert len(words) == 5
+    for step in range(1, 100):
+        for x0, y0, x1, y1 in drawing.arrows:
+            x, y = x0 + step / 100 * (x1 - x0), y0 + step / 100 * (y1 - y0)
+            for b in figure.boxes:
+                inside = 0 < x - b.left < BOX_WIDTH and 0 < y - b.top < b.height
+                assert not inside, f"an arrow runs through {b.title}"
+            for word in words:
+                wide = 0.6 * word.size * len(word.text) / 2
+                assert abs(x - word.x) > wide or abs(y - word.y) > word.size / 2
+    for word in words:
+        for b in figure.boxes:
+            apart = abs(word.x - b.left - BOX_WIDTH / 2) > BOX_WIDTH / 2
+            assert apart or abs(word.y - b.middle) > (b.height + word.size) / 2
 
 
 def test_boxes_that_read_from_each_other_are_drawn_by_layer() -> None:

@@ -311,7 +311,7 @@ def _steering(ctx: Context) -> Key:
         },
         right=f"{len(truth)} of {len(effect)} heads."
         if truth
-        else "None on this model: where the receivers look is not decided by other heads at END.",
+        else "None on this model: no head at END lowers it by that much through these queries.",
     )
 
 

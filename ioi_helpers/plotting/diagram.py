@@ -104,6 +104,11 @@ class Box:
         """Room for the title and the heads."""
         return 12 + LINE + LINE * len(self.lines)
 
+    @property
+    def middle(self) -> float:
+        """How far down the middle of the box is."""
+        return self.top + self.height / 2
+
 
 @dataclass(frozen=True, repr=False)
 class Diagram(Figure):
@@ -165,8 +170,8 @@ def diagram(
         Box(
             label,
             position,
-            tuple(node.name for node in members),
-            tuple(circuit.notes.get(node, "") for node in members),
+            tuple(node.name for node in members if node.name != label),  # said by the title
+            tuple(circuit.notes.get(node, "") for node in members if node.name != label),
             stages.get((label, position), 0),
             label in apart,
         )
@@ -174,7 +179,14 @@ def diagram(
     ]
     places = [*roles, EVERYWHERE]
     boxes.sort(key=lambda box: (places.index(box.position), box.stage, _place(order, box.label)))
-    placed, bands, size = _lay_out(boxes)
+    # An arrow within a row runs under the boxes that stand between its ends.
+    passed = {
+        (source[1], stage)
+        for source, target in links
+        if source[1] == target[1]
+        for stage in range(stages[source] + 1, stages[target])
+    }
+    placed, bands, size = _lay_out(boxes, passed)
     by_key = {(box.label, box.position): box for box in placed if not box.apart}
     # Two arrows between the same boxes would lie on each other: they are one, with both words.
     drawn = tuple(
@@ -267,9 +279,12 @@ def _place(order: Sequence[str], label: str) -> int:
 
 
 def _lay_out(
-    boxes: Sequence[Box],
+    boxes: Sequence[Box], passed: Collection[tuple[str, int]] = ()
 ) -> tuple[tuple[Box, ...], tuple[tuple[str, float, float], ...], tuple[float, float]]:
-    """Boxes with their places, the band of each token, and the size of the drawing, in pixels."""
+    """Boxes with their places, the band of each token, and the size of the drawing, in pixels.
+
+    Where (position, stage) is in `passed`, boxes stand above the middle of their band.
+    """
     if not boxes:
         return (), (), (480.0, 40.0)
     used = sorted({box.stage for box in boxes})
@@ -277,11 +292,14 @@ def _lay_out(
     placed, bands, top = [], [], 0.0
     for position in dict.fromkeys(box.position for box in boxes):
         columns = [[b for b in boxes if (b.position, b.stage) == (position, s)] for s in used]
-        height = max(sum(b.height for b in c) + GAP * (len(c) - 1) for c in columns)
+        heights = [sum(b.height for b in c) + GAP * (len(c) - 1) for c in columns]
+        below = [
+            (h + 2 * GAP) * ((position, s) in passed) for h, s in zip(heights, used, strict=True)
+        ]
+        height = max(h + free for h, free in zip(heights, below, strict=True))
         for column, inside in enumerate(columns):
-            y = top + ROW_PADDING
             # In the middle of its band, so that arrows from one band to the next stay short.
-            y += (height - sum(b.height for b in inside) - GAP * max(len(inside) - 1, 0)) / 2
+            y = top + ROW_PADDING + (height - heights[column] - below[column]) / 2
             for box in inside:
                 left = margin + column * STAGE_WIDTH
                 placed.append(replace(box, left=left, top=y))
@@ -315,7 +333,10 @@ def _ends(
     one: Box, other: Box, links: Sequence[tuple[Box, Box, str]]
 ) -> tuple[float, float, float, float]:
     """Where an arrow leaves `one` (right side) and enters `other` (left side), fanned out."""
-    leaving = [link[1] for link in links if link[0] == one]
+    leaving = sorted(
+        (link[1] for link in links if link[0] == one),
+        key=lambda box: (box.middle - one.middle) / max(box.left - one.left, 1.0),
+    )
     # Steep arrows come from above: where they enter above the flatter ones, none cross.
     entering = sorted(
         (link[0] for link in links if link[1] == other),
@@ -326,14 +347,70 @@ def _ends(
     return one.left + BOX_WIDTH, y0, other.left, y1
 
 
-def _beside(ends: tuple[float, float, float, float], what: str) -> tuple[float, float]:
-    """The middle of a text beside an arrow, on its upper right, clear of the line."""
+def _beside(
+    ends: tuple[float, float, float, float], what: str, along: float = 0.5, over: bool = True
+) -> tuple[float, float]:
+    """The middle of a text beside an arrow, on its upper right or below it, clear of the line."""
     x0, y0, x1, y1 = ends
     length = math.hypot(x1 - x0, y1 - y0) or 1.0
     across, down = (y1 - y0) / length, -(x1 - x0) / length
     away = 8 + abs(across) * len(what) * CHARACTER / 2
-    side = 1.0 if down <= 0 else -1.0
-    return (x0 + x1) / 2 + side * across * away, (y0 + y1) / 2 + side * down * away
+    side = 1.0 if (down <= 0) == over else -1.0
+    x, y = x0 + along * (x1 - x0), y0 + along * (y1 - y0)
+    return x + side * across * away, y + side * down * away
+
+
+def _crosses(
+    line: tuple[float, float, float, float], left: float, top: float, right: float, bottom: float
+) -> bool:
+    """Whether a straight line runs through a rectangle."""
+    x0, y0, x1, y1 = line
+    enters, leaves = 0.0, 1.0  # as shares of the line
+    for start, step, low, high in ((x0, x1 - x0, left, right), (y0, y1 - y0, top, bottom)):
+        if step == 0:
+            if not low < start < high:
+                return False
+            continue
+        near, far = sorted(((low - start) / step, (high - start) / step))
+        enters, leaves = max(enters, near), min(leaves, far)
+    return enters < leaves
+
+
+def _words(
+    boxes: Sequence[Box],
+    links: Sequence[tuple[Box, Box, str]],
+    ends: Sequence[tuple[float, float, float, float]],
+) -> list[Label]:
+    """The text of each arrow, above its middle or, where something is in the way, elsewhere."""
+    placed: list[Label] = []
+
+    def free(label: Label, own: tuple[float, float, float, float]) -> bool:
+        wide, high = len(label.text) * CHARACTER * label.size / 12 / 2, label.size / 2
+        left, right = label.x - wide, label.x + wide
+        top, bottom = label.y - high, label.y + high
+        in_box = any(
+            left < box.left + BOX_WIDTH
+            and right > box.left
+            and top < box.top + box.height
+            and bottom > box.top
+            for box in boxes
+        )
+        on_text = any(
+            abs(label.x - other.x) < wide + len(other.text) * CHARACTER * other.size / 12 / 2
+            and abs(label.y - other.y) < 2 * high
+            for other in placed
+        )
+        on_line = any(_crosses(line, left, top, right, bottom) for line in ends if line != own)
+        return not (in_box or on_text or on_line)
+
+    for end, (_, _, what) in zip(ends, links, strict=True):
+        tried = [
+            Label(*_beside(end, what, along, over), what, 10)
+            for over in (True, False)
+            for along in (0.5, 0.4, 0.6, 0.3, 0.7)
+        ]
+        placed.append(next((label for label in tried if free(label, end)), tried[0]))
+    return placed
 
 
 BELOW = "early  →  late"
@@ -362,9 +439,7 @@ def _draw(
                 hover = f"{head}, {box.title}, at {box.position}\n{notes[head]}".strip()
                 labels.append(Label(x, y, head, hover=hover))
     ends = [_ends(one, other, links) for one, other, _ in links]
-    labels += [
-        Label(*_beside(end, what), what, 10) for end, (_, _, what) in zip(ends, links, strict=True)
-    ]
+    labels += _words(boxes, links, ends)
     if boxes:
         labels.append(Label((left_of_boxes(boxes) + width) / 2, height - LINE / 2 - 4, BELOW, 12))
     else:
