@@ -455,7 +455,7 @@ def test_a_student_edition_is_handed_in_and_collected(tmp_path: Path) -> None:
         nbformat.write(made, tmp_path / edition / path.name)
 
     done = execute(tmp_path / "student" / path.name, {"IOI_MODEL": "ioi-mini"}).notebook
-    printed = "".join(output.text for output in done.cells[-1].outputs)
+    printed = "".join(o.get("text", "") for o in done.cells[-1].outputs)
     assert f"1 of {len(every)} exercises right. Right: {second.identifier}." in printed
     assert "Eva.json holds 2 answers of 'Eva', 1 of them right" in printed
 
