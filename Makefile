@@ -6,7 +6,7 @@ IOI_MODEL ?= ioi-mini
 export IOI_MODEL
 
 # On Linux the package index holds PyTorch with CUDA, several GB. For the small CPU build name
-# PyTorch's own index of CPU wheels: make run TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# PyTorch's own index of CPU wheels ("Get Started" on pytorch.org tells it): make run TORCH_INDEX=...
 TORCH_INDEX :=
 
 # For a room without network: `make wheels` where there is one puts everything that the set-up needs

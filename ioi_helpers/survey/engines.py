@@ -127,7 +127,7 @@ def _optional(module: str, extra: str) -> ModuleType:
     except ImportError as error:
         raise ValueError(
             f"{error.name or module} is not installed here, which this back end needs; "
-            f"pip install 'ioi_helpers[{extra}]'."
+            f"pip install '/path/to/clone[{extra}]'."
         ) from error
 
 
