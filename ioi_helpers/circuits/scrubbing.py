@@ -430,9 +430,10 @@ def ioi_hypothesis(
         movers: Name movers at END, with negative and backup ones.
         inhibitors: S-inhibition heads at END.
         detectors: Duplicate-token and induction heads at S2.
-        signal: ``("order",)`` is the paper's main claim: the position of the repeated name is what
-            is passed on. The rival is ``("S",)``: the repeated name itself is. It should win on a
-            model that inhibits by identity and lose on one that inhibits by position.
+        signal: ``("order",)``: the position of the repeated name is what is passed on, as above all
+            the paper finds (the name itself weighs less than half as much: its appendix A). The
+            rival is ``("S",)``: the repeated name is. It should win on a model that inhibits by
+            identity and lose on one that inhibits by position.
     """
     at_s2 = Stream((Heads(frozenset(detectors), signal, Drawn(signal), {}, Drawn(signal)),), signal)
     inhibition = Heads(frozenset(inhibitors), signal, Drawn(()), {"S2": at_s2}, Drawn(()))

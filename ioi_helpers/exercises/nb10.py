@@ -348,7 +348,7 @@ def _exposing(ctx: Context) -> Key:
         rules={
             "It would do if M \\ K were ablated at every position, but in M \\ K the heads of K "
             "are replaced at their roles only.": lambda K: apart_everywhere(K) >= goal - 1e-3,
-            "That is the best of the single members and classes. Add the member that raises the "
+            "That is the best of the single members and groups. Add the member that raises the "
             "difference most.": lambda given: given == start,
             "That is one member. Several that stand in for each other show more.": lambda K: (
                 len(K) == 1
@@ -357,13 +357,13 @@ def _exposing(ctx: Context) -> Key:
             "two, not for the largest drop of F(C \\ K) alone.": lambda K: (
                 f_circuit(K) <= deepest + 0.1 * abs(deepest) and apart(K) < apart(start)
             ),
-            "A single member or class shows more than this K: such sets are easily drawn at "
+            "A single member or group shows more than this K: such sets are easily drawn at "
             "random. Start from the best one and grow it.": lambda K: apart(K) < apart(start),
         },
-        hint="It beats every single member and class; one member more to the best of these gives "
+        hint="It beats every single member and group; one member more to the best of these gives "
         f"{goal:.2f} logits.",
         right=lambda K: (
-            f"The two are {apart(K):.2f} logits apart; the best single member or class "
+            f"The two are {apart(K):.2f} logits apart; the best single member or group "
             f"shows {apart(start):.2f}."
         ),
     )
@@ -408,7 +408,7 @@ def _scrubbed(ctx: Context) -> Key:
 
     def scrub(
         features: tuple[str, ...], other: IOIDataset | None = unrelated, own_names: bool = True
-    ) -> Tensor:
+    ) -> Float[Tensor, " batch"]:
         draw = drawn(features, 1)
         instead = _z(ctx, draw).clone()
         gone = story
@@ -416,16 +416,21 @@ def _scrubbed(ctx: Context) -> Key:
             instead[rest] = _z(ctx, other)[rest]
             gone = story | rest
         scored = None if own_names else draw
-        return _run(ctx, few, gone, instead, scored).mean()
+        return _run(ctx, few, gone, instead, scored)
 
     order, name = ("order",), ("S",)
 
-    def two(*runs: Tensor) -> Tensor:
-        return torch.stack(runs)
+    def two(*runs: Float[Tensor, " batch"]) -> Float[Tensor, " hypothesis"]:
+        return torch.stack([run.mean() for run in runs])
 
-    truth = two(scrub(order), scrub(name))
+    by_order, by_name = scrub(order), scrub(name)
+    truth = two(by_order, by_name)
     whole, nothing = scrub(("order", "IO", "S")), scrub(())
     per_prompt = hooked(ctx.model, few, {})
+    apart = metrics.mean_and_stderr(by_order - by_name, clusters=few.pair_ids)
+    better = "the order" if apart.mean > 0 else "the name"
+    if abs(apart.mean) <= 2 * apart.stderr:
+        better = "neither is, within two errors"
     return array(
         truth,
         ("hypothesis",),
@@ -455,11 +460,9 @@ def _scrubbed(ctx: Context) -> Key:
             "leaving the heads outside the circuit as they are": two(
                 scrub(order, None), scrub(name, None)
             ),
-            "running the model with nothing put in": two(per_prompt.mean(), per_prompt.mean()),
+            "running the model with nothing put in": two(per_prompt, per_prompt),
             "taking shares of the model's logit difference, not logits": truth / per_prompt.mean(),
         },
-        right=lambda given: (
-            f"Of {per_prompt.mean():.2f} logits. The better story here: "
-            f"{'the order' if truth[0] > truth[1] else 'the name'}."
-        ),
+        right=f"Of {per_prompt.mean():.2f} logits, and of {nothing.mean():.2f} with nothing passed "
+        f"on. The better story here: {better} (order less name: {apart:.2f} logits).",
     )

@@ -157,7 +157,7 @@ WRONG = {
     "10.4": {
         "K = [node for node in Shape.of(model).nodes(['S1+1']) if node not in naive][:1]": r"not in `naive`",
         "K = []": r"empty",
-        APART + "K = min(([node] for node in naive), key=apart)": r"one member|member or class",
+        APART + "K = min(([node] for node in naive), key=apart)": r"one member|member or group",
         "K = 'L0H99'": r"not in `naive`",
         APART + "K = min(groups, key=lambda nodes: float(\n"
         "    searcher.run(naive, without=nodes).logit_diff.mean()))": r"largest drop|one member|best of the single",
