@@ -37,8 +37,9 @@ class Estimate(NamedTuple):
         return f"{self.mean:.3f} ± {self.stderr:.3f} (n = {self.n})"
 
     def __format__(self, spec: str) -> str:
-        """With a number's format both in it, such as ``f"{found:.2f}"``: 1.35 ± 0.03."""
-        return f"{self.mean:{spec}} ± {self.stderr:{spec}}" if spec else str(self)
+        """With a number's format both in it, such as ``f"{found:+.2f}"``: +1.35 ± 0.03."""
+        # An error has no sign.
+        return f"{self.mean:{spec}} ± {self.stderr:{spec.lstrip('+')}}" if spec else str(self)
 
 
 def end_logits(logits: Logits, data: TwoAnswerData) -> Float[Tensor, "batch vocab"]:

@@ -53,6 +53,7 @@ def test_orders_are_told_apart(data: IOIDataset) -> None:
 def test_an_estimate_takes_a_format() -> None:
     found = metrics.Estimate(-0.0001, 1.25, 4)
     assert f"{found:z.2f}" == "0.00 ± 1.25"
+    assert f"{found:+.1f}" == "-0.0 ± 1.2"  # an error has no sign
     assert f"{found}" == str(found) == "-0.000 ± 1.250 (n = 4)"
 
 

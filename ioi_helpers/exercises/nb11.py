@@ -29,8 +29,23 @@ from ioi_helpers.stimuli import NAMES
 
 BOTH: Final = "template and order"
 FRESH, FRESH_SEED = 200, 1107  # prompts on which exercise 11.5 tries an attack
+LEAST_CHANGE = 0.1  # of the clean logit difference: what is less counts as no change
 LEAST_POINTS = 0.25  # how many more prompts an attack must flip than its control
 MOST_ERRORS = 3.0  # standard errors by which a claimed share may be off
+
+
+def _told(values: Float[Tensor, " batch"], data: IOIDataset) -> str:
+    """The mean in each order: a mean over both can be true of neither."""
+    each = metrics.by_order(values, data)
+    return " and ".join(f"{found.mean:z.3f} ({order})" for order, found in each.items())
+
+
+def _told_shares(
+    gain: Float[Tensor, " batch"], fall: Float[Tensor, " batch"], data: IOIDataset
+) -> str:
+    gains = metrics.by_order(gain, data)
+    falls = metrics.by_order(fall, data)
+    return " and ".join(f"{gains[o].mean / falls[o].mean:z.2f} ({o})" for o in falls)
 
 
 def _diffs(ctx: Context, data: str) -> Float[Tensor, " batch"]:
@@ -67,29 +82,46 @@ def _direction(answer: Any) -> str:
     return found[0]
 
 
+def _kind_of(change: metrics.Estimate, level: float) -> str:
+    """The notebook's one rule for what counts as a change."""
+    if abs(change.mean) < max(LEAST_CHANGE * level, 2 * change.stderr):
+        return "no change"
+    return "up" if change.mean > 0 else "down"
+
+
 @exercise("11.1")
 def _one_more_s(ctx: Context) -> Key:
     many: IOIDataset = ctx.many
+    level = float(_diffs(ctx, "many").mean())
     with_s = hooked(ctx.model, many.insert(EXTRA_S), {}).cpu()
     change = with_s - hooked(ctx.model, many.insert(EXTRA_S.replace("[B]", "[C]")), {}).cpu()
     found = metrics.mean_and_stderr(change, clusters=many.pair_ids)
-    none = abs(found.mean) <= 2 * found.stderr
-    truth = "no change" if none else "up" if found.mean > 0 else "down"
-    measured = f"Measured: {found} logits, against the control"
+    truth = _kind_of(found, level)
+    none = truth == "no change"
+    each = metrics.by_order(change, many)
+    apart = ", ".join(f"{order} {one:+.2f}" for order, one in each.items())
+    measured = f"Measured: {found} logits, against the control ({apart})"
+    within = "which is under a tenth of the logit difference, or under two errors"
+    beyond = "which is over a tenth of the logit difference and over two errors"
+    # Where the orders differ, the mean over both is true of neither.
+    others = {
+        f"Right for {order} alone; the orders differ. {measured}.": kind
+        for order, one in each.items()
+        if (kind := _kind_of(one, level)) != truth
+    }
     loose = metrics.mean_and_stderr(with_s - _diffs(ctx, "many"), clusters=many.pair_ids)
     against = f"(Against the prompts without any sentence, which is no control: {loose}.)"
     rules: dict[str, Callable[[str], bool]] = {
-        f"{measured}: zero lies within two errors. That S is more salient tells the circuit "
+        f"{measured}, {within}. That S is more salient tells the circuit "
         f"nothing new: it is repeated already. {against}": lambda said: none and said == "down",
-        f"{measured}: zero lies within two errors, so no rise is shown. {against}": lambda said: (
-            none and said == "up"
-        ),
-        f"{measured}: zero does not lie within two errors, so it is a change, whatever the "
+        f"{measured}, {within}, so no rise is shown. {against}": lambda said: none and said == "up",
+        f"{measured}, {beyond}, so it is a change, whatever the "
         f"stories say. {against}": lambda said: not none and said == "no change",
         "It is the other way round; subtract the control from the variant.": lambda said: not none,
     }
     surprise = "as both stories say" if none else "which neither story says: put it on your list"
-    return pick(truth, _direction, rules=rules, right=f"{measured}, {surprise}.")
+    right = f"{measured}, {surprise}."
+    return pick(truth, _direction, also=others, rules=rules, right=right)
 
 
 # --- 11.2 The circuit under attack ----------------------------------------------------------------
@@ -167,7 +199,7 @@ def _under_attack(ctx: Context) -> Key:
             / model.mean(),
             "taking the difference from the model": left.mean() - model.mean(),
         },
-        right=f"The model has {float(model.mean()):z.3f} there.",
+        right=f"By order the circuit has {_told(left, attack)}, the model {_told(model, attack)}.",
     )
 
 
@@ -273,7 +305,7 @@ def _attention_back(ctx: Context) -> Key:
             "looking at failures only": undone[fooled].mean() if mixed else None,
         },
         hint="Patch all readers at once, at END, with the attention they have on `control`.",
-        right="So where they look "
+        right=f"By order {_told_shares(new - low, high - low, few)}. So where they look "
         + (
             "is most of it."
             if undone.mean() > 0.5
@@ -389,7 +421,8 @@ def _blind_spot(ctx: Context) -> Key:
             "ablating heads at IO. The new name stands elsewhere": left("abc", role="IO"),
             "ablating heads at END. The new name stands elsewhere": left("abc", role="END"),
         },
-        right=f"The model has {float(low.mean()):z.3f}, the circuit {float(its.mean()):z.3f}.",
+        right=f"By order the model has {_told(low, attack)} as it is, the circuit "
+        f"{_told(its, attack)}.",
     )
     return replace(key, form=Explained(**vars(key.form), words=words))
 
@@ -411,7 +444,7 @@ def _put(new: Tensor, rows: Tensor, at: Tensor) -> Change:
     return change
 
 
-# --- 11.5 An attack that the circuit predicts -----------------------------------------------------
+# --- 11.5 An attack that a story predicts ---------------------------------------------------------
 
 
 def _refuse_text(text: str, where: str) -> None:
@@ -461,7 +494,7 @@ def _predicted(ctx: Context) -> Key:
 
     def measure(text: str, where: str) -> tuple[metrics.Estimate, metrics.Estimate, float]:
         """The share of fresh prompts fooled, how many more than by the control, and by it."""
-        other = text.replace("[A]", "[C]").replace("[B]", "[C]")
+        other = text.replace("[A]", "[C]")  # S stays: what naming S does is not IO's doing
         flips, anyway = fooled(fresh, text, where), fooled(fresh, other, where)
         return (
             metrics.mean_and_stderr(flips, clusters=fresh.pair_ids),
@@ -495,7 +528,7 @@ def _predicted(ctx: Context) -> Key:
         if points.mean < max(LEAST_POINTS, 2 * points.stderr):
             raise Refused(
                 f"{measured}. So naming IO adds {points.mean:.2f}, and a quarter is asked for; the "
-                "rest a control of the same length does as well."
+                "rest a control does as well that differs in IO's name only."
             )
         # Two samples, the reader's and ours. An error of zero is that of a share near 0 or 1.
         spread = 2**0.5 * max(flips.stderr, 1 / flips.n)

@@ -13,7 +13,8 @@ e = estimate(d, many)
 
 RIGHT_WAY = """\
 def sign(e):
-    return "no change" if abs(e.mean) <= 2 * e.stderr else "up" if e.mean > 0 else "down"
+    small = abs(e.mean) < max(0.1 * level, 2 * e.stderr)
+    return "no change" if small else "up" if e.mean > 0 else "down"
 """
 
 HELD = """\
@@ -61,7 +62,8 @@ RIGHT = {
         # Without the estimate's helper, pair by pair.
         CHANGE + "pairs = d.reshape(-1, 2).mean(dim=1)\n"
         "mean, stderr = pairs.mean(), pairs.std() / len(pairs) ** 0.5\n"
-        "direction = 'no change' if abs(mean) <= 2 * stderr else 'rises' if mean > 0 else 'falls'",
+        "small = abs(mean) < max(level / 10, 2 * stderr)\n"
+        "direction = 'no change' if small else 'rises' if mean > 0 else 'falls'",
     ],
     "11.2": [
         HELD + "left = c.mean().item()",
@@ -156,6 +158,7 @@ WRONG = {
         "my_attack = ('and [A]', 'after S2', 0.4)": r"no longer have an answer",
         "my_attack = ('[A] gave it to', 'middle', 0.4)": r"no longer have an answer",
         "my_attack = ('Then [B] was tired.', 'start', 0.5)": r"neither story predicts",
+        "my_attack = ('Then [A] met [B].', 'start', 0.6)": r"does not work here|naming IO adds",
         "my_attack = ('Then [A] was tired.', 'start', 0.4)": r"does not work here|naming IO adds",
         "found = (runs.logit_diffs(model, many.insert('[A] saw [A].', 'middle')) < 0).float()\n"
         "best = max(found[i:i + 6].mean() for i in range(0, 120, 6))\n"
