@@ -245,6 +245,18 @@ def _new_seeds_are_tested(said: re.Match[str], shown: Shown) -> bool:
     return float(said[3]) == float(f"{p:.2g}")
 
 
+def _lowest_score_is_best(said: re.Match[str], shown: Shown) -> bool:
+    scores = shown.table.column("mean score")
+    return said[1] == min(scores, key=lambda who: scores[who])
+
+
+def _circuit_falls(said: re.Match[str], _: Shown) -> bool:
+    model, circuit = float(said[1]), float(said[2])
+    if said[3].startswith("the model does not fall"):
+        return model > -1  # no more than is called no change
+    return model < 0 and ("NOT" in said[3]) == (abs(circuit - model) >= 0.25 * abs(model))
+
+
 VERDICTS = (
     Verdict("01", r"(MLPs|attention layers) write most of it", _who_writes),
     Verdict("01", r"(ABBA|BABA): most is lost without (\S+);", _most_is_lost),
@@ -270,6 +282,10 @@ VERDICTS = (
     ),
     Verdict(
         "04", r"without a repetition costs over 0.1 of the score", _paths_are_used, always=False
+    ),
+    Verdict("11", r"lowest mean score, which is best: (.+?);", _lowest_score_is_best),
+    Verdict(
+        "11", rf"control to attack: model \+?{NUMBER}, circuit \+?{NUMBER}: (.*)", _circuit_falls
     ),
     Verdict(
         "13",

@@ -89,6 +89,7 @@ def test_what_it_prints_of_the_model_holds(path: Path) -> None:
     [
         ("01", "attention layers write most", "MLPs write most"),
         ("03", "is misled by the repetition", "hardly notices the repetition"),
+        ("11", "lowest mean score, which is best: the r", "lowest mean score, which is best: no r"),
     ],
 )
 def test_a_false_sentence_is_found(number: str, printed: str, instead: str) -> None:
