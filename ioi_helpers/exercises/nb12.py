@@ -262,7 +262,7 @@ def _adding_up(ctx: Context) -> Key:
         if abs(truth - 1) <= 2 * spread
         else "Alone they cost less than together: they stand in for each other."
         if truth < 1
-        else "Alone they cost more than together: they stand in a row.",
+        else "Alone they cost more than together: each needs the other, as in a chain.",
     )
 
 
@@ -304,9 +304,14 @@ def _built(ctx: Context, rows: Sequence[tuple[str, str, str, str]]) -> PromptDat
         )
     answers = [(row[1], row[2]) for row in own.values()]
     ids = [numbers[pair] for pair in pairs]
+    tokenizer = ctx.model.tokenizer
+    settings: dict[str, Any] = {
+        "pair_ids": ids,
+        "prepend_bos": tokenizer.bos_token_id is not None,
+    }
     try:
         data, against = (
-            PromptDataset.from_prompts(ctx.model.tokenizer, texts, answers, pair_ids=ids)
+            PromptDataset.from_prompts(tokenizer, texts, answers, **settings)
             for texts in ([row[0] for row in own.values()], [row[3] for row in own.values()])
         )
     except ValueError as refusal:

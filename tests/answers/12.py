@@ -116,7 +116,7 @@ WRONG = {
         "gap = runs.logit_diffs(model, explore_corrupted).mean()": r"corrupted run alone",
         "gap = (runs.logit_diffs(model, explore_corrupted) - runs.logit_diffs(model, explore)).mean()": r"from the corrupted",
         "own = two_answers(model.tokenizer, [Row(r.corrupted, r.wrong, r.right, r.prompt) for r in behaviours[chosen]])[0]\n"
-        "own = own[data.pair_ids % 2 == 0]\n"
+        "own = own[searched]\n"
         "gap = (runs.logit_diffs(model, explore) - runs.logit_diffs(model, own)).mean()": r"own right answer",
         "gap = (runs.logit_diffs(model, held) - runs.logit_diffs(model, held_corrupted)).mean()": r"`held`",
         "gap = (runs.logit_diffs(model, data) - runs.logit_diffs(model, corrupted)).mean()": r"all prompts",
