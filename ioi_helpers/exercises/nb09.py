@@ -26,6 +26,7 @@ from ioi_helpers.graph import Shape, parse_node
 from ioi_helpers.names import head_name, parse_head
 from ioi_helpers.patching import SweepResult, patch_sweep
 from ioi_helpers.path_patching import edge_scores, path_patch, path_sweep
+from ioi_helpers.path_patching.edges import INPUTS
 
 LEAST = 0.02  # of the logit difference, in exercise 09.3
 LEAST_ERRORS = 3.0  # standard errors, in exercise 09.3
@@ -461,7 +462,12 @@ def _ears(model: Any, receiver: str) -> tuple[str, Any]:
 def _worst(ctx: Context) -> Key:
     model, few = ctx.model, ctx.few
     exact, denoised = ctx.exact, ctx.backwards  # an edge a run: the notebook has made them
-    how: dict[str, Any] = {"roles": ("S2", "END"), "progress": False}
+    receivers = exact.index_df["receiver"].unique()  # of a large model the notebook asks fewer
+    how: dict[str, Any] = {
+        "roles": tuple(exact.index_df["role"].unique()),
+        "inputs": tuple(name for name in INPUTS if any(r.startswith(name) for r in receivers)),
+        "progress": False,
+    }
     scores = edge_scores(model, few, few.abc(), method="EAP", **how)
     along_way = edge_scores(model, few, few.abc(), method="EAP-IG", **how)
     table = exact.index_df
