@@ -353,6 +353,6 @@ def _your_own(ctx: Context) -> Key:
         if abs(share - pairs) > 0.006:  # two decimals will do
             what = "the share of prompts" if abs(share - prompts) <= 0.006 else "another number"
             raise Refused(f"{measured}. You give {what} ({share:.2f}); give that of pairs.")
-        return f"{measured}. Now put these rows into `MINE` and run the notebook again."
+        return f"{measured}. Now put forty pairs of it into `MINE` and run the notebook again."
 
     return Key(Pick(read), lambda _: True, right=str)
