@@ -7,6 +7,7 @@ Tokenizer, registry and card are copied along.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoConfig,
@@ -42,6 +44,38 @@ def as_stanford(folder: Path, target: Path) -> Path:
             block.attn.c_attn.weight[:, :width] *= layer + 1
             block.attn.c_attn.bias[:width] *= layer + 1
     return _save(model, folder, target)
+
+
+def with_gpt2s_tokenizer(folder: Path, tokenizer: Path, target: Path) -> Path:
+    """The model behind GPT-2's own tokenizer: it does the task, on words of one token or several.
+
+    The one that is not without loss: a token that is no word of the model's, such as a piece of a
+    name, has the mean embedding of a few words.
+
+    Args:
+        folder, target: as for :func:`as_stanford`.
+        tokenizer: The folder of GPT-2's tokenizer.
+    """
+    model = GPT2LMHeadModel.from_pretrained(folder)
+    words = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    gpt2 = AutoTokenizer.from_pretrained(tokenizer)
+    generator = torch.Generator().manual_seed(0)
+    old = model.transformer.wte.weight.detach()
+    some = torch.randint(1, len(words), (len(gpt2), 6), generator=generator)
+    embedding = old[some].mean(dim=1)
+    for i in range(len(gpt2)):
+        text = gpt2.decode([i])
+        word = words.get(text, words.get(f" {text}"))  # a text may begin with it
+        if word is not None:
+            embedding[i] = old[word]
+    model.resize_token_embeddings(len(gpt2), mean_resizing=False)
+    with torch.no_grad():
+        model.transformer.wte.weight.copy_(embedding)
+    model.config.bos_token_id = model.config.eos_token_id = gpt2.bos_token_id
+    _save(model, folder, target)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tokenizer / file, target)
+    return target
 
 
 def as_opt(folder: Path, target: Path) -> Path:

@@ -16,11 +16,12 @@ from notebooks.tools.execution import REPOSITORY, execute, find_notebooks
 from notebooks.tools.site.outputs import title
 from notebooks.tools.stored_outputs import code_cells, joined, problems, read, tags
 from tests import printed_verdicts
-from tests.rewritten_models import as_stanford
+from tests.rewritten_models import as_stanford, with_gpt2s_tokenizer
 
 NOTEBOOKS = find_notebooks()
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+GPT2 = REPOSITORY.parent / "shared" / "gpt2-skeleton"
 LARGEST = 3_000_000  # bytes; GitHub shows notebooks up to a few megabytes
 
 
@@ -118,3 +119,15 @@ def test_it_goes_on_where_nothing_is_on_record(number: str, tmp_path: Path) -> N
         (folder / name).unlink(missing_ok=True)
     (path,) = (path for path in NOTEBOOKS if path.name.startswith(number))
     assert execute(path, {"IOI_MODEL": str(folder)}).cells == len(code_cells(read(path)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not GPT2.is_dir(), reason="GPT-2's tokenizer is not beside the repository")
+@each_notebook
+def test_it_runs_with_gpt2s_tokenizer(path: Path, tmp_path: Path) -> None:
+    """On a model that does the task. Many words of the bundled ones are several tokens of GPT-2's,
+    and a name at the beginning of a text is another token, or several."""
+    folder = with_gpt2s_tokenizer(bundled_folder("ioi-mini"), GPT2, tmp_path / "reads-gpt2s-tokens")
+    run = execute(path, {"IOI_MODEL": str(folder)})
+    assert run.cells == len(code_cells(read(path)))
+    assert printed_verdicts.wrong(path.name[:2], run.notebook) == []
