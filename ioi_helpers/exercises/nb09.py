@@ -99,7 +99,9 @@ def _nothing(ctx: Context) -> Key:
             "B goes from one token to another, and attention, which could carry it, is frozen.": (
                 lacks("B")
             ),
-            "C is an edge: a block's MLP reads what its heads have just written.": has("C"),
+            "C is an edge: a block's MLP reads what its heads have just written.": lambda given: (
+                "C" in given - truth  # but where blocks are parallel
+            ),
             "A is far, and that is no obstacle: what a head writes stays in the stream.": has("A"),
             "D and E: whoever sits in one block with the sender reads before it writes, but for "
             "the block's MLP after its heads.": lambda given: not {"D", "E"} <= given,

@@ -30,7 +30,7 @@ from ioi_helpers.stimuli import NAMES
 BOTH: Final = "template and order"
 FRESH, FRESH_SEED = 200, 1107  # prompts on which exercise 11.5 tries an attack
 LEAST_CHANGE = 0.1  # of the clean logit difference: what is less counts as no change
-LEAST_POINTS = 0.25  # how many more prompts an attack must flip than its control
+LEAST_POINTS = 0.1  # how many more prompts an attack must flip than its control
 MOST_ERRORS = 3.0  # standard errors by which a claimed share may be off
 
 
@@ -524,10 +524,10 @@ def _predicted(ctx: Context) -> Key:
             f"third name on {anyway:.2f}"
         )
         if flips.mean < LEAST_POINTS:
-            raise Refused(f"{measured}. So it does not work here: a quarter is asked for.")
+            raise Refused(f"{measured}. So it does not work here: a tenth is asked for.")
         if points.mean < max(LEAST_POINTS, 2 * points.stderr):
             raise Refused(
-                f"{measured}. So naming IO adds {points.mean:.2f}, and a quarter is asked for; the "
+                f"{measured}. So naming IO adds {points.mean:.2f}, and a tenth is asked for; the "
                 "rest a control does as well that differs in IO's name only."
             )
         # Two samples, the reader's and ours. An error of zero is that of a share near 0 or 1.
