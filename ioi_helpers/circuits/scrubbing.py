@@ -432,8 +432,9 @@ def ioi_hypothesis(
         detectors: Duplicate-token and induction heads at S2.
         signal: ``("order",)``: the position of the repeated name is what is passed on, as above all
             the paper finds (the name itself weighs less than half as much: its appendix A). The
-            rival is ``("S",)``: the repeated name is. It should win on a model that inhibits by
-            identity and lose on one that inhibits by position.
+            rival is ``("S",)``: the repeated name is. This tree is not fair to it: name movers see
+            an S of another draw than the one passed on, so even a model that inhibits by identity
+            gains nothing from it. It shows whether the order helps, not that the name does not.
     """
     at_s2 = Stream((Heads(frozenset(detectors), signal, Drawn(signal), {}, Drawn(signal)),), signal)
     inhibition = Heads(frozenset(inhibitors), signal, Drawn(()), {"S2": at_s2}, Drawn(()))

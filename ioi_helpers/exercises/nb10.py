@@ -63,6 +63,17 @@ def _means(
     return means
 
 
+def _means_at_roles(ctx: Context, data: IOIDataset, source: IOIDataset) -> Z:
+    """At each role the mean over all of the source's prompts, whatever their group."""
+    z = _z(ctx, source)
+    means = z.new_zeros(len(z), *data.tokens.shape, *z.shape[3:])
+    for role in ROLES:
+        at, there = (prompts.positions[role].to(z.device) for prompts in (data, source))
+        rows, of_source = (torch.arange(len(at), device=z.device) for at in (at, there))
+        means[:, rows, at] = z[:, of_source, there].mean(dim=1, keepdim=True)
+    return means
+
+
 def _mask(ctx: Context, data: IOIDataset, nodes: Iterable[Node]) -> Mask:
     """Where these heads are, in the prompts of the data."""
     cfg = ctx.model.cfg
@@ -225,6 +236,13 @@ def _wrong_reference(ctx: Context) -> Key:
             ("ABC, pooled", ctx.reference, "template"),
             ("own ABC", own_abc, BOTH),
         )
+    } | {
+        name: _means_at_roles(ctx, data, source)
+        for name, source in (
+            ("own, all", data),
+            ("more, all", ctx.many),
+            ("ABC, all", ctx.reference),
+        )
     }
 
     def by_order(values: Tensor) -> Tensor:
@@ -250,6 +268,10 @@ def _wrong_reference(ctx: Context) -> Key:
         "apart: the mean is still one of repeated names",
         "more, pooled": "pooling the orders of more IOI prompts as the repair. Look at ABBA and "
         "BABA apart: the mean is still one of repeated names",
+        "own, all": "taking one mean over all IOI prompts of `data` as the repair. It is still one "
+        "of repeated names",
+        "more, all": "taking one mean over all of more IOI prompts as the repair. It is still one "
+        "of repeated names",
         "more": "taking more prompts of the same kind as the repair. What is in all of them stays "
         "in their mean, however many they are",
         "renamed": "taking other names in the same sentences as the repair. There a name is "
@@ -275,6 +297,8 @@ def _wrong_reference(ctx: Context) -> Key:
             "Pooling the orders of ABC prompts is right as well: their order says nothing.": answer(
                 "ABC, pooled"
             ),
+            "One mean for all ABC prompts is right as well: they hold nothing, whatever the "
+            "template.": answer("ABC, all"),
             "The ABC prompts of `data` itself hold nothing either; there are two to each mean.": (
                 answer("own ABC")
             ),

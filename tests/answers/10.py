@@ -79,6 +79,7 @@ RIGHT = {
     "10.3": [
         LEFT + "shares = torch.tensor([shares_left(data), shares_left(reference)])",
         LEFT + "shares = [shares_left(data), shares_left(reference, 'template')]",
+        LEFT + "shares = [shares_left(data), shares_left(reference, 'all')]",
         LEFT + "shares = pd.DataFrame([shares_left(data), shares_left(data.abc())]).to_numpy()",
         LEFT + "shares = [shares_left(data), shares_left(data.abc(), how='resample')]",
     ],
@@ -143,6 +144,7 @@ WRONG = {
         LEFT
         + "shares = [shares_left(data), shares_left(data, 'template')]": r"Look at ABBA and BABA apart",
         LEFT + "shares = [shares_left(data), shares_left(many, 'template')]": r"more IOI prompts",
+        LEFT + "shares = [shares_left(data), shares_left(data, 'all')]": r"one mean over all IOI",
         LEFT + "shares = [shares_left(data), shares_left(many)]": r"more prompts of the same kind",
         LEFT
         + "shares = [shares_left(data), shares_left(data.random_names())]": r"a name is repeated",
