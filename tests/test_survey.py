@@ -493,6 +493,6 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(engines.importlib, "import_module", missing)
     for backend in ("dask", "ray"):
-        with pytest.raises(ValueError, match=rf"ioi_helpers\[{backend}\]"):
+        with pytest.raises(ValueError, match=rf"clone\[{backend}\]"):
             with engines.engine(backend):
                 pass
