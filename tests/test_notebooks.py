@@ -121,14 +121,19 @@ def test_it_goes_on_where_nothing_is_on_record(number: str, tmp_path: Path) -> N
     assert execute(path, {"IOI_MODEL": str(folder)}).cells == len(code_cells(read(path)))
 
 
+@pytest.fixture(scope="module")
+def reads_gpt2s_tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gpt2s") / "reads-gpt2s-tokens"
+    return with_gpt2s_tokenizer(bundled_folder("ioi-mini"), GPT2, folder)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not GPT2.is_dir(), reason="GPT-2's tokenizer is not beside the repository")
 @each_notebook
-def test_it_runs_with_gpt2s_tokenizer(path: Path, tmp_path: Path) -> None:
+def test_it_runs_with_gpt2s_tokenizer(path: Path, reads_gpt2s_tokens: Path) -> None:
     """On a model that does the task. Many words of the bundled ones are several tokens of GPT-2's,
     and a name at the beginning of a text is another token, or several."""
-    folder = with_gpt2s_tokenizer(bundled_folder("ioi-mini"), GPT2, tmp_path / "reads-gpt2s-tokens")
-    run = execute(path, {"IOI_MODEL": str(folder)})
+    run = execute(path, {"IOI_MODEL": str(reads_gpt2s_tokens)})
     assert run.cells == len(code_cells(read(path)))
     wrong = printed_verdicts.wrong(path.name[:2], run.notebook)
     # Some are printed of models alone that are in the course's own tables.
